@@ -17,19 +17,19 @@ import (
 	"testing"
 )
 
-// TestTheArchitecturePageIsTrue holds docs/architecture.md to the code: each name in backticks exists, each step of a tour
+// TestArchitecturePageNamesExistingSymbols holds docs/architecture.md to the code: each name in backticks exists, each step of a tour
 // names a symbol of the file beside it, the picture has the floors of arch_test.go, and the table of locks has the ranks
 // that the locks are declared with.
-func TestTheArchitecturePageIsTrue(t *testing.T) {
+func TestArchitecturePageNamesExistingSymbols(t *testing.T) {
 	page := readArchitecture(t)
 	for _, mistake := range page.mistakes(page.text) {
 		t.Error(mistake)
 	}
 }
 
-// TestMistakesOfTheArchitecturePageAreFound misspells each name in backticks, gives each step another file, and changes each
+// TestArchitecturePageMistakesAreFound misspells each name in backticks, gives each step another file, and changes each
 // rank of a lock and each floor in the picture: none goes unnoticed.
-func TestMistakesOfTheArchitecturePageAreFound(t *testing.T) {
+func TestArchitecturePageMistakesAreFound(t *testing.T) {
 	page := readArchitecture(t)
 	replace := func(pattern *regexp.Regexp, least int, by func(found string) (now, mistake string)) {
 		t.Helper()

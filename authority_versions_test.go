@@ -7,7 +7,7 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-func TestABasisHoldsWhereNothingOfItMoved(t *testing.T) {
+func TestAuthorityVersionsCheck(t *testing.T) {
 	b := watchword.AuthorityVersions{Subject: "alice", SubjectVersion: 1, Policies: 2, Target: "lamp-1", TargetVersion: 3}
 	for _, c := range []struct {
 		name  string

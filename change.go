@@ -13,8 +13,8 @@ const (
 	// PoliciesChanged is a policy that was put in force, replaced or deleted. ID is empty: a tenant's policies have one
 	// version, that of [AuthorityVersions.Policies].
 	PoliciesChanged ChangeKind = "policies"
-	// TokenEnded is an access token that was revoked, which is final. ID is its jti; Version is 1.
-	TokenEnded ChangeKind = "token_revoked"
+	// AccessTokenRevoked is an access token that was revoked, which is final. ID is its jti; Version is 1.
+	AccessTokenRevoked ChangeKind = "token_revoked"
 	// ServerKeysChanged is a server key that took a step of its life (next, active, retiring, gone, revoked), or another
 	// trust bundle. It is of all tenants: Tenant and ID are empty. Version counts the steps that all keys have taken, so a
 	// bundle alone does not raise it.
@@ -30,7 +30,7 @@ type Change struct {
 	Version int64      `json:"version"`
 }
 
-// OfSubject returns the change of a subject as the store returned it.
-func OfSubject(s *Subject) Change {
+// SubjectChange returns the change of a subject as the store returned it.
+func SubjectChange(s *Subject) Change {
 	return Change{Tenant: s.Tenant, Kind: SubjectChanged, ID: string(s.ID), Version: s.AuthorityVersion}
 }

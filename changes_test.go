@@ -25,11 +25,11 @@ func TestChangesGoThroughLiveAlone(t *testing.T) {
 		ast.Inspect(f, func(n ast.Node) bool {
 			switch n := n.(type) {
 			case *ast.FuncDecl:
-				if n.Name.Name == "Receive" && n.Recv != nil {
+				if n.Name.Name == "HandleChange" && n.Recv != nil {
 					declared[s.path] = true
 				}
 			case *ast.SelectorExpr: // a call, or a method value that somebody calls later
-				if n.Sel.Name == "Receive" && s.path != live {
+				if n.Sel.Name == "HandleChange" && s.path != live {
 					t.Errorf("%s: only %s calls a receiver of changes", fset.Position(n.Pos()), live)
 				}
 				if n.Sel.Name == "Register" && s.path == "server/server.go" {

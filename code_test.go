@@ -39,7 +39,7 @@ func declared(t *testing.T) []watchword.Code {
 	return out
 }
 
-func TestTheSetOfCodesIsClosed(t *testing.T) {
+func TestCodesAreAClosedSet(t *testing.T) {
 	all := declared(t)
 	if len(all) < 40 {
 		t.Fatalf("found %d codes in code.go", len(all))

@@ -31,7 +31,7 @@ func (s Subject) Suspend(now time.Time) (_ Subject, changed bool, err error) {
 	case Revoked:
 		return s, false, Refuse(Conflict, "%q is revoked", s.ID)
 	}
-	return s.moved(Suspended, now), true, nil
+	return s.nextVersion(Suspended, now), true, nil
 }
 
 // Resume moves a suspended subject to active if it has an active signing key, else to new. Code: conflict for a revoked one.
@@ -46,7 +46,7 @@ func (s Subject) Resume(now time.Time) (_ Subject, changed bool, err error) {
 	if slices.ContainsFunc(s.Keys, func(k Key) bool { return k.Purpose == Sign && k.State == KeyActive }) {
 		to = Active
 	}
-	return s.moved(to, now), true, nil
+	return s.nextVersion(to, now), true, nil
 }
 
 // Revoke moves a subject to revoked, and its keys with it.
@@ -54,21 +54,21 @@ func (s Subject) Revoke(now time.Time) (_ Subject, changed bool) {
 	if s.State == Revoked {
 		return s, false
 	}
-	return s.ended(now), true
+	return s.withRevokedKeys(now), true
 }
 
 // Delete returns what is left of a subject that is deleted: revoked, without labels. Its id is never free again.
 func (s Subject) Delete(now time.Time) Subject {
 	s.Labels = nil
-	return s.ended(now)
+	return s.withRevokedKeys(now)
 }
 
-func (s Subject) ended(now time.Time) Subject {
+func (s Subject) withRevokedKeys(now time.Time) Subject {
 	s.Keys = slices.Clone(s.Keys)
 	for i := range s.Keys {
 		s.Keys[i].State = KeyRevoked
 	}
-	return s.moved(Revoked, now)
+	return s.nextVersion(Revoked, now)
 }
 
 // MayEnroll refuses a subject that has keys which may count. Code: conflict.
@@ -88,7 +88,7 @@ func (s Subject) Enroll(sign, seal Key, now time.Time) (Subject, error) {
 		s.Incarnation++
 	}
 	s.Keys = append(slices.Clip(s.Keys), sign, seal)
-	return s.moved(Active, now), nil
+	return s.nextVersion(Active, now), nil
 }
 
 // ReplaceKeys makes sign and seal the active keys; the other active ones are retired as of now. A key that is active already
@@ -105,7 +105,7 @@ func (s Subject) ReplaceKeys(sign, seal Key, now time.Time) Subject {
 			s.Keys = append(s.Keys, k)
 		}
 	}
-	return s.moved(s.State, now)
+	return s.nextVersion(s.State, now)
 }
 
 // Relabel replaces the labels. ifVersion is the version that the labels were decided on, 0 for any. Code: precondition_failed.
@@ -114,7 +114,7 @@ func (s Subject) Relabel(l Labels, ifVersion int64, now time.Time) (Subject, err
 		return s, Refuse(PreconditionFailed, "the version is %d now", s.Version)
 	}
 	s.Labels = l
-	return s.moved(s.State, now), nil
+	return s.nextVersion(s.State, now), nil
 }
 
 // SetProof says whether the subject gets anything without a proof of its key: proof is [RequireProof] or empty.
@@ -123,11 +123,11 @@ func (s Subject) SetProof(proof string, now time.Time) (_ Subject, changed bool)
 		return s, false
 	}
 	s.Proof = proof
-	return s.moved(s.State, now), true
+	return s.nextVersion(s.State, now), true
 }
 
-// moved returns the next version of the subject, in that state.
-func (s Subject) moved(to State, now time.Time) Subject {
+// nextVersion returns the next version of the subject, in that state.
+func (s Subject) nextVersion(to State, now time.Time) Subject {
 	s.State, s.Changed = to, now
 	s.Version++
 	return s

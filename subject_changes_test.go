@@ -18,7 +18,7 @@ func lamp(st watchword.State, keys ...watchword.Key) watchword.Subject {
 	return watchword.Subject{ID: "lamp-1", Kind: watchword.Device, State: st, Version: 7, Incarnation: 2, Labels: watchword.Labels{"a": "b"}, Keys: keys}
 }
 
-func TestWhereASubjectsStateMoves(t *testing.T) {
+func TestSubjectStateTransitions(t *testing.T) {
 	sign, retired := key("sign", watchword.Sign, watchword.KeyActive), key("sign", watchword.Sign, watchword.KeyRetired)
 	seal := key("seal", watchword.Seal, watchword.KeyActive)
 	suspend := func(s watchword.Subject) (watchword.Subject, bool, error) { return s.Suspend(noon) }
@@ -93,7 +93,7 @@ func TestWhereASubjectsStateMoves(t *testing.T) {
 	}
 }
 
-func TestWhatIsLeftOfADeletedSubject(t *testing.T) {
+func TestDeletedSubjectIsATombstone(t *testing.T) {
 	for _, st := range []watchword.State{watchword.New, watchword.Active, watchword.Suspended, watchword.Revoked} {
 		s := lamp(st, key("sign", watchword.Sign, watchword.KeyActive)).Delete(noon)
 		if s.State != watchword.Revoked || len(s.Labels) != 0 || s.Version != 8 || s.Keys[0].State != watchword.KeyRevoked {

@@ -13,7 +13,7 @@ import (
 )
 
 // A tenant is resolved once, at the door. Further in it comes with each call: no other code names the default one.
-func TestTheDefaultTenantIsNamedAtTheDoorAlone(t *testing.T) {
+func TestDefaultTenantIsNamedOnlyWhereRequestsEnter(t *testing.T) {
 	may := map[string]string{
 		"id.go":                    "declares it",
 		"issuer.go":                "its issuer has no path",
@@ -52,7 +52,7 @@ func TestTheDefaultTenantIsNamedAtTheDoorAlone(t *testing.T) {
 }
 
 // keyedBy are the generic types that keep values by their first parameter, a key.
-var keyedBy = []string{"backlog.Log", "quota.Ledger", "rates.Map", "rates.Shared", "recent.Map", "recent.Sized"}
+var keyedBy = []string{"backlog.Log", "quota.Ledger", "ratelimit.Map", "ratelimit.Shared", "cache.Map", "cache.Sized"}
 
 // keysOfNoTenant are the types of keys that are no names within a tenant.
 var keysOfNoTenant = []string{

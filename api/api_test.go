@@ -15,7 +15,7 @@ import (
 )
 
 // Each type says which address uses it, or is part of one that does.
-func TestEveryTypeSaysWhichAddressUsesIt(t *testing.T) {
+func TestEveryTypeNamesItsEndpoint(t *testing.T) {
 	paths, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)

@@ -283,7 +283,7 @@ func TestAuthorityLostBeforeBodyIsRefused(t *testing.T) {
 
 // Acts of somebody whose right comes and goes, as fast as they can be made, over endpoints of all kinds: none commits while it
 // was gone, by the numbers of the log.
-func TestNoActCommitsWhileItsActorMayNot(t *testing.T) {
+func TestActsDoNotCommitWithoutAuthority(t *testing.T) {
 	srv := serve(t, func(c *server.Config) { c.Limits.PublishRate = 100_000 })
 	ctx := t.Context()
 	b := newFullAuthorityDevice(t, srv, "boss")

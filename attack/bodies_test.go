@@ -133,7 +133,7 @@ func manyLabels(n int) string {
 	return strings.Join(out, ",")
 }
 
-func TestWhatIsDeniedIsTheSameWhetherItIsThereOrNot(t *testing.T) {
+func TestDenialDoesNotRevealExistence(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, nil)
 	srv.enroll("lamp-2", device.Options{}, nil)
@@ -150,7 +150,7 @@ func TestWhatIsDeniedIsTheSameWhetherItIsThereOrNot(t *testing.T) {
 	}
 }
 
-func TestAnEndedTokenIsSaidSo(t *testing.T) {
+func TestExpiredTokenIsReported(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, nil)
 	tok := srv.token(d)

@@ -288,7 +288,7 @@ func TestAPacketOfTheMaximumSizePasses(t *testing.T) {
 }
 
 // A hello says how much a device can hold, and so does a request over HTTP.
-func TestADeviceSaysHowMuchItCanHold(t *testing.T) {
+func TestDeviceStatesMaxCommandSize(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, nil)
 	c := connectRaw(t, d, nil)
@@ -354,7 +354,7 @@ func TestADeviceSaysHowMuchItCanHold(t *testing.T) {
 }
 
 // The SDK says what its device can hold, over both transports, and takes no more.
-func TestASmallDeviceOfTheSDK(t *testing.T) {
+func TestSDKDeviceWithSmallMaxCommand(t *testing.T) {
 	srv := serve(t, nil)
 	_, port, err := net.SplitHostPort(srv.info.MQTTS)
 	must(t, err)

@@ -21,7 +21,7 @@ call = ["lamp.reset"]
 `
 
 // A device calls a function on another with its own token, as far as policy lets it.
-func TestADeviceCallsAnother(t *testing.T) {
+func TestDeviceMayNotCallAnother(t *testing.T) {
 	srv := serve(t, nil)
 	ctx := t.Context()
 	_, err := srv.admin.ApplyPolicy(ctx, "neighbours", []byte(neighbourPolicy), 0)

@@ -196,7 +196,7 @@ func TestInterruptedDeviceSignsInterrupted(t *testing.T) {
 	}
 }
 
-func TestADeviceThatLostItsMemoryObeysByNonceAlone(t *testing.T) {
+func TestDeviceWithLostJournalNeedsNonce(t *testing.T) {
 	srv := serve(t, nil)
 	v := counting(srv.enroll("lamp-1", device.Options{}, nil))
 	dir := filepath.Dir(v.CAFile())
@@ -420,7 +420,7 @@ func TestAClosedDeviceRefusesAndDoesNotPanic(t *testing.T) {
 	}
 }
 
-func TestALongActIsAcceptedFirst(t *testing.T) {
+func TestLongFunctionIsAcceptedFirst(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, nil)
 	accepted, goOn := make(chan error, 1), make(chan struct{})

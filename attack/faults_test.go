@@ -60,7 +60,7 @@ func fill(t *testing.T, dir string) (free func()) {
 
 // With a full disk nothing is done that could not be written down; what needs no
 // write goes on; and people are told why.
-func TestAFullDisk(t *testing.T) {
+func TestDiskFull(t *testing.T) {
 	dir := smallDisk(t, "8m")
 	srv := serveOn(t, filepath.Join(dir, "data"), nil)
 	ctx := t.Context()

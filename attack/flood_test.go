@@ -77,7 +77,7 @@ func connectBytes(id, password string) []byte {
 // Thousands of bad signatures from many addresses, over all endpoints, while good
 // clients work: each of these is served, in bounded time; memory is bounded; and
 // of what was refused nothing is forgotten: it is on record, or counted there.
-func TestAFloodOfBadSignatures(t *testing.T) {
+func TestFloodOfInvalidSignatures(t *testing.T) {
 	const times, least = 60, 3000
 	ep := newEndpoints(t, time.Now)
 	quiet := ep.goodClients(t, times)

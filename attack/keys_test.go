@@ -350,7 +350,7 @@ func forgeTrust(b token.Trust, roots ...*jose.Signer) (string, error) {
 
 func forgePayload(payload []byte, roots ...*jose.Signer) (string, error) {
 	if len(roots) == 2 {
-		return jose.SignPair(roots[0], roots[1], token.TypTrust, payload)
+		return jose.SignDual(roots[0], roots[1], token.TypTrust, payload)
 	}
 	return roots[0].Sign(token.TypTrust, payload)
 }

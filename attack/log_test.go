@@ -93,7 +93,7 @@ func exec1(t *testing.T, db *sql.DB, q string, args ...any) {
 
 // Whatever somebody changes who can write to the database, with all that they can make
 // anew but for a signature, is found, and the first entry that does not fit is named.
-func TestTheLogCannotBeRewrittenUnseen(t *testing.T) {
+func TestRewrittenLogIsDetected(t *testing.T) {
 	dir, keys, kept := serverWithLog(t)
 	flip := func(column, table, where string) func(t *testing.T, db *sql.DB) {
 		return func(t *testing.T, db *sql.DB) {
@@ -230,7 +230,7 @@ func rebuildTerms(t *testing.T, db *sql.DB, n int64) {
 
 // A byte of any row and column of the log's tables counts: one of each, and others at
 // each run.
-func TestEveryRowOfTheLogCounts(t *testing.T) {
+func TestEveryChangedLogRowIsDetected(t *testing.T) {
 	dir, keys, kept := serverWithLog(t)
 	tamper(t, dir, func(db *sql.DB) {
 		for table, columns := range map[string][]string{
@@ -272,7 +272,7 @@ func TestEveryRowOfTheLogCounts(t *testing.T) {
 }
 
 // Two logs of one name, from a copied database: two checkpoints expose it.
-func TestAForkIsExposed(t *testing.T) {
+func TestForkedLogIsDetected(t *testing.T) {
 	srv := serve(t, nil)
 	key := srv.logKey()
 	srv.checkpointNote()
@@ -305,7 +305,7 @@ func TestAForkIsExposed(t *testing.T) {
 }
 
 // A server does not go on with a log that does not extend what it signed.
-func TestAServerDoesNotSignWhatWasRewritten(t *testing.T) {
+func TestServerDoesNotSignRewrittenLog(t *testing.T) {
 	dir, _, _ := serverWithLog(t)
 	for name, q := range map[string]string{
 		"an entry at the edge was changed": `UPDATE audit_entries SET hash = zeroblob(32) WHERE seq = (SELECT max(size) - 1 FROM audit_checkpoints)`, // that it signed
@@ -343,12 +343,12 @@ func TestEvidenceCannotBeChanged(t *testing.T) {
 		return b
 	}
 	good, elsewhere, second := evidence("lamp-1", 40), evidence("lamp-2", 40), evidence("lamp-1", 41)
-	pin := token.Pin(lamp.Trust().Roots[0])
+	pin := token.TrustPin(lamp.Trust().Roots[0])
 	v, err := orders.VerifyEvidence(good, pin)
 	if err != nil || v.Command.Function != "lamp.set" || string(v.Command.Args) != `{"level":40}` || v.Status != watchword.StatusDone || v.OrderKey == "" {
 		t.Fatalf("%+v %v", v, err)
 	}
-	if _, err := orders.VerifyEvidence(good, token.Pin(deviceSigner(t, lamp).Public())); watchword.CodeOf(err) != watchword.LogInvalid {
+	if _, err := orders.VerifyEvidence(good, token.TrustPin(deviceSigner(t, lamp).Public())); watchword.CodeOf(err) != watchword.LogInvalid {
 		t.Errorf("under another root: %v", err)
 	}
 	var e, e2, e3 map[string]any

@@ -18,11 +18,11 @@ import (
 )
 
 // A device is switched off, and the server too, at every point of its way in.
-func TestAPairingSurvivesWhoeverGoesDown(t *testing.T) {
+func TestPairingSurvivesRestarts(t *testing.T) {
 	c := newClock()
 	data, dir := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "lamp")
 	srv := serveAt(t, data, c.now, nil)
-	pin, err := srv.admin.Pin(t.Context())
+	pin, err := srv.admin.TrustPin(t.Context())
 	must(t, err)
 	off := errors.New("switched off")
 	var shown []device.Pairing
@@ -108,7 +108,7 @@ func TestAPairingSurvivesWhoeverGoesDown(t *testing.T) {
 func TestRejectedDeviceMayAskAgain(t *testing.T) {
 	srv, c := servePairing(t)
 	dir := filepath.Join(t.TempDir(), "lamp")
-	pin, err := srv.admin.Pin(t.Context())
+	pin, err := srv.admin.TrustPin(t.Context())
 	must(t, err)
 	d := srv.openDevice(dir, device.Options{Now: c.now})
 	var shown []device.Pairing
@@ -133,7 +133,7 @@ func TestRejectedDeviceMayAskAgain(t *testing.T) {
 
 func TestADeviceWithNoClockIsPaired(t *testing.T) {
 	srv := serve(t, nil)
-	pin, err := srv.admin.Pin(t.Context())
+	pin, err := srv.admin.TrustPin(t.Context())
 	must(t, err)
 	d := srv.openDevice(filepath.Join(t.TempDir(), "lamp"), device.Options{NoClock: true, Now: func() time.Time { return time.Unix(0, 0) }})
 	wants(t, "no pin", d.Pair(t.Context(), srv.url, device.PairOptions{}), watchword.BadRequest)

@@ -341,7 +341,7 @@ func TestApprovedPairingAnswersUntilExpiry(t *testing.T) {
 	srv.form("/oauth/device_authorization", s.askForm()).says(t, "revoked, asking again", 409, "invalid_request", watchword.Conflict)
 }
 
-func TestAnOperatorApprovesKeysAndNothingElse(t *testing.T) {
+func TestPairingApprovalIsForTheShownKeys(t *testing.T) {
 	srv, c := servePairing(t)
 	lamp := srv.enroll("lamp-1", device.Options{}, nil)
 	_, err := srv.admin.CreateDevice(t.Context(), "lamp-new", nil, 0)
@@ -442,7 +442,7 @@ func TestAnOperatorApprovesKeysAndNothingElse(t *testing.T) {
 	}
 }
 
-func TestOfTwoOperatorsWhoDecideAtOnceOneWins(t *testing.T) {
+func TestConcurrentPairingDecisions(t *testing.T) {
 	srv, c := servePairing(t)
 	s := srv.newUnenrolled("lamp-1", c.now).ask()
 	errs := make([]error, 6)

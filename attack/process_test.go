@@ -362,7 +362,7 @@ func TestAgentContinuesAfterBadLine(t *testing.T) {
 	}
 }
 
-func TestServeRefusesWhatIsNotSafe(t *testing.T) {
+func TestServeRefusesUnsafeConfiguration(t *testing.T) {
 	dir := t.TempDir()
 	data := filepath.Join(dir, "data")
 	s := start(t, data, "serve")

@@ -234,7 +234,7 @@ func TestMalleableSignatureIsNoNewAssertion(t *testing.T) {
 }
 
 // What was spent stays spent when the server was closed and opened again.
-func TestSpentAssertionStaysSpent(t *testing.T) {
+func TestUsedAssertionIsRefusedAfterRestart(t *testing.T) {
 	ep := newEndpoints(t, time.Now)
 	bearer := func() http.Header {
 		return headers("Authorization", "Bearer "+ep.token, "Content-Type", "application/json")
@@ -331,7 +331,7 @@ func TestManyDevicesWithOneCode(t *testing.T) {
 // A thousand wrong codes from one address: a few are looked at, the rest cost
 // nothing and say when to come again; meanwhile who has a good one comes in from
 // elsewhere, and then from there too.
-func TestAThousandWrongCodes(t *testing.T) {
+func TestManyWrongEnrollmentCodes(t *testing.T) {
 	c := newClock()
 	srv := serveAt(t, filepath.Join(t.TempDir(), "data"), c.now, nil)
 	made, err := srv.admin.CreateDevice(t.Context(), "lamp-1", nil, 0)

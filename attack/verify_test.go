@@ -32,7 +32,7 @@ get = ["/readings/+/secret"]
 `
 
 // A service of the user's own, beside a real server: what it takes from devices, and from burglars.
-func TestAServiceElsewhereTakesWhatTheServerIssuedForIt(t *testing.T) {
+func TestResourceServerAcceptsTokensIssuedForIt(t *testing.T) {
 	srv := serve(t, nil)
 	_, err := srv.admin.ApplyPolicy(t.Context(), "readers", []byte(readers), 0)
 	must(t, err)
@@ -145,7 +145,7 @@ func TestAServiceElsewhereTakesWhatTheServerIssuedForIt(t *testing.T) {
 }
 
 // The program of docs/resource-servers.md, as it stands there.
-func TestTheServiceOfTheManual(t *testing.T) {
+func TestDocumentedResourceServer(t *testing.T) {
 	srv := serve(t, nil)
 	text, err := os.ReadFile("../docs/resource-servers.md")
 	must(t, err)

@@ -83,7 +83,7 @@ func TestKindsAreAll(t *testing.T) {
 	}
 }
 
-func TestAnActWhoseBasisNobodyComparedIsNotLogged(t *testing.T) {
+func TestEntryWithoutComparedVersionsIsRefused(t *testing.T) {
 	b := watchword.AuthorityVersions{Subject: "alice", SubjectVersion: 1}
 	for _, c := range []struct {
 		name string

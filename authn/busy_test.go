@@ -26,10 +26,10 @@ func (k keys) IssuerKeys() map[watchword.KeyID]*jose.PublicKey {
 }
 func (k keys) IssuerKeyRevoked(watchword.KeyID) bool { return false }
 
-// roll knows one device.
-type roll struct{ s watchword.Subject }
+// fakeDirectory knows one device.
+type fakeDirectory struct{ s watchword.Subject }
 
-func (r roll) Principal(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
+func (r fakeDirectory) Principal(_ context.Context, _ watchword.TenantID, id watchword.SubjectID) (*session.Principal, error) {
 	if id != r.s.ID {
 		return nil, watchword.Refuse(watchword.NotFound, "nobody")
 	}
@@ -39,10 +39,10 @@ func (r roll) Principal(_ context.Context, _ watchword.TenantID, id watchword.Su
 // Where too many signatures wait already, whoever comes is told so, by that word,
 // and nothing is said of credentials that nobody looked at: not that they are bad, nor
 // whether their subject is known.
-func TestBusyHidesNoOtherRefusal(t *testing.T) {
+func TestBusyDoesNotHideOtherRefusals(t *testing.T) {
 	_, s := newKey(t)
 	room := fair.NewSemaphore()
-	o, err := New(issuer, keys{s}, roll{watchword.Subject{
+	o, err := New(issuer, keys{s}, fakeDirectory{watchword.Subject{
 		ID: "lamp-1", Kind: watchword.Device, State: watchword.Active,
 		Keys: []watchword.Key{{ID: s.Public().ID(), Purpose: watchword.Sign, State: watchword.KeyActive, JWK: s.Public().JWK()}},
 	}}, nil, nil, Options{Semaphore: room})

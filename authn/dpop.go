@@ -86,8 +86,8 @@ func (p *dpopVerifier) reset() {
 
 func window(now time.Time) int64 { return now.Unix() / int64(nonceWindow/time.Second) }
 
-// nonce returns the nonce of one window.
-func (p *dpopVerifier) nonce(w int64) string {
+// nonceForWindow returns the nonce of one window.
+func (p *dpopVerifier) nonceForWindow(w int64) string {
 	h := hmac.New(sha256.New, p.key.Load()[:])
 	var b [8]byte
 	binary.BigEndian.PutUint64(b[:], uint64(w))
@@ -109,7 +109,7 @@ func (p *dpopVerifier) verify(s DPoPRequest, access string, now time.Time) (dpop
 		return dpopProof{}, err
 	}
 	for w, i := window(now), int64(0); i < 2; i++ {
-		if subtle.ConstantTimeCompare([]byte(d.Nonce), []byte(p.nonce(w-i))) == 1 {
+		if subtle.ConstantTimeCompare([]byte(d.Nonce), []byte(p.nonceForWindow(w-i))) == 1 {
 			return dpopProof{d, w - i}, nil
 		}
 	}
@@ -157,5 +157,5 @@ func (svc *Service) checkDPoP(ctx context.Context, s DPoPRequest, access string,
 	return p, err
 }
 
-// Nonce returns what a DPoP proof must carry now: for the header DPoP-Nonce.
-func (svc *Service) Nonce(now time.Time) string { return svc.dpop.nonce(window(now)) }
+// DPoPNonce returns what a DPoP proof must carry now: for the header DPoP-Nonce.
+func (svc *Service) DPoPNonce(now time.Time) string { return svc.dpop.nonceForWindow(window(now)) }

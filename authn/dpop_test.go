@@ -36,10 +36,10 @@ func shown(t *testing.T, s *jose.Signer, nonce string, at time.Time) DPoPRequest
 
 var lamp = subjectRef{id: "lamp-1"}
 
-func TestANonceCountsInItsWindowAndTheNext(t *testing.T) {
+func TestDPoPNonceIsValidForTwoWindows(t *testing.T) {
 	p, s := newDPoPVerifier(token.NewOrigins(home)), signer(t)
 	start := time.Unix(6000*60, 0)
-	nonce := p.nonce(window(start))
+	nonce := p.nonceForWindow(window(start))
 	for after, want := range map[time.Duration]watchword.Code{
 		0: "", 59 * time.Second: "", 60 * time.Second: "", 119 * time.Second: "",
 		120 * time.Second: watchword.DPoPNonce, time.Hour: watchword.DPoPNonce, -time.Second: watchword.DPoPNonce,
@@ -56,12 +56,12 @@ func TestANonceCountsInItsWindowAndTheNext(t *testing.T) {
 }
 
 // However the clock goes, a proof that was spent is never taken again while its nonce counts.
-func TestAProofCountsOnce(t *testing.T) {
+func TestDPoPProofIsUsedOnce(t *testing.T) {
 	p, s := newDPoPVerifier(token.NewOrigins(home)), signer(t)
 	start := time.Unix(6000*60, 0)
 	for w := range 6 {
 		made := start.Add(time.Duration(w)*time.Minute + 10*time.Second)
-		one := shown(t, s, p.nonce(window(made)), made)
+		one := shown(t, s, p.nonceForWindow(window(made)), made)
 		for i, after := range []time.Duration{0, time.Second, 49 * time.Second, 50 * time.Second, 100 * time.Second} {
 			d, err := p.verify(one, "tok", made.Add(after))
 			if err != nil {
@@ -90,7 +90,7 @@ func TestAProofCountsOnce(t *testing.T) {
 }
 
 // A clock that was ahead for a while, and was set right, costs one more answer.
-func TestProofsPassAgainAfterTheClockWasAhead(t *testing.T) {
+func TestDPoPProofsAfterClockWasAhead(t *testing.T) {
 	p, s := newDPoPVerifier(token.NewOrigins(home)), signer(t)
 	now := time.Unix(6000*60, 0)
 	use := func(at time.Time, sh DPoPRequest) error {
@@ -100,15 +100,15 @@ func TestProofsPassAgainAfterTheClockWasAhead(t *testing.T) {
 		}
 		return err
 	}
-	first := shown(t, s, p.nonce(window(now)), now)
+	first := shown(t, s, p.nonceForWindow(window(now)), now)
 	if err := use(now, first); err != nil {
 		t.Fatal(err)
 	}
 	ahead := now.Add(24 * time.Hour)
-	if err := use(ahead, shown(t, s, p.nonce(window(ahead)), ahead)); err != nil {
+	if err := use(ahead, shown(t, s, p.nonceForWindow(window(ahead)), ahead)); err != nil {
 		t.Fatal(err)
 	}
-	second := shown(t, s, p.nonce(window(now)), now)
+	second := shown(t, s, p.nonceForWindow(window(now)), now)
 	if err := use(now, second); watchword.CodeOf(err) != watchword.DPoPNonce {
 		t.Fatalf("got %v, want another nonce to be asked for", err)
 	}
@@ -117,12 +117,12 @@ func TestProofsPassAgainAfterTheClockWasAhead(t *testing.T) {
 			t.Errorf("a proof from before: %v", err)
 		}
 	}
-	if err := use(now, shown(t, s, p.nonce(window(now)), now)); err != nil {
+	if err := use(now, shown(t, s, p.nonceForWindow(window(now)), now)); err != nil {
 		t.Errorf("under the new nonce: %v", err)
 	}
 }
 
-func TestProofMemoryIsBoundedAndRefuses(t *testing.T) {
+func TestUsedProofsAreBounded(t *testing.T) {
 	p := newDPoPVerifier(nil)
 	p.max, p.share = 40, 4
 	now := time.Unix(6000*60, 0)

@@ -142,12 +142,12 @@ func (svc *Service) Revoke(ctx context.Context, by audit.Actor, jti string, now 
 	if err := svc.tokens.RevokeToken(ctx, by.Tenant, jti, e); err != nil {
 		return err
 	}
-	return svc.live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.TokenEnded, ID: jti, Version: 1})
+	return svc.live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.AccessTokenRevoked, ID: jti, Version: 1})
 }
 
-// Receive forgets an admitted token that was revoked.
-func (svc *Service) Receive(_ context.Context, c watchword.Change) error {
-	if c.Kind == watchword.TokenEnded {
+// HandleChange forgets an admitted token that was revoked.
+func (svc *Service) HandleChange(_ context.Context, c watchword.Change) error {
+	if c.Kind == watchword.AccessTokenRevoked {
 		svc.evict(c.Tenant, c.ID)
 	}
 	return nil

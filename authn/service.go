@@ -10,9 +10,9 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/cache"
 	"github.com/watchword-iot/watchword/internal/fair"
-	"github.com/watchword-iot/watchword/internal/rates"
-	"github.com/watchword-iot/watchword/internal/recent"
+	"github.com/watchword-iot/watchword/internal/ratelimit"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
@@ -72,12 +72,12 @@ type Service struct {
 
 	dpop          *dpopVerifier
 	semaphore     *fair.Semaphore
-	issueRate     *rates.Map[subjectRef] // of tokens, as each is signed, written and logged
-	assertionRate *rates.Map[subjectRef] // of assertions that are spent for anything else
+	issueRate     *ratelimit.Map[subjectRef] // of tokens, as each is signed, written and logged
+	assertionRate *ratelimit.Map[subjectRef] // of assertions that are spent for anything else
 
 	mu        sync.Mutex
-	evictions uint64                                           // how often something was taken out of verified
-	verified  *recent.Sized[[sha256.Size]byte, *verifiedToken] // by the SHA-256 of the token; revoking a token removes it; package session ends credentials of revoked issuer keys
+	evictions uint64                                          // how often something was taken out of verified
+	verified  *cache.Sized[[sha256.Size]byte, *verifiedToken] // by the SHA-256 of the token; revoking a token removes it; package session ends credentials of revoked issuer keys
 }
 
 // verifiedCacheBytes is how much memory the verified tokens that are remembered may take, in bytes.
@@ -97,10 +97,10 @@ func New(issuer string, keys Keys, d Directory, records TokenStore, live Live, o
 	}
 	return &Service{
 		dpop: newDPoPVerifier(o.Origins), semaphore: o.Semaphore,
-		issueRate:     rates.NewBurst[subjectRef](o.IssueRate, int(max(10, 10*o.IssueRate)), "too many tokens for this subject"),
-		assertionRate: rates.NewBurst[subjectRef](10*o.IssueRate, int(max(10, 100*o.IssueRate)), "too many assertions of this subject"),
+		issueRate:     ratelimit.NewBurst[subjectRef](o.IssueRate, int(max(10, 10*o.IssueRate)), "too many tokens for this subject"),
+		assertionRate: ratelimit.NewBurst[subjectRef](10*o.IssueRate, int(max(10, 100*o.IssueRate)), "too many assertions of this subject"),
 		issuers:       watchword.Issuers(issuer), keys: keys, directory: d, live: live, tokens: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
-		verified: recent.NewSized[[sha256.Size]byte, *verifiedToken](verifiedCacheBytes),
+		verified: cache.NewSized[[sha256.Size]byte, *verifiedToken](verifiedCacheBytes),
 	}, nil
 }
 
@@ -313,7 +313,7 @@ func (svc *Service) VerifyPossession(ctx context.Context, p session.Credentials,
 	if err != nil {
 		return err
 	}
-	keys, err := who.Keys.Signing()
+	keys, err := who.Keys.ActiveSigningKeys()
 	if err != nil {
 		return err
 	}
@@ -333,7 +333,7 @@ func (svc *Service) authenticate(ctx context.Context, t watchword.TenantID, p *t
 	keys := svc.decoy
 	switch code := watchword.CodeOf(err); code {
 	case "":
-		if keys, err = who.Keys.Signing(); err != nil {
+		if keys, err = who.Keys.ActiveSigningKeys(); err != nil {
 			return nil, nil, token.Assertion{}, err
 		}
 	case watchword.NotFound:

@@ -26,7 +26,7 @@ publish = ["plant/${site}/%d/secret/#"]
 		}
 		docs = append(docs, d)
 	}
-	return policy.NewSet(docs...).For(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "k42", "site": "plant-1"}})
+	return policy.NewSet(docs...).GrantFor(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "k42", "site": "plant-1"}})
 }
 
 func BenchmarkDecide(b *testing.B) {
@@ -54,7 +54,7 @@ func BenchmarkDecide(b *testing.B) {
 	}
 }
 
-func TestDecidingAllocatesNothing(t *testing.T) {
+func TestAuthorizationDoesNotAllocate(t *testing.T) {
 	g := thousandPolicies(t)
 	for name, ask := range map[string]func(){
 		"publish":   func() { g.Publish("plant/plant-1/942/a/lux") },

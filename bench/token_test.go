@@ -45,7 +45,7 @@ func benchToken(tb testing.TB) fixture {
 		tb.Fatal(err)
 	}
 	labels := watchword.Labels{"kind": "lamp", "site": "plant-1"}
-	g := policy.NewSet(doc).For(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: labels})
+	g := policy.NewSet(doc).GrantFor(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: labels})
 	now := time.Now()
 	raw, err := token.SignAccess(s, token.Grant{
 		Issuer: issuer, Subject: watchword.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: labels}, Key: k.Public().ID(),

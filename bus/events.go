@@ -75,24 +75,24 @@ func (s *events) init() {
 	s.log, s.readers = backlog.New[eventSource, *Event](eventBounds), map[*Reader]struct{}{}
 }
 
-// number gives e its number, puts it into the backlog, and tells the readers among the subscribers of its topic; the
+// appendEvent gives e its number, puts it into the backlog, and tells the readers among the subscribers of its topic; the
 // other subscriptions are in b then. All of it is one step, so that readers are told in the order of the numbers. The
 // lock of the topic is held.
-func (t *Tenant) number(e *Event, topic string, b *Batch) (filters int) {
+func (t *Tenant) appendEvent(e *Event, topic string, b *Batch) (filters int) {
 	s := &t.bus.events
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.number++
 	e.Tenant, e.origin, e.number, e.topic = t.id, s.origin, s.number, topic
 	s.log.Add(s.number, eventSource{e.Tenant, e.Device}, e, e.Stream, e.memory())
-	filters = t.collect(topic, b)
+	filters = t.collectSubscriptions(topic, b)
 	if len(s.readers) == 0 {
 		return filters
 	}
 	others := b.subs[:0]
 	for _, sub := range b.subs {
 		if r, reads := sub.Subscriber.(*Reader); reads {
-			r.tell(e)
+			r.notify(e)
 		} else {
 			others = append(others, sub)
 		}
@@ -102,9 +102,9 @@ func (t *Tenant) number(e *Event, topic string, b *Batch) (filters int) {
 	return filters
 }
 
-// Receive takes away what the backlog has of a device that was deleted. It is registered behind the guard of the sessions,
+// HandleChange takes away what the backlog has of a device that was deleted. It is registered behind the guard of the sessions,
 // which stops the device's publications.
-func (b *Bus) Receive(_ context.Context, c watchword.Change) error {
+func (b *Bus) HandleChange(_ context.Context, c watchword.Change) error {
 	if c.Kind == watchword.SubjectDeleted {
 		b.forgetEvents(c.Tenant, watchword.SubjectID(c.ID))
 	}
@@ -119,8 +119,8 @@ func (b *Bus) forgetEvents(t watchword.TenantID, device watchword.SubjectID) {
 	defer s.mu.Unlock()
 	s.log.Forget(eventSource{t, device})
 	for r := range s.readers {
-		if r.only != nil && r.only.Tenant == t && r.only.Device == device {
-			r.only = nil // it looks by itself, and finds what came since
+		if r.next != nil && r.next.Tenant == t && r.next.Device == device {
+			r.next = nil // it looks by itself, and finds what came since
 		}
 	}
 }

@@ -16,37 +16,37 @@ type Batch struct {
 	Offers int // subscriptions that were offered something since the last Flush
 
 	subs    []*Subscription // of the publication in hand
-	touched []Flusher
+	toFlush []Flusher
 }
 
 // Flusher is a connection with messages that wait to be written.
 type Flusher interface{ Flush() }
 
-// Touch notes f, which [Batch.Flush] flushes.
-func (b *Batch) Touch(f Flusher) { b.touched = append(b.touched, f) }
+// MarkForFlush notes f, which [Batch.Flush] flushes.
+func (b *Batch) MarkForFlush(f Flusher) { b.toFlush = append(b.toFlush, f) }
 
 // Flush sees to it that all who were offered something get it. No lock is held.
 func (b *Batch) Flush() {
 	const few, alone = 2, 16
-	if n := len(b.touched); n > 0 && n <= few {
+	if n := len(b.toFlush); n > 0 && n <= few {
 		// Whoever is ready to publish to the same receivers does so first: on a busy
 		// server one write then carries what many published, on an idle one nobody waits.
 		runtime.Gosched()
 	}
-	for len(b.touched) > alone { // many receivers: distribute them over the processors
-		some := append([]Flusher(nil), b.touched[len(b.touched)-min(len(b.touched)-alone, 64):]...)
-		b.touched = b.touched[:len(b.touched)-len(some)]
+	for len(b.toFlush) > alone { // many receivers: distribute them over the processors
+		some := append([]Flusher(nil), b.toFlush[len(b.toFlush)-min(len(b.toFlush)-alone, 64):]...)
+		b.toFlush = b.toFlush[:len(b.toFlush)-len(some)]
 		go func() {
 			for _, f := range some {
 				f.Flush()
 			}
 		}()
 	}
-	for i, f := range b.touched {
+	for i, f := range b.toFlush {
 		f.Flush()
-		b.touched[i] = nil
+		b.toFlush[i] = nil
 	}
-	b.touched, b.Offers = b.touched[:0], 0
+	b.toFlush, b.Offers = b.toFlush[:0], 0
 }
 
 var batches = sync.Pool{New: func() any { return &Batch{} }}
@@ -87,9 +87,9 @@ func (t *Tenant) Publish(p Publication, b *Batch, r *Result) error {
 	}
 	filters := 0
 	if p.Event != nil {
-		filters = t.number(p.Event, topic, b)
+		filters = t.appendEvent(p.Event, topic, b)
 	} else {
-		filters = t.collect(topic, b)
+		filters = t.collectSubscriptions(topic, b)
 	}
 	t.deliver(p.Message, filters, b, r)
 	switch {
@@ -124,8 +124,8 @@ func (t *Tenant) PublishDocument(d *Document, e *Event) error {
 	return at.Err()
 }
 
-// collect puts the subscriptions of a topic into b, and returns how many filters they have.
-func (t *Tenant) collect(topic string, b *Batch) (filters int) {
+// collectSubscriptions puts the subscriptions of a topic into b, and returns how many filters they have.
+func (t *Tenant) collectSubscriptions(topic string, b *Batch) (filters int) {
 	t.tree.match(topic, func(l []*Subscription) {
 		filters++
 		b.subs = append(b.subs, l...)

@@ -169,7 +169,7 @@ type nothing struct{}
 func (nothing) Subscribe(string) policy.Decision { return policy.Decision{} }
 
 // A subscription is decided on, and counted with the levels of the tree that it needs, whatever the transport is.
-func TestASubscriptionIsAllowedAndCounted(t *testing.T) {
+func TestSubscriptionIsAuthorizedAndCharged(t *testing.T) {
 	b := bus.New(bus.Options{SubjectSubscriptionBytes: 10_000})
 	tenant, k := b.Tenant("t"), quota.Key{Tenant: "t", Subject: "app"}
 	if _, err := tenant.Read(context.Background(), nothing{}, k, "#", ""); watchword.CodeOf(err) != watchword.Denied {
@@ -248,7 +248,7 @@ func retained(d *bus.Document) *bus.Retained {
 }
 
 // What is retained for a topic is what its subscribers had last, whoever published at the same time.
-func TestWhatIsRetainedIsWhatSubscribersHadLast(t *testing.T) {
+func TestRetainedMessageIsTheLastDelivered(t *testing.T) {
 	tenant := bus.New(bus.Options{}).Tenant("t")
 	r := &recorder{}
 	subscribe(t, tenant, r, 1, "#")
@@ -263,14 +263,14 @@ func TestWhatIsRetainedIsWhatSubscribersHadLast(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if encoded, _, _ := tenant.Retained.Row("a"); string(encoded) != "a="+r.heard[len(r.heard)-1] {
+		if encoded, _, _ := tenant.Retained.StoredForm("a"); string(encoded) != "a="+r.heard[len(r.heard)-1] {
 			t.Fatalf("retained is %s, heard %s", encoded, r.heard[len(r.heard)-4:])
 		}
 	}
 }
 
 // What is refused, by the store of a subscriber or for want of room, is not retained; what somebody has is.
-func TestWhatIsRefusedIsNotRetained(t *testing.T) {
+func TestRefusedMessageIsNotRetained(t *testing.T) {
 	broken := watchword.Refuse(watchword.Unavailable, "the disk is full")
 	full := bus.FullError{Refusal: watchword.Refuse(watchword.Busy, "full")}
 	for name, x := range map[string]struct {
@@ -295,7 +295,7 @@ func TestWhatIsRefusedIsNotRetained(t *testing.T) {
 		if err := tenant.Publish(bus.Publication{Message: d, Retain: &bus.Retain{Message: retained(d)}}, &bus.Batch{}, &r); err != x.want || !r.Retained {
 			t.Errorf("%s: %v, retained: %v", name, err, r.Retained)
 		}
-		if encoded, _, _ := tenant.Retained.Row("a"); string(encoded) != x.kept {
+		if encoded, _, _ := tenant.Retained.StoredForm("a"); string(encoded) != x.kept {
 			t.Errorf("%s: retained is %s, want %s", name, encoded, x.kept)
 		}
 	}

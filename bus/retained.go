@@ -14,9 +14,9 @@ import (
 // retainedQuota counts retained messages of all tenants: what each subject has, and what
 // all have together.
 type retainedQuota struct {
-	messages *quota.Ledger[quota.Key]
-	bytes    *quota.Ledger[quota.Key] // memory in bytes
-	gone     chan struct{}            // see [Bus.OwnersGone]
+	messages      *quota.Ledger[quota.Key]
+	bytes         *quota.Ledger[quota.Key] // memory in bytes
+	ownersRemoved chan struct{}            // see [Bus.OwnersRemoved]
 }
 
 func newRetainedQuota(o Options) *retainedQuota {
@@ -39,13 +39,13 @@ func (b *Bus) Retained() (messages, bytes int64) {
 	return b.retained.messages.Total(), b.retained.bytes.Total()
 }
 
-// OwnersGone has a value when owners of retained messages were found to be gone: what they retained is to be forgotten,
-// see [RetainedStore.AnyGone].
-func (b *Bus) OwnersGone() <-chan struct{} { return b.retained.gone }
+// OwnersRemoved has a value when owners of retained messages were found to be gone: what they retained is to be forgotten,
+// see [RetainedStore.HasRemovedOwners].
+func (b *Bus) OwnersRemoved() <-chan struct{} { return b.retained.ownersRemoved }
 
-// ToBeWritten counts memory that a topic takes in the account of a subject ("": of the server) until its retained
+// ChargePendingWrite counts memory that a topic takes in the account of a subject ("": of the server) until its retained
 // message is written; n below zero gives it back.
-func (t *Tenant) ToBeWritten(subject watchword.SubjectID, topic string, written bool) {
+func (t *Tenant) ChargePendingWrite(subject watchword.SubjectID, topic string, written bool) {
 	by, n := quota.KeyOf(t.id, subject), pendingBytes+int64(len(topic))
 	if written {
 		t.bus.retained.bytes.Release(by, n)
@@ -67,8 +67,8 @@ type Retained struct {
 
 	topicAt  uint8 // where the topic begins in encoded
 	topicLen uint16
-	gone     bool // it is not retained any more; under the store's mu
-	undone   bool // its publish was refused after all; likewise
+	removed  bool // it is not retained any more; under the store's mu
+	refused  bool // its publish was refused after all; likewise
 }
 
 // retainedBytes is what a retained message takes beside its encoding: itself, and its place in the list, which is
@@ -99,8 +99,8 @@ func (x *Retained) Bytes() int64 { return retainedBytes + int64(cap(x.encoded)) 
 // Expired reports whether its life has ended at a moment in nanoseconds of Unix time.
 func (x *Retained) Expired(nano int64) bool { return x.expires != 0 && nano >= x.expires }
 
-// OwnerIsGone reports whether its owner is revoked or deleted. It is for the condition of [RetainedStore.Forget].
-func (x *Retained) OwnerIsGone() bool { return x.owner.isGone() }
+// OwnerRemoved reports whether its owner is revoked or deleted. It is for the condition of [RetainedStore.Forget].
+func (x *Retained) OwnerRemoved() bool { return x.owner.isRemoved() }
 
 // RetainedStore has the retained messages of one tenant. Who gives one to a subscriber holds mu for reading until it is
 // queued, and who sets one holds it for writing before it is published: so nobody has an older message
@@ -129,46 +129,46 @@ func (r *RetainedStore) set(name string, now *Retained, who Owner) (undo func(),
 		if err := r.quota.bytes.Reserve(by, n); err != nil {
 			return nil, err
 		}
-		r.quota.bytes.Release(by, n) // see ToBeWritten
+		r.quota.bytes.Release(by, n) // see ChargePendingWrite
 		return func() {}, nil
 	}
 	if now != nil {
-		if now.owner = r.owners.acquire(who); now.owner.isGone() {
+		if now.owner = r.owners.acquire(who); now.owner.isRemoved() {
 			r.owners.release(now.owner)
 			return nil, watchword.Refuse(watchword.SubjectRevoked, "the subject %q is gone", who.Subject)
 		}
-		if err := r.count(old, now, true); err != nil {
+		if err := r.moveCharge(old, now, true); err != nil {
 			r.owners.release(now.owner)
 			return nil, err
 		}
 	} else {
-		_ = r.count(old, nil, false) // never refused without limits
+		_ = r.moveCharge(old, nil, false) // never refused without limits
 	}
 	r.replace(old, now)
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if now != nil {
-			now.undone = true
+			now.refused = true
 		}
 		if r.records.find(topic) != now {
 			return // another one was set meanwhile
 		}
 		back := old
-		if old != nil && (old.undone || old.owner.isGone()) {
+		if old != nil && (old.refused || old.owner.isRemoved()) {
 			back = nil
 		}
 		if back != nil {
 			back.owner = r.owners.acquire(back.owner.identity())
 		}
-		_ = r.count(now, back, false) // never refused without limits
+		_ = r.moveCharge(now, back, false) // never refused without limits
 		r.replace(now, back)
 	}, nil
 }
 
-// count moves the charge from the account of old to that of now; either may be nil. now's owner is
+// moveCharge moves the charge from the account of old to that of now; either may be nil. now's owner is
 // acquired already, so an owner of both has two records. mu is held.
-func (r *RetainedStore) count(old, now *Retained, bounded bool) error {
+func (r *RetainedStore) moveCharge(old, now *Retained, bounded bool) error {
 	from, to := r.accountOf(old), r.accountOf(now)
 	var had, has, hadBytes, hasBytes int64
 	if old != nil {
@@ -211,7 +211,7 @@ func (r *RetainedStore) accountOf(x *Retained) quota.Key {
 // replace replaces old by now, either of which may be nil, and releases old's owner. mu is held.
 func (r *RetainedStore) replace(old, now *Retained) {
 	if old != nil {
-		old.gone = true
+		old.removed = true
 		r.owners.release(old.owner)
 	}
 	switch {
@@ -222,7 +222,7 @@ func (r *RetainedStore) replace(old, now *Retained) {
 		r.number++
 		now.number = r.number
 	}
-	now.gone = false
+	now.removed = false
 	r.records.put(now)
 }
 
@@ -231,7 +231,7 @@ func (r *RetainedStore) Load(x *Retained, who Owner) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	x.owner = r.owners.acquire(who)
-	_ = r.count(nil, x, false) // never refused without limits
+	_ = r.moveCharge(nil, x, false) // never refused without limits
 	r.replace(nil, x)
 }
 
@@ -276,8 +276,8 @@ func (r *RetainedStore) removeAll(some []*Retained) (topics []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, x := range some {
-		if !x.gone {
-			_ = r.count(x, nil, false) // never refused without limits
+		if !x.removed {
+			_ = r.moveCharge(x, nil, false) // never refused without limits
 			r.replace(x, nil)
 			topics = append(topics, string(x.Topic()))
 		}
@@ -285,8 +285,8 @@ func (r *RetainedStore) removeAll(some []*Retained) (topics []string) {
 	return topics
 }
 
-// Latest is the number of the last message that was set.
-func (r *RetainedStore) Latest() int64 {
+// LastNumber is the number of the last message that was set.
+func (r *RetainedStore) LastNumber() int64 {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	return r.number
@@ -309,8 +309,8 @@ func (r *RetainedStore) Page(filter string, by watchword.SubjectID, after []byte
 	return out, slices.Clone(last)
 }
 
-// Row returns what is to be written of a topic now: encoded is nil where nothing is retained for it.
-func (r *RetainedStore) Row(topic string) (encoded []byte, expires int64, who Owner) {
+// StoredForm returns what is to be written of a topic now: encoded is nil where nothing is retained for it.
+func (r *RetainedStore) StoredForm(topic string) (encoded []byte, expires int64, who Owner) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if x := r.records.find([]byte(topic)); x != nil {
@@ -319,8 +319,8 @@ func (r *RetainedStore) Row(topic string) (encoded []byte, expires int64, who Ow
 	return nil, 0, Owner{}
 }
 
-// Of returns what is retained for a topic, nil for nothing.
-func (r *RetainedStore) Of(topic string, now time.Time) *Retained {
+// Message returns what is retained for a topic, nil for nothing.
+func (r *RetainedStore) Message(topic string, now time.Time) *Retained {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if x := r.records.find([]byte(topic)); x != nil && !x.Expired(now.UnixNano()) {
@@ -334,20 +334,20 @@ func (r *RetainedStore) Delete(topic string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if x := r.records.find([]byte(topic)); x != nil {
-		_ = r.count(x, nil, false) // never refused without limits
+		_ = r.moveCharge(x, nil, false) // never refused without limits
 		r.replace(x, nil)
 	}
 }
 
-// Give calls offer, which queues x for a subscriber and does not wait, if the owner of x may publish it at this moment,
+// DeliverIfAllowed calls offer, which queues x for a subscriber and does not wait, if the owner of x may publish it at this moment,
 // and unless another took its place, or it was set after the one of number latest: that came to the subscriber by
 // its subscription, or is about to. Code: that of ask.
-func (r *RetainedStore) Give(ctx context.Context, x *Retained, latest int64, ask Ask, offer func()) error {
+func (r *RetainedStore) DeliverIfAllowed(ctx context.Context, x *Retained, latest int64, authorityOf OwnerAuthority, offer func()) error {
 	for {
 		r.mu.RLock()
 		owner := x.owner
 		may, known := owner.mayDeliver(x.Topic())
-		if x.gone || x.number > latest {
+		if x.removed || x.number > latest {
 			may, known = false, true
 		}
 		if may {
@@ -357,14 +357,14 @@ func (r *RetainedStore) Give(ctx context.Context, x *Retained, latest int64, ask
 		if known {
 			return nil
 		}
-		if err := r.Decide(ctx, owner, ask); err != nil {
+		if err := r.CheckOwner(ctx, owner, authorityOf); err != nil {
 			return err
 		}
 	}
 }
 
-// Given returns the owner of x, and whether new subscribers are given it. Code: that of ask.
-func (r *RetainedStore) Given(ctx context.Context, x *Retained, ask Ask) (who Owner, given bool, err error) {
+// IsDeliverable returns the owner of x, and whether new subscribers are given it. Code: that of ask.
+func (r *RetainedStore) IsDeliverable(ctx context.Context, x *Retained, authorityOf OwnerAuthority) (who Owner, given bool, err error) {
 	for {
 		r.mu.RLock()
 		owner := x.owner
@@ -373,7 +373,7 @@ func (r *RetainedStore) Given(ctx context.Context, x *Retained, ask Ask) (who Ow
 		if known {
 			return owner.identity(), given, nil
 		}
-		if err := r.Decide(ctx, owner, ask); err != nil {
+		if err := r.CheckOwner(ctx, owner, authorityOf); err != nil {
 			return owner.identity(), false, err
 		}
 	}

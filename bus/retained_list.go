@@ -16,8 +16,8 @@ type records struct {
 	chunks [][]*Retained // none is empty
 }
 
-// chunkMost is how many records a chunk has at most.
-const chunkMost = 256
+// maxChunk is how many records a chunk has at most.
+const maxChunk = 256
 
 // place is where a record is, or where it would be.
 type place struct{ chunk, at int }
@@ -108,19 +108,19 @@ func (l *records) put(r *Retained) {
 		l.chunks[p.chunk][p.at] = r
 		return
 	case p.chunk == len(l.chunks): // at the end
-		if n := len(l.chunks); n == 0 || len(l.chunks[n-1]) == chunkMost { // ascending inserts leave full chunks
+		if n := len(l.chunks); n == 0 || len(l.chunks[n-1]) == maxChunk { // ascending inserts leave full chunks
 			l.chunks = append(l.chunks, nil)
 		}
 		p.chunk = len(l.chunks) - 1
 		p.at = len(l.chunks[p.chunk])
-	case len(l.chunks[p.chunk]) == chunkMost:
+	case len(l.chunks[p.chunk]) == maxChunk:
 		c := l.chunks[p.chunk]
-		half := append(make([]*Retained, 0, chunkMost), c[chunkMost/2:]...)
-		clear(c[chunkMost/2:])
-		l.chunks[p.chunk] = c[:chunkMost/2]
+		half := append(make([]*Retained, 0, maxChunk), c[maxChunk/2:]...)
+		clear(c[maxChunk/2:])
+		l.chunks[p.chunk] = c[:maxChunk/2]
 		l.chunks = slices.Insert(l.chunks, p.chunk+1, half)
-		if p.at > chunkMost/2 {
-			p.chunk, p.at = p.chunk+1, p.at-chunkMost/2
+		if p.at > maxChunk/2 {
+			p.chunk, p.at = p.chunk+1, p.at-maxChunk/2
 		}
 	}
 	l.chunks[p.chunk] = slices.Insert(l.chunks[p.chunk], p.at, r)
@@ -134,14 +134,14 @@ func (l *records) remove(r *Retained) {
 	}
 	c := slices.Delete(l.chunks[p.chunk], p.at, p.at+1)
 	l.chunks[p.chunk] = c
-	if len(c) > chunkMost/4 {
+	if len(c) > maxChunk/4 {
 		return
 	}
 	for _, with := range []int{p.chunk - 1, p.chunk} { // of two neighbours one is more than a quarter full
-		if with < 0 || with+1 >= len(l.chunks) || len(l.chunks[with])+len(l.chunks[with+1]) > chunkMost/2 {
+		if with < 0 || with+1 >= len(l.chunks) || len(l.chunks[with])+len(l.chunks[with+1]) > maxChunk/2 {
 			continue
 		}
-		both := append(make([]*Retained, 0, chunkMost), l.chunks[with]...)
+		both := append(make([]*Retained, 0, maxChunk), l.chunks[with]...)
 		l.chunks[with] = append(both, l.chunks[with+1]...)
 		l.chunks = slices.Delete(l.chunks, with+1, with+2)
 		return

@@ -18,22 +18,22 @@ type Owner struct {
 // PublishAuthority is what a subject may publish today.
 type PublishAuthority interface{ MayPublish(topic string) bool }
 
-// Ask says what an owner may publish today. Codes: subject_suspended and subject_new, where none of it is given for now;
+// OwnerAuthority says what an owner may publish today. Codes: subject_suspended and subject_new, where none of it is given for now;
 // subject_revoked and token_revoked, where nothing of it comes back; others where nobody can say.
-type Ask func(ctx context.Context, who Owner) (PublishAuthority, error)
+type OwnerAuthority func(ctx context.Context, who Owner) (PublishAuthority, error)
 
 // RetainedOwner is a subject, in one of its lives, that has retained messages. Nobody shows
 // a token for them any more, so today's policy decides whether they are given; that is
 // asked once and holds until policy or the subject changes. All but who is under
 // RetainedStore.mu. nil owns what the server made, and what was stored before owners were kept.
 type RetainedOwner struct {
-	who     Owner
+	owner   Owner
 	records int
 
-	decided   bool
+	checked   bool
 	authority PublishAuthority // nil: nothing of it is delivered
 	changes   int64            // counts changes of its authority
-	gone      bool             // the subject was revoked, deleted or enrolled again: its messages are removed
+	removed   bool             // the subject was revoked, deleted or enrolled again: its messages are removed
 }
 
 // ownerBytes is the memory of an owner: itself, its authority, and its accounts.
@@ -44,21 +44,21 @@ func (o *RetainedOwner) identity() Owner {
 	if o == nil {
 		return Owner{}
 	}
-	return o.who
+	return o.owner
 }
 
-func (o *RetainedOwner) isGone() bool { return o != nil && o.gone }
+func (o *RetainedOwner) isRemoved() bool { return o != nil && o.removed }
 
-// changed invalidates the decision about o.
-func (o *RetainedOwner) changed() {
-	o.decided, o.authority = false, nil
+// invalidate invalidates the decision about o.
+func (o *RetainedOwner) invalidate() {
+	o.checked, o.authority = false, nil
 	o.changes++
 }
 
-// owners is all owners in one world. It is under RetainedStore.mu.
+// owners is all owners of one tenant. It is under RetainedStore.mu.
 type owners struct {
 	bySubject map[watchword.SubjectID][]*RetainedOwner // usually one
-	most      int                                      // most owners since the map was made
+	peak      int                                      // most owners since the map was made
 }
 
 // acquire returns the owner of one more record.
@@ -67,7 +67,7 @@ func (s *owners) acquire(who Owner) *RetainedOwner {
 		return nil
 	}
 	for _, o := range s.bySubject[who.Subject] {
-		if o.who == who {
+		if o.owner == who {
 			o.records++
 			return o
 		}
@@ -75,9 +75,9 @@ func (s *owners) acquire(who Owner) *RetainedOwner {
 	if s.bySubject == nil {
 		s.bySubject = map[watchword.SubjectID][]*RetainedOwner{}
 	}
-	o := &RetainedOwner{who: who, records: 1}
+	o := &RetainedOwner{owner: who, records: 1}
 	s.bySubject[who.Subject] = append(s.bySubject[who.Subject], o)
-	s.most = max(s.most, len(s.bySubject))
+	s.peak = max(s.peak, len(s.bySubject))
 	return o
 }
 
@@ -89,11 +89,11 @@ func (s *owners) release(o *RetainedOwner) {
 	if o.records--; o.records > 0 {
 		return
 	}
-	rest := slices.DeleteFunc(s.bySubject[o.who.Subject], func(x *RetainedOwner) bool { return x == o })
-	if s.bySubject[o.who.Subject] = rest; len(rest) == 0 {
-		delete(s.bySubject, o.who.Subject)
-		if s.most > 64 && len(s.bySubject) < s.most/2 { // Go maps do not shrink
-			s.bySubject, s.most = maps.Collect(maps.All(s.bySubject)), len(s.bySubject)
+	rest := slices.DeleteFunc(s.bySubject[o.owner.Subject], func(x *RetainedOwner) bool { return x == o })
+	if s.bySubject[o.owner.Subject] = rest; len(rest) == 0 {
+		delete(s.bySubject, o.owner.Subject)
+		if s.peak > 64 && len(s.bySubject) < s.peak/2 { // Go maps do not shrink
+			s.bySubject, s.peak = maps.Collect(maps.All(s.bySubject)), len(s.bySubject)
 		}
 	}
 }
@@ -103,20 +103,20 @@ func (o *RetainedOwner) mayDeliver(topic []byte) (may, known bool) {
 	if o == nil {
 		return true, true
 	}
-	return o.authority != nil && o.authority.MayPublish(string(topic)), o.decided || o.gone
+	return o.authority != nil && o.authority.MayPublish(string(topic)), o.checked || o.removed
 }
 
-// Decide asks what of an owner may be given today, where that is not known: then it is, unless something changed
+// CheckOwner asks what of an owner may be given today, where that is not known: then it is, unless something changed
 // meanwhile. Code: that of ask.
-func (r *RetainedStore) Decide(ctx context.Context, o *RetainedOwner, ask Ask) error {
+func (r *RetainedStore) CheckOwner(ctx context.Context, o *RetainedOwner, authorityOf OwnerAuthority) error {
 	r.mu.RLock()
-	decided, changes := o.decided || o.gone, o.changes
+	decided, changes := o.checked || o.removed, o.changes
 	r.mu.RUnlock()
 	if decided {
 		return nil
 	}
 	lockrank.Block()
-	a, err := ask(ctx, o.who)
+	a, err := authorityOf(ctx, o.owner)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if o.changes != changes {
@@ -124,11 +124,11 @@ func (r *RetainedStore) Decide(ctx context.Context, o *RetainedOwner, ask Ask) e
 	}
 	switch watchword.CodeOf(err) {
 	case "", watchword.SubjectSuspended, watchword.SubjectNew:
-		o.decided, o.authority = true, a
+		o.checked, o.authority = true, a
 	case watchword.SubjectRevoked, watchword.TokenRevoked:
-		o.gone = true
+		o.removed = true
 		select {
-		case r.quota.gone <- struct{}{}:
+		case r.quota.ownersRemoved <- struct{}{}:
 		default: // it has a value already
 		}
 	default:
@@ -137,34 +137,34 @@ func (r *RetainedStore) Decide(ctx context.Context, o *RetainedOwner, ask Ask) e
 	return nil
 }
 
-// Changed is told of each change of what a subject may ("": of all, since policy changed): before it returns, nobody is
+// OwnerChanged is told of each change of what a subject may ("": of all, since policy changed): before it returns, nobody is
 // given anything more that an owner may no longer publish. It returns the owners of that subject.
-func (r *RetainedStore) Changed(id watchword.SubjectID) (some []*RetainedOwner) {
+func (r *RetainedStore) OwnerChanged(id watchword.SubjectID) (some []*RetainedOwner) {
 	r.mu.Lock() // waits for deliveries in progress
 	defer r.mu.Unlock()
 	if id == "" {
 		for _, list := range r.owners.bySubject {
 			for _, o := range list {
-				o.changed()
+				o.invalidate()
 			}
 		}
 		return nil
 	}
 	for _, o := range r.owners.bySubject[id] {
-		o.changed()
+		o.invalidate()
 		some = append(some, o)
 	}
 	return some
 }
 
-// Undecided returns the owners of whom nothing is known: at the start, after a change of policy, and where nobody could
+// UncheckedOwners returns the owners of whom nothing is known: at the start, after a change of policy, and where nobody could
 // say.
-func (r *RetainedStore) Undecided() (some []*RetainedOwner) {
+func (r *RetainedStore) UncheckedOwners() (some []*RetainedOwner) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	for _, list := range r.owners.bySubject {
 		for _, o := range list {
-			if !o.decided && !o.gone {
+			if !o.checked && !o.removed {
 				some = append(some, o)
 			}
 		}
@@ -172,12 +172,12 @@ func (r *RetainedStore) Undecided() (some []*RetainedOwner) {
 	return some
 }
 
-// AnyGone reports whether there are retained messages of owners that are gone.
-func (r *RetainedStore) AnyGone() bool {
+// HasRemovedOwners reports whether there are retained messages of owners that are gone.
+func (r *RetainedStore) HasRemovedOwners() bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	for _, list := range r.owners.bySubject {
-		if slices.ContainsFunc(list, (*RetainedOwner).isGone) {
+		if slices.ContainsFunc(list, (*RetainedOwner).isRemoved) {
 			return true
 		}
 	}

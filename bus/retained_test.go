@@ -78,17 +78,17 @@ func TestAccountsFollowWhatIsRefusedAndUndone(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	r.holds(map[Owner]int64{one: 1, two: 0})
-	if r.records.find([]byte("a")) != first || first.gone {
+	if r.records.find([]byte("a")) != first || first.removed {
 		t.Error("what was there is gone, though what came is refused")
 	}
 	number := first.number
 	_, undo := r.must(two, "a", "2")
-	if !first.gone {
+	if !first.removed {
 		t.Error("what was replaced does not know it")
 	}
 	r.holds(map[Owner]int64{one: 0, two: 1})
 	undo()
-	if r.records.find([]byte("a")) != first || first.gone || first.number != number || first.owner.identity() != one {
+	if r.records.find([]byte("a")) != first || first.removed || first.number != number || first.owner.identity() != one {
 		t.Error("what was there is not there again as it was")
 	}
 	r.holds(map[Owner]int64{one: 1, two: 0})
@@ -109,7 +109,7 @@ func TestDeletedOwnerRetainsNothing(t *testing.T) {
 	r.must(one, "a", "1")
 	x, _ := r.must(one, "b", "1")
 	_, undo := r.must(two, "a", "2")
-	x.owner.gone = true
+	x.owner.removed = true
 	if _, err := r.set(one, "c", "1"); watchword.CodeOf(err) != watchword.SubjectRevoked {
 		t.Errorf("%v", err)
 	}
@@ -122,7 +122,7 @@ func TestDeletedOwnerRetainsNothing(t *testing.T) {
 }
 
 // What took the place of a message that is to be swept stays.
-func TestASweepTakesNothingThatCameSince(t *testing.T) {
+func TestSweepKeepsNewerMessages(t *testing.T) {
 	one := Owner{"one", 1}
 	r := &retainedBy{t, RetainedStore{quota: newRetainedQuota(Options{})}}
 	x, _ := r.must(one, "a", "1")
@@ -144,8 +144,8 @@ func TestStaleOwnerDecisionIsIgnored(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := &retainedBy{t, RetainedStore{quota: newRetainedQuota(Options{})}}
 			x, _ := r.must(Owner{"one", 1}, "a", "x")
-			if err := r.Decide(t.Context(), x.owner, func(context.Context, Owner) (PublishAuthority, error) {
-				r.Changed(id)
+			if err := r.CheckOwner(t.Context(), x.owner, func(context.Context, Owner) (PublishAuthority, error) {
+				r.OwnerChanged(id)
 				return everything{}, nil
 			}); err != nil {
 				t.Fatal(err)

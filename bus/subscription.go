@@ -48,13 +48,13 @@ func (t *Tenant) Subscribe(ctx context.Context, s *Subscription, a Authority, na
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	return t.Place(s, bytes, true)
+	return t.AddSubscription(s, bytes, true)
 }
 
-// Place is Subscribe for what was decided before: a subscription that comes back from a store, or stands for a group.
+// AddSubscription is Subscribe for what was decided before: a subscription that comes back from a store, or stands for a group.
 // Limits do not refuse it where it is not bounded. Code: busy.
-func (t *Tenant) Place(s *Subscription, bytes int64, bounded bool) error {
-	_, err := t.tree.put(s.Filter, s, func(levels int64) error {
+func (t *Tenant) AddSubscription(s *Subscription, bytes int64, bounded bool) error {
+	_, err := t.tree.addCharged(s.Filter, s, func(levels int64) error {
 		k, n := s.Subscriber.Account(), bytes+levels
 		if !bounded {
 			t.bus.subscribed.Add(k, n)
@@ -71,23 +71,23 @@ func (t *Tenant) Place(s *Subscription, bytes int64, bounded bool) error {
 // needs levels which s was charged for is charged for them from here on, also above its limit: it may have
 // less without them, never more.
 func (t *Tenant) Unsubscribe(s *Subscription, bytes int64) {
-	t.tree.take(s.Filter, s, func(freed int64, heir func() (*Subscription, bool)) {
+	t.tree.removeCharged(s.Filter, s, func(freed int64, successor func() (*Subscription, bool)) {
 		t.bus.subscribed.Release(s.Subscriber.Account(), bytes+s.levels)
 		rest := s.levels - freed
 		s.levels = 0
 		if rest == 0 {
 			return
 		}
-		if h, found := heir(); found {
+		if h, found := successor(); found {
 			h.levels += rest
 			t.bus.subscribed.Add(h.Subscriber.Account(), rest)
 		}
 	})
 }
 
-// Recharge moves what s is charged, with bytes as in Subscribe, from one account to that which its subscriber has after
+// MoveCharge moves what s is charged, with bytes as in Subscribe, from one account to that which its subscriber has after
 // change. Meanwhile nobody else is charged.
-func (t *Tenant) Recharge(s *Subscription, bytes int64, change func() bool) {
+func (t *Tenant) MoveCharge(s *Subscription, bytes int64, change func() bool) {
 	t.tree.mu.Lock()
 	defer t.tree.mu.Unlock()
 	before := s.Subscriber.Account()

@@ -107,8 +107,8 @@ func (dl *Delivery) signal() {
 	}
 }
 
-// wake tells the device's newest delivery, if it has one, that a command may be pending.
-func (svc *Service) wake(t watchword.TenantID, device watchword.SubjectID) {
+// wakeDelivery tells the device's newest delivery, if it has one, that a command may be pending.
+func (svc *Service) wakeDelivery(t watchword.TenantID, device watchword.SubjectID) {
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
 	if deliveries := svc.deliveries[deviceRef{t, device}]; len(deliveries) > 0 {
@@ -116,8 +116,8 @@ func (svc *Service) wake(t watchword.TenantID, device watchword.SubjectID) {
 	}
 }
 
-// current reports whether the device's commands go to l.
-func (dl *Delivery) current() bool {
+// isNewest reports whether the device's commands go to l.
+func (dl *Delivery) isNewest() bool {
 	dl.svc.mu.Lock()
 	defer dl.svc.mu.Unlock()
 	deliveries := dl.svc.deliveries[dl.key]
@@ -127,7 +127,7 @@ func (dl *Delivery) current() bool {
 // Take returns what waits now, as [Delivery.Next] does, without waiting; nothing
 // while a newer delivery has the device's commands. more says that there may be more.
 func (dl *Delivery) Take(ctx context.Context, after int64, nonce string, limit int) (out []SealedCommand, more bool, err error) {
-	if !dl.current() {
+	if !dl.isNewest() {
 		return nil, false, nil
 	}
 	return dl.pending(ctx, after, nonce, limit)
@@ -209,7 +209,7 @@ func (dl *Delivery) pending(ctx context.Context, after int64, nonce string, limi
 		for _, r := range rows {
 			c, err := dl.handOver(ctx, r, nonce)
 			if m, ok := errors.AsType[*tooLargeError](err); ok {
-				if err = dl.svc.undeliverable(ctx, dl.key, r.ID, m.Reason, r); err == nil {
+				if err = dl.svc.markUndeliverable(ctx, dl.key, r.ID, m.Reason, r); err == nil {
 					continue
 				}
 			}
@@ -274,7 +274,7 @@ func (dl *Delivery) handOver(ctx context.Context, r Row, nonce string) (SealedCo
 			return SealedCommand{}, err
 		}
 	}
-	row, entry, err := d.store.AddHandover(ctx, r.Tenant, r.ID, h, audit.Always[Row](d.handoverEntry(r, h, jws)))
+	row, entry, err := d.store.AddHandover(ctx, r.Tenant, r.ID, h, audit.FixedEntry[Row](d.handoverEntry(r, h, jws)))
 	if err != nil {
 		return SealedCommand{}, err
 	}

@@ -121,7 +121,7 @@ func TestCommandsAreSealedToTheCurrentKey(t *testing.T) {
 func TestSubjectsWithoutDelivery(t *testing.T) {
 	s := newSetup(t, options{})
 	s.order(command.Call{})
-	_, err := s.store.Suspend(t.Context(), audit.Actor{Tenant: tenant}, "lamp-1", s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceSuspend, "lamp-1", nil)))
+	_, err := s.store.Suspend(t.Context(), audit.Actor{Tenant: tenant}, "lamp-1", s.now(), audit.FixedEntry[watchword.Subject](s.entry(audit.DeviceSuspend, "lamp-1", nil)))
 	must(t, err)
 	s.changed("lamp-1")
 	l := s.Attach(tenant, "lamp-1")
@@ -338,7 +338,7 @@ func (l *logOf) ConsistencyProof(_ context.Context, _ ledger.Checkpoint, size in
 // order, each with the proof from the size that it saw last.
 func TestADeliveryThatNeedsLogProofs(t *testing.T) {
 	log := &logOf{}
-	s := newSetup(t, options{desk: command.Options{Log: log}})
+	s := newSetup(t, options{service: command.Options{Log: log}})
 	rung := 0
 	l := s.AttachFunc(tenant, "lamp-1", func() { rung++ })
 	defer l.Close()

@@ -274,7 +274,7 @@ func (f *evidenceBuilder) note(c ledger.Checkpoint) []byte {
 
 func (f *evidenceBuilder) verify() (command.VerifiedEvidence, error) {
 	f.t.Helper()
-	return command.VerifyEvidence(f.make(), token.Pin(f.root.Public()))
+	return command.VerifyEvidence(f.make(), token.TrustPin(f.root.Public()))
 }
 
 func TestEvidenceVerifies(t *testing.T) {
@@ -305,7 +305,7 @@ func TestEvidenceVerifies(t *testing.T) {
 
 // Each row changes one thing behind the file and has the rest made to fit it. says is what
 // the refusal says; empty where the file must still hold.
-func TestWhatEvidenceMustShow(t *testing.T) {
+func TestIncompleteEvidenceIsRefused(t *testing.T) {
 	p := newParties(t)
 	second := func(f *evidenceBuilder, edit func(b *token.Trust)) {
 		b := f.trusts[0]
@@ -531,7 +531,7 @@ func TestWhatEvidenceMustShow(t *testing.T) {
 func TestMalformedEvidence(t *testing.T) {
 	p := newParties(t)
 	f := newForge(t, p)
-	good, pin := f.make(), token.Pin(f.root.Public())
+	good, pin := f.make(), token.TrustPin(f.root.Public())
 	if _, err := command.VerifyEvidence(good, pin); err != nil {
 		t.Fatal(err)
 	}
@@ -547,7 +547,7 @@ func TestMalformedEvidence(t *testing.T) {
 		"another type":          {bytes.Replace(good, []byte("evidence/v1"), []byte("evidence/v2"), 1), pin, watchword.LogInvalid},
 		"no JSON":               {[]byte("evidence"), pin, watchword.LogInvalid},
 		"nothing":               {nil, pin, watchword.LogInvalid},
-		"another pin":           {good, token.Pin(f.device.Public()), watchword.LogInvalid},
+		"another pin":           {good, token.TrustPin(f.device.Public()), watchword.LogInvalid},
 		"no pin":                {good, "", watchword.LogInvalid},
 		"a command that its proofs are not about": {bytes.Replace(good, []byte(`"command": "cmd_1"`), []byte(`"command": "cmd_2"`), 1), pin, watchword.LogInvalid},
 	} {

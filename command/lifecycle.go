@@ -17,10 +17,10 @@ var Unfinished = []watchword.CommandState{watchword.Queued, watchword.Sent, watc
 type Snapshot struct {
 	Row
 	// Target is the device: its ID, Kind, State and Incarnation alone.
-	Target   watchword.Subject
-	Versions int64 // how many versions were handed over
-	Known    bool  // the version that is asked for is one of them
-	Logged   int64 // number of the log's entry of that version; 0 where it is not known
+	Target       watchword.Subject
+	Versions     int64 // how many versions were handed over
+	VersionKnown bool  // the version that is asked for is one of them
+	LoggedSeq    int64 // number of the log's entry of that version; 0 where it is not known
 }
 
 // HandOver decides whether the version h may be sent to the device. isNew says that h is to be stored, with its entry.
@@ -36,18 +36,18 @@ func (s Snapshot) HandOver(h Handover) (r Row, isNew bool, err error) {
 	if s.Target.Incarnation != r.Incarnation {
 		return r, false, watchword.Refuse(watchword.Conflict, "command %q was for an earlier life of the device", r.ID)
 	}
-	if !s.Known && s.Versions >= MaxHandovers {
+	if !s.VersionKnown && s.Versions >= MaxHandovers {
 		return r, false, watchword.Refuse(watchword.Busy, "command %q was handed over %d times", r.ID, s.Versions)
 	}
 	if r.State == watchword.Queued {
 		r.State, r.SentAt = watchword.Sent, h.At
 	}
-	return r, !s.Known, nil
+	return r, !s.VersionKnown, nil
 }
 
-// Deliver notes that the device holds the command, where a says so: changed is false for a command that was not sent or is
+// Acknowledge notes that the device holds the command, where a says so: changed is false for a command that was not sent or is
 // not among those of a, and where the device is not active.
-func (s Snapshot) Deliver(a Acknowledgement, now time.Time) (r Row, changed bool) {
+func (s Snapshot) Acknowledge(a Acknowledgement, now time.Time) (r Row, changed bool) {
 	r = s.Row
 	if r.State != watchword.Sent || s.Target.CheckActive() != nil || !a.has(r) {
 		return r, false
@@ -56,17 +56,17 @@ func (s Snapshot) Deliver(a Acknowledgement, now time.Time) (r Row, changed bool
 	return r, true
 }
 
-// Settle applies a receipt. The Entry of r is left to the store, which numbers the receipt's entry. changed is false where
+// ApplyReceipt applies a receipt. The Entry of r is left to the store, which numbers the receipt's entry. changed is false where
 // the same status was reported before.
 //
 // Codes: receipt_invalid where the receipt fits nothing that was handed over to this device in this life; conflict where
 // the command's state takes no such receipt.
-func (s Snapshot) Settle(t ReceiptUpdate) (r Row, changed bool, err error) {
+func (s Snapshot) ApplyReceipt(t ReceiptUpdate) (r Row, changed bool, err error) {
 	r = s.Row
-	if r.Device != t.Device || r.Incarnation != s.Target.Incarnation || r.Epoch != t.Epoch || r.Seq != t.Seq || !s.Known {
-		return r, false, ErrUnfitting
+	if r.Device != t.Device || r.Incarnation != s.Target.Incarnation || r.Epoch != t.Epoch || r.Seq != t.Seq || !s.VersionKnown {
+		return r, false, ErrReceiptMismatch
 	}
-	to, err := r.settled(t)
+	to, err := r.stateAfterReceipt(t)
 	if err != nil || r.Status == t.Status {
 		return r, false, err
 	}
@@ -81,11 +81,11 @@ func (s Snapshot) Settle(t ReceiptUpdate) (r Row, changed bool, err error) {
 	return r, true, nil
 }
 
-// ErrUnfitting is the refusal of a receipt that fits no command.
-var ErrUnfitting = watchword.Refuse(watchword.ReceiptInvalid, "the receipt fits no command that was handed to this device")
+// ErrReceiptMismatch is the refusal of a receipt that fits no command.
+var ErrReceiptMismatch = watchword.Refuse(watchword.ReceiptInvalid, "the receipt fits no command that was handed to this device")
 
-// settled returns the state to which a receipt leads.
-func (r Row) settled(t ReceiptUpdate) (watchword.CommandState, error) {
+// stateAfterReceipt returns the state to which a receipt leads.
+func (r Row) stateAfterReceipt(t ReceiptUpdate) (watchword.CommandState, error) {
 	to, ok := t.Status.State()
 	if !ok {
 		return to, watchword.Refuse(watchword.ReceiptInvalid, "a receipt without a status")
@@ -108,8 +108,8 @@ func (r Row) settled(t ReceiptUpdate) (watchword.CommandState, error) {
 	return to, nil
 }
 
-// Undeliver ends the command with u's reason. changed is false where it has ended, or the device has acknowledged it.
-func (r Row) Undeliver(u UndeliverableUpdate) (_ Row, changed bool) {
+// MarkUndeliverable ends the command with u's reason. changed is false where it has ended, or the device has acknowledged it.
+func (r Row) MarkUndeliverable(u UndeliverableUpdate) (_ Row, changed bool) {
 	if r.State != watchword.Queued && r.State != watchword.Sent {
 		return r, false
 	}
@@ -139,8 +139,8 @@ func (r Row) Expire(now time.Time) (_ Row, changed bool) {
 	return r, true
 }
 
-// Abandoned returns the state of a command whose device is revoked or deleted; final states stay.
-func Abandoned(s watchword.CommandState) watchword.CommandState {
+// StateWithoutDevice returns the state of a command whose device is revoked or deleted; final states stay.
+func StateWithoutDevice(s watchword.CommandState) watchword.CommandState {
 	switch s {
 	case watchword.Queued, watchword.Sent:
 		return watchword.Cancelled

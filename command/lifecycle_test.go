@@ -23,7 +23,7 @@ func snapshot(state watchword.CommandState) command.Snapshot {
 	return command.Snapshot{
 		Row:      command.Row{ID: "cmd_1", Device: "lamp-1", Incarnation: 2, Epoch: 1, Seq: 5, State: state, Expires: noon.Add(time.Minute)},
 		Target:   watchword.Subject{ID: "lamp-1", Kind: watchword.Device, State: watchword.Active, Incarnation: 2},
-		Versions: 1, Known: true, Logged: 40,
+		Versions: 1, VersionKnown: true, LoggedSeq: 40,
 	}
 }
 
@@ -39,12 +39,16 @@ func TestHandoverRule(t *testing.T) {
 		want  watchword.Code
 	}{
 		{"a queued command is sent", func(s *command.Snapshot, _ *command.Handover) {
-			s.State, s.Known, s.Versions = watchword.Queued, false, 0
+			s.State, s.VersionKnown, s.Versions = watchword.Queued, false, 0
 		}, true, ""},
 		{"a sent command is sent again, in a version that is known", func(*command.Snapshot, *command.Handover) {}, false, ""},
-		{"a sent command is sent again, in another version", func(s *command.Snapshot, _ *command.Handover) { s.Known = false }, true, ""},
-		{"the last version that there may be is sent", func(s *command.Snapshot, _ *command.Handover) { s.Known, s.Versions = false, command.MaxHandovers-1 }, true, ""},
-		{"one version more is too many", func(s *command.Snapshot, _ *command.Handover) { s.Known, s.Versions = false, command.MaxHandovers }, false, watchword.Busy},
+		{"a sent command is sent again, in another version", func(s *command.Snapshot, _ *command.Handover) { s.VersionKnown = false }, true, ""},
+		{"the last version that there may be is sent", func(s *command.Snapshot, _ *command.Handover) {
+			s.VersionKnown, s.Versions = false, command.MaxHandovers-1
+		}, true, ""},
+		{"one version more is too many", func(s *command.Snapshot, _ *command.Handover) {
+			s.VersionKnown, s.Versions = false, command.MaxHandovers
+		}, false, watchword.Busy},
 		{"a known version is sent however many there are", func(s *command.Snapshot, _ *command.Handover) { s.Versions = command.MaxHandovers }, false, ""},
 		{"a millisecond before its end it is sent", func(s *command.Snapshot, h *command.Handover) { h.At = s.Expires.Add(-time.Millisecond) }, false, ""},
 		{"at its end it is not sent", func(s *command.Snapshot, h *command.Handover) { h.At = s.Expires }, false, watchword.Conflict},
@@ -99,18 +103,18 @@ func TestWhichCommandsAreAcknowledged(t *testing.T) {
 		if c.want {
 			want.State, want.DeliveredAt = watchword.Delivered, noon
 		}
-		if r, changed := s.Deliver(c.a, noon); changed != c.want || !reflect.DeepEqual(r, want) {
+		if r, changed := s.Acknowledge(c.a, noon); changed != c.want || !reflect.DeepEqual(r, want) {
 			t.Errorf("%s: changed %v, %+v", c.name, changed, r)
 		}
 	}
 }
 
-func TestOnlyAReceiptThatFitsSettles(t *testing.T) {
+func TestMismatchedReceiptIsRefused(t *testing.T) {
 	for name, with := range map[string]func(*command.Snapshot, *command.ReceiptUpdate){
 		"another device":                  func(_ *command.Snapshot, r *command.ReceiptUpdate) { r.Device = "lamp-2" },
 		"another epoch":                   func(_ *command.Snapshot, r *command.ReceiptUpdate) { r.Epoch = 2 },
 		"another number":                  func(_ *command.Snapshot, r *command.ReceiptUpdate) { r.Seq = 6 },
-		"a version that was not sent":     func(s *command.Snapshot, _ *command.ReceiptUpdate) { s.Known = false },
+		"a version that was not sent":     func(s *command.Snapshot, _ *command.ReceiptUpdate) { s.VersionKnown = false },
 		"another life of the device":      func(s *command.Snapshot, _ *command.ReceiptUpdate) { s.Target.Incarnation = 3 },
 		"a status that there is not":      func(_ *command.Snapshot, r *command.ReceiptUpdate) { r.Status = "maybe" },
 		"no status":                       func(_ *command.Snapshot, r *command.ReceiptUpdate) { r.Status = "" },
@@ -118,7 +122,7 @@ func TestOnlyAReceiptThatFitsSettles(t *testing.T) {
 	} {
 		s, r := snapshot(watchword.Sent), receipt(watchword.StatusDone)
 		with(&s, &r)
-		_, changed, err := s.Settle(r)
+		_, changed, err := s.ApplyReceipt(r)
 		wantCode(t, name, err, watchword.ReceiptInvalid)
 		if changed {
 			t.Errorf("%s: it changes", name)
@@ -149,7 +153,7 @@ func TestReceiptTransitions(t *testing.T) {
 		for _, from := range allStates {
 			s, r := snapshot(from), receipt(c.status)
 			r.At, s.Reason = c.at, &command.Reason{}
-			row, changed, err := s.Settle(r)
+			row, changed, err := s.ApplyReceipt(r)
 			if !slices.Contains(c.from, from) {
 				wantCode(t, string(from)+", then "+string(c.status), err, watchword.Conflict)
 				continue
@@ -163,7 +167,7 @@ func TestReceiptTransitions(t *testing.T) {
 				t.Errorf("%s, then %s at %s: changed %v, %v\n got %+v\nwant %+v", from, c.status, c.at, changed, err, row, want)
 			}
 			r.At = late
-			again, changed, err := command.Snapshot{Row: row, Target: s.Target, Known: true}.Settle(r)
+			again, changed, err := command.Snapshot{Row: row, Target: s.Target, VersionKnown: true}.ApplyReceipt(r)
 			if err != nil || changed || !reflect.DeepEqual(again, row) {
 				t.Errorf("%s, then %s twice: changed %v, %v", from, c.status, changed, err)
 			}
@@ -171,12 +175,12 @@ func TestReceiptTransitions(t *testing.T) {
 	}
 	s := snapshot(watchword.Delivered)
 	s.DeliveredAt = noon.Add(-time.Second)
-	if r, _, err := s.Settle(receipt(watchword.StatusDone)); err != nil || !r.DeliveredAt.Equal(s.DeliveredAt) {
+	if r, _, err := s.ApplyReceipt(receipt(watchword.StatusDone)); err != nil || !r.DeliveredAt.Equal(s.DeliveredAt) {
 		t.Errorf("the time of delivery moved to %s, %v", r.DeliveredAt, err)
 	}
 	s = snapshot(watchword.Unknown)
 	s.SettledAt = noon.Add(-time.Second)
-	if r, _, err := s.Settle(receipt(watchword.StatusAccepted)); err != nil || !r.SettledAt.IsZero() {
+	if r, _, err := s.ApplyReceipt(receipt(watchword.StatusAccepted)); err != nil || !r.SettledAt.IsZero() {
 		t.Errorf("a command that is open again was settled at %s, %v", r.SettledAt, err)
 	}
 }
@@ -189,7 +193,7 @@ func TestExpireAndCancelRules(t *testing.T) {
 		to   map[watchword.CommandState]watchword.CommandState // all others stay
 	}{
 		{"its device cannot take it", func(r command.Row) (command.Row, bool) {
-			return r.Undeliver(command.UndeliverableUpdate{Reason: why, SentAt: noon.Add(-time.Second), At: noon})
+			return r.MarkUndeliverable(command.UndeliverableUpdate{Reason: why, SentAt: noon.Add(-time.Second), At: noon})
 		}, map[watchword.CommandState]watchword.CommandState{watchword.Queued: watchword.Undeliverable, watchword.Sent: watchword.Undeliverable}},
 		{"it is cancelled", func(r command.Row) (command.Row, bool) {
 			out, err := r.Cancel(noon)
@@ -203,7 +207,7 @@ func TestExpireAndCancelRules(t *testing.T) {
 		}},
 		{"its end is to come", func(r command.Row) (command.Row, bool) { return r.Expire(r.Expires.Add(-time.Millisecond)) }, nil},
 		{"its device is revoked", func(r command.Row) (command.Row, bool) {
-			to := command.Abandoned(r.State)
+			to := command.StateWithoutDevice(r.State)
 			changed := to != r.State
 			if r.State = to; changed {
 				r.SettledAt = noon

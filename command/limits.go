@@ -43,15 +43,15 @@ func PacketTooLarge(size, largest int) Reason {
 // SetLimits says what the connection takes, from the next command that is handed over.
 func (dl *Delivery) SetLimits(f Limits) { dl.limits = f }
 
-// Undeliverable ends a command that was handed over by this delivery and not sent after all,
+// MarkUndeliverable ends a command that was handed over by this delivery and not sent after all,
 // because the device cannot take it. Where it has ended or was acknowledged meanwhile,
 // nothing changes.
-func (dl *Delivery) Undeliverable(ctx context.Context, c SealedCommand, why Reason) error {
-	return dl.svc.undeliverable(ctx, dl.key, c.ID, why, Row{State: watchword.Sent, SentAt: c.sent})
+func (dl *Delivery) MarkUndeliverable(ctx context.Context, c SealedCommand, why Reason) error {
+	return dl.svc.markUndeliverable(ctx, dl.key, c.ID, why, Row{State: watchword.Sent, SentAt: c.sent})
 }
 
-// undeliverable ends a command; was is how it stood before it was to be handed over.
-func (svc *Service) undeliverable(ctx context.Context, of deviceRef, id watchword.CommandID, why Reason, was Row) error {
+// markUndeliverable ends a command; was is how it stood before it was to be handed over.
+func (svc *Service) markUndeliverable(ctx context.Context, of deviceRef, id watchword.CommandID, why Reason, was Row) error {
 	now := svc.opts.Now()
 	u := UndeliverableUpdate{Tenant: of.tenant, ID: id, Reason: why, SentAt: was.SentAt, At: now}
 	row, changed, err := svc.store.MarkUndeliverable(ctx, u, func(before, _ Row) audit.Entry {

@@ -106,7 +106,7 @@ func TestACommandOfTheMostBytesPasses(t *testing.T) {
 // Of a command with its proof it is not known before how long it is: it was not sent all the same.
 func TestAProofThatMakesACommandTooLarge(t *testing.T) {
 	log := &logOf{size: 1000}
-	s := newSetup(t, options{desk: command.Options{Log: log}})
+	s := newSetup(t, options{service: command.Options{Log: log}})
 	first := s.order(command.Call{})
 	l := s.Attach(tenant, "lamp-1")
 	defer l.Close()
@@ -146,7 +146,7 @@ func TestUnwritableCommandsAreUndeliverable(t *testing.T) {
 	must(t, err)
 	must(t, l.Acknowledge(t.Context(), []int64{2}))
 	for _, c := range cs {
-		must(t, l.Undeliverable(t.Context(), c, command.PacketTooLarge(2200, 2100)))
+		must(t, l.MarkUndeliverable(t.Context(), c, command.PacketTooLarge(2200, 2100)))
 	}
 	row, err := s.Command(t.Context(), tenant, first.ID)
 	must(t, err)

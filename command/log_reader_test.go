@@ -50,7 +50,7 @@ func TestEvidenceOfAFinishedCommand(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	pin := token.Pin(s.ring.Root())
+	pin := token.TrustPin(s.ring.Root())
 	evidence := func(id watchword.CommandID, book command.LogReader) (command.Evidence, error) {
 		t.Helper()
 		row, err := s.Command(t.Context(), tenant, id)

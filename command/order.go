@@ -36,7 +36,7 @@ func NewCommandID(now time.Time) watchword.CommandID {
 }
 
 // Order stores a call that a's holder may make, and returns once it is durable,
-// with its number; run it in [session.Session.Act]. What policy refuses is refused before anything is said about
+// with its number; run it in [session.Session.RunAuthorized]. What policy refuses is refused before anything is said about
 // the device.
 //
 // Codes: bad_request, too_large, denied, not_found, subject_revoked,
@@ -93,8 +93,8 @@ func (svc *Service) Order(ctx context.Context, a *session.Authority, c Call, tra
 		return Row{}, err
 	}
 	if !replay {
-		svc.wake(row.Tenant, row.Device)
-		svc.expireBy(row.Expires)
+		svc.wakeDelivery(row.Tenant, row.Device)
+		svc.scheduleExpiry(row.Expires)
 	}
 	return row, nil
 }
@@ -214,7 +214,7 @@ func (c *Call) idempotency(by watchword.SubjectID) Idempotency {
 // Cancel takes back a command that is still queued. Codes: not_found, conflict.
 func (svc *Service) Cancel(ctx context.Context, by audit.Actor, id watchword.CommandID) (Row, error) {
 	now := svc.opts.Now()
-	row, err := svc.store.CancelCommand(ctx, by, id, now, audit.Always[Row](by.DoneEntry(audit.CommandCancel, string(id), now, nil)))
+	row, err := svc.store.CancelCommand(ctx, by, id, now, audit.FixedEntry[Row](by.DoneEntry(audit.CommandCancel, string(id), now, nil)))
 	if err == nil {
 		svc.notify(row)
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 func TestCallValidation(t *testing.T) {
-	s := newSetup(t, options{desk: command.Options{MaxArgs: 100}})
+	s := newSetup(t, options{service: command.Options{MaxArgs: 100}})
 	sized := func(n int) []byte { return []byte(`{"a":"` + strings.Repeat("x", n-len(`{"a":""}`)) + `"}`) }
 	for name, c := range map[string]struct {
 		call  command.Call
@@ -74,7 +74,7 @@ func TestCallAuthorization(t *testing.T) {
 		{Name: "blink"},
 		{Name: "lamp.set", Schema: []byte(`{"properties":{"level":{"type":"object","properties":{"value":{"maximum":50}}}},"required":["level"]}`)},
 	}, s.now()))
-	_, err := s.store.Revoke(t.Context(), audit.Actor{Tenant: tenant}, "door-1", s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceRevoke, "door-1", nil)))
+	_, err := s.store.Revoke(t.Context(), audit.Actor{Tenant: tenant}, "door-1", s.now(), audit.FixedEntry[watchword.Subject](s.entry(audit.DeviceRevoke, "door-1", nil)))
 	must(t, err)
 	s.changed("door-1")
 	for _, c := range []struct {
@@ -114,7 +114,7 @@ func TestCallAuthorization(t *testing.T) {
 			t.Errorf("%s: got %+v, want field %q and %q", what, err, c.field, c.words)
 		}
 	}
-	narrow, err := s.guard.Check(t.Context(), s.papersOf("alice", "fn:lamp-2/blink"))
+	narrow, err := s.guard.Check(t.Context(), s.credentialsOf("alice", "fn:lamp-2/blink"))
 	must(t, err)
 	_, err = s.Order(t.Context(), narrow, command.Call{Device: "lamp-1", Function: "blink"}, "")
 	wantCode(t, "what the token does not carry", err, watchword.Denied)
@@ -304,7 +304,7 @@ func TestCancelling(t *testing.T) {
 func TestAnOrderIsDecidedAgainOnItsTargetsLabels(t *testing.T) {
 	s := newSetup(t, options{})
 	s.order(command.Call{}) // it is remembered from here on
-	_, err := s.store.SetLabels(t.Context(), audit.Actor{Tenant: tenant}, "lamp-1", watchword.Labels{"kind": "meter"}, 0, s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceLabel, "lamp-1", nil)))
+	_, err := s.store.SetLabels(t.Context(), audit.Actor{Tenant: tenant}, "lamp-1", watchword.Labels{"kind": "meter"}, 0, s.now(), audit.FixedEntry[watchword.Subject](s.entry(audit.DeviceLabel, "lamp-1", nil)))
 	must(t, err) // by another node: nobody here was told
 	order := func() error {
 		_, err := s.Order(t.Context(), s.as("alice"), command.Call{Device: "lamp-1", Function: "lamp.set"}, "trace")
@@ -332,7 +332,7 @@ func TestWhoMayReadACommand(t *testing.T) {
 	wantCode(t, "of a device that is gone", s.CheckMayRead(t.Context(), s.as("bob"), low), "")
 	row.Device = "lamp-9" // alice may by its labels, which nobody knows any more
 	wantCode(t, "of a device whose labels are gone", s.CheckMayRead(t.Context(), s.as("alice"), row), watchword.Denied)
-	narrow, err := s.guard.Check(t.Context(), s.papersOf("alice", "fn:lamp-1/other"))
+	narrow, err := s.guard.Check(t.Context(), s.credentialsOf("alice", "fn:lamp-1/other"))
 	must(t, err)
 	row.Device = "lamp-1"
 	wantCode(t, "by a token that does not carry it", s.CheckMayRead(t.Context(), narrow, row), watchword.Denied)

@@ -36,7 +36,7 @@ func TestBoundsOfUnfinishedCommands(t *testing.T) {
 	}
 }
 
-func TestWhichDeviceTakesACommand(t *testing.T) {
+func TestCommandTargetMustBeActiveDevice(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		state  watchword.State

@@ -20,7 +20,7 @@ const ReceiptCost = 1
 
 // ApplyReceipt verifies a receipt that device handed in and settles its command.
 // The same receipt again changes nothing and is not an error. b is what the device's right to hand it in
-// was decided on: run it in [session.Session.Act]. trace is the request's.
+// was decided on: run it in [session.Session.RunAuthorized]. trace is the request's.
 //
 // Codes: receipt_invalid where the receipt does not verify or matches nothing that was delivered, so
 // that its fault is not taken for one of the caller's token; too_large; conflict where the command was
@@ -31,7 +31,7 @@ func (svc *Service) ApplyReceipt(ctx context.Context, t watchword.TenantID, devi
 	if err != nil {
 		return Row{}, err
 	}
-	keys, err := who.Keys.Signed() // a retired key may have signed before it was replaced
+	keys, err := who.Keys.VerificationKeys() // a retired key may have signed before it was replaced
 	if err != nil {
 		return Row{}, err
 	}
@@ -58,7 +58,7 @@ func (svc *Service) ApplyReceipt(ctx context.Context, t watchword.TenantID, devi
 	by := audit.Actor{Tenant: t, Subject: device, Key: key, Trace: trace, Versions: b}
 	row, changed, err := svc.store.ApplyReceipt(ctx, by, ReceiptUpdate{
 		Tenant: t, Device: device, ID: r.Command, Epoch: r.Epoch, Seq: r.Seq, Hash: r.Hash, Status: r.Status, Key: key, JWS: sealed, At: now,
-	}, audit.Always[Row](by.DoneEntry(kind, string(r.Command), now, map[string]string{
+	}, audit.FixedEntry[Row](by.DoneEntry(kind, string(r.Command), now, map[string]string{
 		"st": string(r.Status), "ch": r.Hash, "epoch": strconv.FormatInt(r.Epoch, 10), "seq": strconv.FormatInt(r.Seq, 10), "receipt": jose.HashString(raw),
 	})))
 	if err == nil && changed {
@@ -94,12 +94,12 @@ const expireBatch = 500
 func (svc *Service) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	ahead := clockjump.Start(svc.opts.Now, svc.rescheduleExpiry) // the timer counts monotonic time
+	ahead := clockjump.Start(svc.opts.Now, svc.wakeExpiryTimer) // the timer counts monotonic time
 	defer ahead.Stop()
 	for {
 		select {
 		case <-timer.C:
-			if err := svc.expireDue(ctx); err != nil && ctx.Err() == nil {
+			if err := svc.expireCommands(ctx); err != nil && ctx.Err() == nil {
 				slog.ErrorContext(ctx, "commands not expired", slog.Any("err", err))
 			}
 		case <-svc.wakeExpiry:
@@ -120,8 +120,8 @@ func (svc *Service) Run(ctx context.Context) error {
 	}
 }
 
-// expireDue ends what has expired.
-func (svc *Service) expireDue(ctx context.Context) error {
+// expireCommands ends what has expired.
+func (svc *Service) expireCommands(ctx context.Context) error {
 	for {
 		now := svc.opts.Now()
 		rows, err := svc.store.ExpireCommands(ctx, now, expireBatch, func(r, _ Row) audit.Entry {
@@ -139,8 +139,8 @@ func (svc *Service) expireDue(ctx context.Context) error {
 	}
 }
 
-// expireBy tells Run of a new end, if it is nearer than the one Run waits for.
-func (svc *Service) expireBy(end time.Time) {
+// scheduleExpiry tells Run of a new end, if it is nearer than the one Run waits for.
+func (svc *Service) scheduleExpiry(end time.Time) {
 	svc.mu.Lock()
 	sooner := svc.nextExpiry.IsZero() || end.Before(svc.nextExpiry)
 	if sooner {
@@ -148,12 +148,12 @@ func (svc *Service) expireBy(end time.Time) {
 	}
 	svc.mu.Unlock()
 	if sooner {
-		svc.rescheduleExpiry()
+		svc.wakeExpiryTimer()
 	}
 }
 
-// rescheduleExpiry has Run ask for the next end.
-func (svc *Service) rescheduleExpiry() {
+// wakeExpiryTimer has Run ask for the next end.
+func (svc *Service) wakeExpiryTimer() {
 	select {
 	case svc.wakeExpiry <- struct{}{}:
 	default:

@@ -165,7 +165,7 @@ func TestReceiptsUnderAReplacedKey(t *testing.T) {
 func TestReceiptsUnderARevokedKey(t *testing.T) {
 	s := newSetup(t, options{})
 	u := s.handed("")
-	_, err := s.store.Revoke(t.Context(), audit.Actor{Tenant: tenant}, "lamp-1", s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceRevoke, "lamp-1", nil)))
+	_, err := s.store.Revoke(t.Context(), audit.Actor{Tenant: tenant}, "lamp-1", s.now(), audit.FixedEntry[watchword.Subject](s.entry(audit.DeviceRevoke, "lamp-1", nil)))
 	must(t, err)
 	s.changed("lamp-1")
 	_, err = s.ApplyReceipt(t.Context(), tenant, "lamp-1", watchword.AuthorityVersions{Local: true}, s.receipt(s.signs["lamp-1"], u, watchword.StatusDone), "")
@@ -459,7 +459,7 @@ func TestRunRetriesAndSeesEarlierExpiry(t *testing.T) {
 
 // A caller that waited, or had a line, leaves nothing behind.
 func TestClosedDeliveriesAndWaitersReleaseMemory(t *testing.T) {
-	s := newSetup(t, options{desk: command.Options{Log: &logOf{}}})
+	s := newSetup(t, options{service: command.Options{Log: &logOf{}}})
 	row := s.order(command.Call{})
 	if _, err := s.Wait(ended(), tenant, row.ID); err != nil {
 		t.Fatal(err)

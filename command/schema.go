@@ -8,7 +8,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/recent"
+	"github.com/watchword-iot/watchword/internal/cache"
 	"github.com/watchword-iot/watchword/internal/schema"
 	"github.com/watchword-iot/watchword/twin"
 )
@@ -16,14 +16,14 @@ import (
 // schemas holds compiled JSON Schemas by the hash of their text.
 type schemas struct {
 	mu             *sync.Mutex
-	compiledByHash *recent.Sized[[32]byte, *schema.Schema]
+	compiledByHash *cache.Sized[[32]byte, *schema.Schema]
 }
 
 // schemasBytes is how much memory compiled schemas may take, all together.
 const schemasBytes = 32 << 20
 
 func newSchemas() schemas {
-	return schemas{new(sync.Mutex), recent.NewSized[[32]byte, *schema.Schema](schemasBytes)}
+	return schemas{new(sync.Mutex), cache.NewSized[[32]byte, *schema.Schema](schemasBytes)}
 }
 
 // CompileSchema compiles a JSON Schema (draft 2020-12) of a function's arguments; it may refer to itself alone, and is

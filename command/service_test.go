@@ -47,14 +47,14 @@ args = { level = { maximum = 80 } }
 // setup is a service over a real store and a real keyring, with a clock of its own.
 type setup struct {
 	*command.Service
-	t     *testing.T
-	store *sqlite.Store
-	ring  *keyring.Ring
-	roll  *registry.Directory
-	guard *session.Guard
-	clock atomic.Int64 // in nanoseconds since 1970
-	signs map[watchword.SubjectID]*jose.Signer
-	opens map[watchword.SubjectID]*jose.Decrypter
+	t         *testing.T
+	store     *sqlite.Store
+	ring      *keyring.Ring
+	directory *registry.Directory
+	guard     *session.Guard
+	clock     atomic.Int64 // in nanoseconds since 1970
+	signs     map[watchword.SubjectID]*jose.Signer
+	opens     map[watchword.SubjectID]*jose.Decrypter
 }
 
 func (s *setup) now() time.Time { return time.Unix(0, s.clock.Load()).UTC() }
@@ -63,10 +63,10 @@ func (s *setup) pass(d time.Duration) { s.clock.Add(int64(d)) }
 
 // options change what the service is made of; nil leaves it.
 type options struct {
-	store func(command.Store) command.Store
-	keys  func(command.Keys) command.Keys
-	safe  func(command.Sealer) command.Sealer
-	desk  command.Options
+	store   func(command.Store) command.Store
+	keys    func(command.Keys) command.Keys
+	safe    func(command.Sealer) command.Sealer
+	service command.Options
 }
 
 func newSetup(t *testing.T, o options) *setup {
@@ -92,12 +92,12 @@ func newSetup(t *testing.T, o options) *setup {
 	s.ring, err = keyring.Open(t.Context(), st, kek)
 	must(t, err)
 	for name, src := range map[string]string{"callers": callers, "bounded": bounded} {
-		_, _, err = st.PutPolicy(t.Context(), audit.Actor{Tenant: tenant}, name, []byte(src), -1, at, audit.Always[policy.Stored](s.entry(audit.PolicyApply, name, nil)))
+		_, _, err = st.PutPolicy(t.Context(), audit.Actor{Tenant: tenant}, name, []byte(src), -1, at, audit.FixedEntry[policy.Stored](s.entry(audit.PolicyApply, name, nil)))
 		must(t, err)
 	}
-	s.roll = registry.NewDirectory(st)
-	s.guard = session.NewGuard(s.roll, session.GuardOptions{Now: s.now})
-	o.desk.Issuer, o.desk.Epoch, o.desk.Now = issuer, s.ring.Epoch(), s.now
+	s.directory = registry.NewDirectory(st)
+	s.guard = session.NewGuard(s.directory, session.GuardOptions{Now: s.now})
+	o.service.Issuer, o.service.Epoch, o.service.Now = issuer, s.ring.Epoch(), s.now
 	under, keys := command.Store(st), command.Keys(s.ring)
 	if o.store != nil {
 		under = o.store(under)
@@ -109,7 +109,7 @@ func newSetup(t *testing.T, o options) *setup {
 	if o.safe != nil {
 		sealer = o.safe(sealer)
 	}
-	s.Service = command.New(under, s.roll, sealer, keys, o.desk)
+	s.Service = command.New(under, s.directory, sealer, keys, o.service)
 	s.subject("lamp-1", watchword.Device, watchword.Labels{"kind": "lamp"})
 	return s
 }
@@ -126,7 +126,7 @@ func (s *setup) subject(id watchword.SubjectID, kind watchword.Kind, labels watc
 		&enroll.Code{Tenant: tenant, Hash: hash, Subject: id, Expires: s.now().Add(time.Hour), CreatedBy: "alice"}, s.entry(created, string(id), nil)))
 	sign, seal := s.newKeys(id)
 	_, _, err := s.store.RedeemCode(s.t.Context(), enroll.Redemption{Tenant: tenant, Hash: hash, Sign: sign, Seal: seal}, s.now(),
-		audit.Always[watchword.Subject](s.entry(audit.DeviceEnroll, string(id), map[string]string{"sign": string(sign.ID), "sign_jwk": string(sign.JWK)})))
+		audit.FixedEntry[watchword.Subject](s.entry(audit.DeviceEnroll, string(id), map[string]string{"sign": string(sign.ID), "sign_jwk": string(sign.JWK)})))
 	must(s.t, err)
 	s.changed(id)
 }
@@ -157,7 +157,7 @@ func (s *setup) rekey(id watchword.SubjectID) {
 	_, _, err := s.store.Rekey(s.t.Context(), audit.Actor{Tenant: tenant}, enroll.KeyChange{
 		Tenant: tenant, Subject: id, Incarnation: 1, From: from, Sign: sign, Seal: seal,
 		Spent: token.SingleUse{JTI: string(sign.ID), Expires: s.now().Add(time.Hour)},
-	}, s.now(), audit.Always[watchword.Subject](s.entry(audit.DeviceRekey, string(id), map[string]string{"sign": string(sign.ID), "sign_jwk": string(sign.JWK)})))
+	}, s.now(), audit.FixedEntry[watchword.Subject](s.entry(audit.DeviceRekey, string(id), map[string]string{"sign": string(sign.ID), "sign_jwk": string(sign.JWK)})))
 	must(s.t, err)
 	s.changed(id)
 }
@@ -165,7 +165,7 @@ func (s *setup) rekey(id watchword.SubjectID) {
 // as is the authority of a subject whose token carries every call.
 func (s *setup) as(id watchword.SubjectID) *session.Authority {
 	s.t.Helper()
-	a, err := s.guard.Check(s.t.Context(), s.papersOf(id, "fn:*/*"))
+	a, err := s.guard.Check(s.t.Context(), s.credentialsOf(id, "fn:*/*"))
 	must(s.t, err)
 	return a
 }
@@ -283,7 +283,7 @@ func ended() context.Context {
 
 func deep(n int) string { return strings.Repeat(`{"a":`, n) + "1" + strings.Repeat("}", n) }
 
-func (s *setup) papersOf(id watchword.SubjectID, resource string) session.Credentials {
+func (s *setup) credentialsOf(id watchword.SubjectID, resource string) session.Credentials {
 	s.t.Helper()
 	g, err := policy.FromPermissions([]watchword.Permission{{Resource: resource, Actions: []string{"call"}}}, nil)
 	must(s.t, err)
@@ -294,6 +294,6 @@ func (s *setup) papersOf(id watchword.SubjectID, resource string) session.Creden
 func (s *setup) changed(id watchword.SubjectID) {
 	s.t.Helper()
 	live := session.NewLive()
-	live.Register(s.roll, s.Service)
+	live.Register(s.directory, s.Service)
 	must(s.t, live.Apply(s.t.Context(), watchword.Change{Tenant: tenant, Kind: watchword.SubjectChanged, ID: string(id)}))
 }

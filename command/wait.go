@@ -93,9 +93,9 @@ func (svc *Service) removeWaiter(k commandRef, w *waiters) {
 	}
 }
 
-// Receive tells those who wait for a command of a device that has changed how the command stands now: the end of a
+// HandleChange tells those who wait for a command of a device that has changed how the command stands now: the end of a
 // device ends its commands. Code: unavailable where the store cannot be read.
-func (svc *Service) Receive(ctx context.Context, c watchword.Change) error {
+func (svc *Service) HandleChange(ctx context.Context, c watchword.Change) error {
 	if c.Kind != watchword.SubjectChanged && c.Kind != watchword.SubjectDeleted {
 		return nil
 	}

@@ -27,7 +27,7 @@ func holder(st watchword.State, names ...string) watchword.Subject {
 	return s
 }
 
-func TestWhomACodeBringsIn(t *testing.T) {
+func TestEnrollmentCodeRedemption(t *testing.T) {
 	fresh := enroll.Code{Subject: "lamp-1", Expires: noon.Add(time.Millisecond)}
 	used := fresh
 	used.Sign, used.Seal = "k-sign", "k-seal"
@@ -69,7 +69,7 @@ func TestWhomACodeBringsIn(t *testing.T) {
 	}
 }
 
-func TestWhoseKeysAreReplaced(t *testing.T) {
+func TestRekeyRule(t *testing.T) {
 	many := func(n int, oldest time.Time) watchword.Subject {
 		s := holder(watchword.Active)
 		for i := range n - 2 {
@@ -124,45 +124,45 @@ func asking() enroll.Pairing {
 	}
 }
 
-func TestWhoMayAskToBePaired(t *testing.T) {
-	approved := func(with func(*enroll.Asker)) enroll.Asker {
+func TestPairingRequestRule(t *testing.T) {
+	approved := func(with func(*enroll.PairingRequester)) enroll.PairingRequester {
 		last := asking()
 		last.ID, last.State, last.Subject, last.By, last.Decided, last.Expires = "pair_1", enroll.PairingApproved, "lamp-1", "alice", noon.Add(-time.Hour), noon.Add(time.Hour)
-		a := enroll.Asker{KeysUsed: true, Last: last, Subject: holder(watchword.Active, "k"), Queue: enroll.Queue{All: enroll.MaxPairings, Nearby: enroll.MaxPairingsPerNetwork}}
+		a := enroll.PairingRequester{KeysUsed: true, LastPairing: last, Subject: holder(watchword.Active, "k"), Pending: enroll.PendingPairings{All: enroll.MaxPairings, SameNetwork: enroll.MaxPairingsPerNetwork}}
 		if with != nil {
 			with(&a)
 		}
 		return a
 	}
-	full := enroll.Queue{All: enroll.MaxPairings, First: noon.Add(time.Second), Nearby: enroll.MaxPairingsPerNetwork - 1, FirstNearby: noon.Add(2 * time.Second)}
-	near := enroll.Queue{All: enroll.MaxPairings, First: noon.Add(time.Second), Nearby: enroll.MaxPairingsPerNetwork, FirstNearby: noon.Add(2 * time.Second)}
+	full := enroll.PendingPairings{All: enroll.MaxPairings, FirstExpiry: noon.Add(time.Second), SameNetwork: enroll.MaxPairingsPerNetwork - 1, FirstExpirySameNetwork: noon.Add(2 * time.Second)}
+	near := enroll.PendingPairings{All: enroll.MaxPairings, FirstExpiry: noon.Add(time.Second), SameNetwork: enroll.MaxPairingsPerNetwork, FirstExpirySameNetwork: noon.Add(2 * time.Second)}
 	for _, c := range []struct {
 		name  string
-		a     enroll.Asker
+		a     enroll.PairingRequester
 		state enroll.PairingState
 		want  watchword.Code
 		after time.Duration
 	}{
-		{"new keys wait", enroll.Asker{}, enroll.PairingPending, "", 0},
-		{"there is one place left", enroll.Asker{Queue: enroll.Queue{All: enroll.MaxPairings - 1, Nearby: enroll.MaxPairingsPerNetwork - 1}}, enroll.PairingPending, "", 0},
-		{"too many wait", enroll.Asker{Queue: full}, "", watchword.Busy, time.Second},
-		{"too many wait from the network", enroll.Asker{Queue: near}, "", watchword.RateLimited, 2 * time.Second},
+		{"new keys wait", enroll.PairingRequester{}, enroll.PairingPending, "", 0},
+		{"there is one place left", enroll.PairingRequester{Pending: enroll.PendingPairings{All: enroll.MaxPairings - 1, SameNetwork: enroll.MaxPairingsPerNetwork - 1}}, enroll.PairingPending, "", 0},
+		{"too many wait", enroll.PairingRequester{Pending: full}, "", watchword.Busy, time.Second},
+		{"too many wait from the network", enroll.PairingRequester{Pending: near}, "", watchword.RateLimited, 2 * time.Second},
 		{"keys that were approved stay approved, however many wait", approved(nil), enroll.PairingApproved, "", 0},
-		{"keys of somebody else are refused", enroll.Asker{KeysUsed: true}, "", watchword.Conflict, 0},
-		{"another sealing key was not approved", approved(func(a *enroll.Asker) { a.Last.Seal.ID = "other" }), "", watchword.Conflict, 0},
-		{"the approval is over", approved(func(a *enroll.Asker) { a.Last.Expires = noon }), "", watchword.Conflict, 0},
-		{"the device was revoked", approved(func(a *enroll.Asker) { a.Subject, _ = a.Subject.Revoke(noon) }), "", watchword.Conflict, 0},
-		{"the device was deleted", approved(func(a *enroll.Asker) { a.Subject = watchword.Subject{} }), "", watchword.Conflict, 0},
-		{"used keys were turned down", approved(func(a *enroll.Asker) { a.Last.State = enroll.PairingRejected }), "", watchword.Conflict, 0},
+		{"keys of somebody else are refused", enroll.PairingRequester{KeysUsed: true}, "", watchword.Conflict, 0},
+		{"another sealing key was not approved", approved(func(a *enroll.PairingRequester) { a.LastPairing.Seal.ID = "other" }), "", watchword.Conflict, 0},
+		{"the approval is over", approved(func(a *enroll.PairingRequester) { a.LastPairing.Expires = noon }), "", watchword.Conflict, 0},
+		{"the device was revoked", approved(func(a *enroll.PairingRequester) { a.Subject, _ = a.Subject.Revoke(noon) }), "", watchword.Conflict, 0},
+		{"the device was deleted", approved(func(a *enroll.PairingRequester) { a.Subject = watchword.Subject{} }), "", watchword.Conflict, 0},
+		{"used keys were turned down", approved(func(a *enroll.PairingRequester) { a.LastPairing.State = enroll.PairingRejected }), "", watchword.Conflict, 0},
 	} {
-		p, err := asking().Ask(c.a, noon)
+		p, err := asking().Request(c.a, noon)
 		wantCode(t, c.name, err, c.want)
 		if e, ok := errors.AsType[*watchword.Error](err); ok && e.RetryAfter != c.after {
 			t.Errorf("%s: again after %s", c.name, e.RetryAfter)
 		}
 		want := asking()
 		if c.state == enroll.PairingApproved {
-			l := c.a.Last
+			l := c.a.LastPairing
 			want.State, want.Subject, want.By, want.Decided, want.Expires = l.State, l.Subject, l.By, l.Decided, l.Expires
 		}
 		if err == nil && !reflect.DeepEqual(p, want) {
@@ -171,7 +171,7 @@ func TestWhoMayAskToBePaired(t *testing.T) {
 	}
 }
 
-func TestWhatAnOperatorDecides(t *testing.T) {
+func TestPairingDecisionRule(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		state enroll.PairingState
@@ -221,7 +221,7 @@ func (s *taken) AddPairing(ctx context.Context, p enroll.Pairing, now time.Time)
 	return s.Store.AddPairing(ctx, p, now)
 }
 
-func TestAUserCodeThatIsTakenIsPassedOver(t *testing.T) {
+func TestTakenUserCodeIsSkipped(t *testing.T) {
 	s := newSetup(t, enroll.Options{})
 	st := &taken{Store: s.store, n: 2, asked: map[string]bool{}}
 	s.Service = enroll.New(st, enroll.Options{Issuer: issuer})

@@ -7,7 +7,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
-	"github.com/watchword-iot/watchword/internal/recent"
+	"github.com/watchword-iot/watchword/internal/cache"
 )
 
 // The life and the pace of a pairing (RFC 8628 §3.2), by default, and
@@ -93,7 +93,7 @@ type Approval struct {
 type pollLimiter struct {
 	interval time.Duration
 	mu       sync.Mutex
-	byDevice *recent.Map[[32]byte, pollState]
+	byDevice *cache.Map[[32]byte, pollState]
 }
 
 type pollState struct {
@@ -105,7 +105,7 @@ type pollState struct {
 const slowDownStep = 5 * time.Second
 
 func newPollLimiter(first time.Duration) *pollLimiter {
-	return &pollLimiter{interval: first, byDevice: recent.New[[32]byte, pollState](2 * MaxPairings)}
+	return &pollLimiter{interval: first, byDevice: cache.New[[32]byte, pollState](2 * MaxPairings)}
 }
 
 // poll counts one, and refuses it where it came too early. Code: pairing_slow.

@@ -21,8 +21,8 @@ type PairingApproval struct {
 	Labels watchword.Labels // of a device that is added
 }
 
-// Pin is what devices check this server's root by.
-func (svc *Service) Pin() string { return svc.opts.Pin() }
+// TrustPin is what devices check this server's root by.
+func (svc *Service) TrustPin() string { return svc.opts.TrustPin() }
 
 // Pairing returns the pairing of a code that a person typed. Codes: bad_request, not_found.
 func (svc *Service) Pairing(ctx context.Context, t watchword.TenantID, userCode string, now time.Time) (Pairing, error) {
@@ -81,7 +81,7 @@ func (svc *Service) ApprovePairing(ctx context.Context, by audit.Actor, a Pairin
 		}))
 	})
 	if err == nil {
-		err = svc.opts.Live.Apply(ctx, watchword.OfSubject(&s))
+		err = svc.opts.Live.Apply(ctx, watchword.SubjectChange(&s))
 	}
 	return s, err
 }
@@ -121,7 +121,7 @@ func (svc *Service) RejectPairing(ctx context.Context, by audit.Actor, userCode 
 	if err != nil {
 		return p, err
 	}
-	return svc.store.RejectPairing(ctx, by, p.ID, now, audit.Always[Pairing](by.DoneEntry(audit.PairingReject, p.ID, now, map[string]string{
+	return svc.store.RejectPairing(ctx, by, p.ID, now, audit.FixedEntry[Pairing](by.DoneEntry(audit.PairingReject, p.ID, now, map[string]string{
 		"sign": string(p.Sign.ID), "seal": string(p.Seal.ID), "user_code": FormatUserCode(p.UserCode),
 	})))
 }

@@ -99,7 +99,7 @@ func (svc *Service) Rekey(ctx context.Context, by audit.Actor, r RekeyRequest, n
 		return by.DoneEntry(audit.DeviceRekey, string(s.ID), now, data).With("before", string(before.State), "after", string(after.State))
 	})
 	if err == nil && !replay {
-		err = svc.opts.Live.Apply(ctx, watchword.OfSubject(&after))
+		err = svc.opts.Live.Apply(ctx, watchword.SubjectChange(&after))
 	}
 	return after, err
 }

@@ -25,7 +25,7 @@ type Store interface {
 type Options struct {
 	PublicURL string        // where links of the default tenant point, without a path
 	Issuer    string        // of the default tenant
-	Pin       func() string // of the root of this moment
+	TrustPin  func() string // of the root of this moment
 	// CheckTokenSize refuses a subject whose token would outgrow its bound.
 	CheckTokenSize func(ctx context.Context, s watchword.Subject) error
 	// Live is told of each subject that has changed in the store, before the answer. It is a [session.Live].
@@ -120,7 +120,7 @@ func (svc *Service) newCode(by audit.Actor, id watchword.SubjectID, ttl time.Dur
 		return Code{}, Link{}, watchword.RefuseField("ttl", "must lie between 1 s and 30 days")
 	}
 	code := watchword.NewNonce()
-	link := newLink(svc.opts.PublicURL+watchword.TenantPath(by.Tenant), code, svc.opts.Pin(), now.Add(ttl))
+	link := newLink(svc.opts.PublicURL+watchword.TenantPath(by.Tenant), code, svc.opts.TrustPin(), now.Add(ttl))
 	return Code{Tenant: by.Tenant, Hash: token.CodeDigest(code), Subject: id, Expires: link.Expires, CreatedBy: by.Subject}, link, nil
 }
 
@@ -156,7 +156,7 @@ func (svc *Service) Enroll(ctx context.Context, t watchword.TenantID, r EnrollRe
 		var replay bool
 		if s, replay, err = svc.store.RedeemCode(ctx, redemption, now, entry); err == nil {
 			if !replay {
-				err = svc.opts.Live.Apply(ctx, watchword.OfSubject(&s))
+				err = svc.opts.Live.Apply(ctx, watchword.SubjectChange(&s))
 			}
 			return s, err
 		}

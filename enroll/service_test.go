@@ -49,7 +49,7 @@ func newSetup(t *testing.T, o enroll.Options) *setup {
 	})
 	s := &setup{t: t, store: st, now: at}
 	o.PublicURL, o.Issuer = "https://hub.example/w", issuer
-	o.Pin = func() string { return strings.Repeat("p", 43) }
+	o.TrustPin = func() string { return strings.Repeat("p", 43) }
 	o.CheckTokenSize = func(context.Context, watchword.Subject) error { return s.fits }
 	o.Live = live(func(id watchword.SubjectID) {
 		s.changed = append(s.changed, id)
@@ -155,7 +155,7 @@ func TestCreateDevice(t *testing.T) {
 	if sub.ID != "lamp-1" || sub.Kind != watchword.Device || sub.State != watchword.New || sub.Labels["site"] != "a" || sub.Proof != "" || sub.Version != 1 || sub.Incarnation != 1 {
 		t.Errorf("got %+v", sub)
 	}
-	if !link.Expires.Equal(s.now.Add(24*time.Hour)) || link.Pin != s.Pin() || link.URL != token.Link("https://hub.example/w", link.Code, link.Pin) || !token.WellFormedCode(link.Code) {
+	if !link.Expires.Equal(s.now.Add(24*time.Hour)) || link.Pin != s.TrustPin() || link.URL != token.EnrollmentLink("https://hub.example/w", link.Code, link.Pin) || !token.WellFormedCode(link.Code) {
 		t.Errorf("got %+v", link)
 	}
 	if e := s.entry(audit.DeviceCreate); e.Object != "lamp-1" || e.Actor != "alice" || e.Data["labels"] != "site=a" || e.Data["proof"] != "" {
@@ -571,11 +571,11 @@ func TestApproveAndRejectPairing(t *testing.T) {
 	if e := s.entry(audit.DeviceCreate); e.Object != "lamp-7" || e.Data["labels"] != "site=c" || e.Data["pairing"] != a.ID {
 		t.Errorf("the log says %+v", e)
 	}
-	_, err = s.store.Revoke(t.Context(), by, "lamp-7", s.now, audit.Always[watchword.Subject](by.DoneEntry(audit.DeviceRevoke, "lamp-7", s.now, nil)))
+	_, err = s.store.Revoke(t.Context(), by, "lamp-7", s.now, audit.FixedEntry[watchword.Subject](by.DoneEntry(audit.DeviceRevoke, "lamp-7", s.now, nil)))
 	must(t, err)
 	_, _, err = s.poll(d, a.DeviceCode, "lamp-7")
 	wantCode(t, "revoked since", err, watchword.PairingExpired)
-	must(t, s.store.DeleteSubject(t.Context(), by, "lamp-7", s.now, audit.Always[watchword.Subject](by.DoneEntry(audit.DeviceDelete, "lamp-7", s.now, nil))))
+	must(t, s.store.DeleteSubject(t.Context(), by, "lamp-7", s.now, audit.FixedEntry[watchword.Subject](by.DoneEntry(audit.DeviceDelete, "lamp-7", s.now, nil))))
 	_, _, err = s.poll(d, a.DeviceCode, "lamp-7")
 	wantCode(t, "deleted since", err, watchword.PairingExpired)
 

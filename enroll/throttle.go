@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/cache"
 	"github.com/watchword-iot/watchword/internal/fair"
-	"github.com/watchword-iot/watchword/internal/recent"
 )
 
 // How guesses are slowed: an address has some wrong ones free, then waits twice
@@ -25,7 +25,7 @@ const (
 // brake keeps the attempt from costing us anything.
 type throttle struct {
 	mu        sync.Mutex
-	byNetwork *recent.Map[netip.Prefix, failures]
+	byNetwork *cache.Map[netip.Prefix, failures]
 }
 
 type failures struct {
@@ -34,7 +34,7 @@ type failures struct {
 }
 
 func newThrottle() *throttle {
-	return &throttle{byNetwork: recent.New[netip.Prefix, failures](throttleEntries)}
+	return &throttle{byNetwork: cache.New[netip.Prefix, failures](throttleEntries)}
 }
 
 // check refuses an address that must wait. Code: rate_limited, with RetryAfter.

@@ -19,18 +19,18 @@ import (
 	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/enroll"
+	"github.com/watchword-iot/watchword/internal/cache"
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/quota"
-	"github.com/watchword-iot/watchword/internal/rates"
-	"github.com/watchword-iot/watchword/internal/recent"
+	"github.com/watchword-iot/watchword/internal/ratelimit"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/registry"
 	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/twin"
 )
 
-// Parts is what an [API] is built from.
-type Parts struct {
+// Dependencies is what an [API] is built from.
+type Dependencies struct {
 	Registry    *registry.Registry
 	Enrollment  *enroll.Service
 	Auth        *authn.Service
@@ -80,10 +80,10 @@ type Options struct {
 	TrustBundle func(t watchword.TenantID) (string, error)
 	TokenRate   float64 // requests a second from one address to endpoints that need no token; 0: no limit
 	// PublishRates limits the publishes of a subject over all transports; nil: no limit.
-	PublishRates *rates.Shared[quota.Key]
+	PublishRates *ratelimit.Shared[quota.Key]
 	// ControlRates limits the states and receipts that a subject writes, over all transports; nil:
 	// no limit.
-	ControlRates *rates.Shared[quota.Key]
+	ControlRates *ratelimit.Shared[quota.Key]
 	RequestRate  float64 // requests a second of one subject in one rate class (see rate.go); 0: no limit
 	Requests     int     // concurrent requests in all; 0: no limit
 	PerAddress   int     // concurrent requests from one address (IPv6: from one /64); 0: no limit
@@ -102,19 +102,19 @@ type Options struct {
 
 // API is the HTTP API. It is safe for concurrent use.
 type API struct {
-	Parts
+	Dependencies
 	mux              *http.ServeMux
 	huma             huma.API
-	rates            *rates.Map[netip.Prefix]       // rates of endpoints that need no token
+	rates            *ratelimit.Map[netip.Prefix]   // rates of endpoints that need no token
 	requestQuota     *quota.Ledger[netip.Prefix]    // concurrent requests
 	answerQuota      *quota.Ledger[responseAccount] // bytes of buffered answers
 	subjectRates     subjectRates                   // rates of requests with a token
-	unknownHosts     *rates.Map[struct{}]           // requests for hosts that are of no tenant: they share one rate
+	unknownHosts     *ratelimit.Map[struct{}]       // requests for hosts that are of no tenant: they share one rate
 	delayedResponses atomic.Int32                   // refusals that are being delayed
 
 	mirrorReads struct { // readers of the log's tiles, and when their reading was last logged
 		sync.Mutex
-		last *recent.Map[mirrorReader, time.Time]
+		last *cache.Map[mirrorReader, time.Time]
 	}
 
 	// strictTransport sends Strict-Transport-Security. It is false for localhost, where browsers
@@ -123,7 +123,7 @@ type API struct {
 }
 
 // New builds an API from its parts.
-func New(p Parts) *API {
+func New(p Dependencies) *API {
 	if p.Now == nil {
 		p.Now = time.Now
 	}
@@ -136,9 +136,9 @@ func New(p Parts) *API {
 		}
 	}
 	a := &API{
-		Parts: p, mux: http.NewServeMux(),
-		rates:        rates.New[netip.Prefix](p.TokenRate, "too many requests from this address"),
-		unknownHosts: rates.New[struct{}](p.TokenRate, "too many requests for hosts that are of no tenant"),
+		Dependencies: p, mux: http.NewServeMux(),
+		rates:        ratelimit.New[netip.Prefix](p.TokenRate, "too many requests from this address"),
+		unknownHosts: ratelimit.New[struct{}](p.TokenRate, "too many requests for hosts that are of no tenant"),
 		subjectRates: newSubjectRates(p.RequestRate),
 		requestQuota: quota.New[netip.Prefix](quota.Resource{
 			Name: "requests under way", Unit: "requests",
@@ -146,7 +146,7 @@ func New(p Parts) *API {
 		}),
 	}
 	a.answerQuota = newResponseQuota(p.SubjectBodyBytes, p.BodyBytes)
-	a.mirrorReads.last = recent.New[mirrorReader, time.Time](1024)
+	a.mirrorReads.last = cache.New[mirrorReader, time.Time](1024)
 	if u, err := url.Parse(p.PublicURL); err == nil {
 		a.strictTransport = u.Hostname() != "localhost" && !strings.HasSuffix(u.Hostname(), ".localhost")
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
-	"github.com/watchword-iot/watchword/internal/clip"
+	"github.com/watchword-iot/watchword/internal/truncate"
 )
 
 // Entries is the part of the store that reads and writes audit entries.
@@ -192,7 +192,7 @@ func parseAuditQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
 				err = watchword.RefuseField(name, "must be newest or oldest")
 			}
 		default:
-			err = watchword.RefuseField(clip.LogText(name), "is not a parameter of this path")
+			err = watchword.RefuseField(truncate.LogText(name), "is not a parameter of this path")
 		}
 		if err != nil {
 			return q, p, err
@@ -227,7 +227,7 @@ func parseTime(name, s string) (time.Time, error) {
 func describeQuery(v url.Values) string {
 	keep := url.Values{}
 	for k, s := range v {
-		keep.Set(k, clip.LogText(s[0]))
+		keep.Set(k, truncate.LogText(s[0]))
 	}
 	return keep.Encode()
 }

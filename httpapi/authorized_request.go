@@ -15,7 +15,7 @@ import (
 // or permissions do not allow it. Once its input is complete, it becomes a session of
 // [session.Guard], which is notified of every change of authority until the answer is written:
 //
-//   - A request that changes something runs in [session.Session.Act]: the store compares, in the transaction of the
+//   - A request that changes something runs in [session.Session.RunAuthorized]: the store compares, in the transaction of the
 //     change, the versions that the decision was based on. Nothing commits after an edit that took the permission away.
 //   - A request that reads writes its answer through [responseWriter], which passes nothing to the connection any more
 //     once the session has ended or has lost the permission.
@@ -62,7 +62,7 @@ func (a *API) beginSession(r *http.Request, c *caller, transport string, may fun
 	// session instead would let a write pass after the answer.
 	s, err := a.Guard.Open(r.Context(), c.credentials, session.Options{
 		Transport: transport, Remote: c.remote, Class: class, Changed: w.changed,
-		Ended: w.end, Cut: w.response.breakWrite, Covers: w.allowed,
+		Ended: w.end, Abort: w.response.breakWrite, Covers: w.allowed,
 	})
 	if err != nil {
 		in.writer.release()
@@ -126,7 +126,7 @@ func (w *requestSession) end(cause error) {
 
 // close ends the session after the answer was written.
 func (w *requestSession) close() {
-	w.Close(nil)
+	w.End(nil)
 	w.cancel(nil)
 }
 
@@ -162,7 +162,7 @@ func (a *API) runDecided(r *http.Request, c *caller, may func(*session.Authority
 		}
 		defer c.policyEdit.Release()
 	}
-	return c.session.Act(r.Context(), may, func(_ context.Context, now *session.Authority) error {
+	return c.session.RunAuthorized(r.Context(), may, func(_ context.Context, now *session.Authority) error {
 		c.Authority = now
 		c.actor.Versions = now.Versions()
 		return h()

@@ -225,7 +225,7 @@ func (a *API) longPoll(c *caller, row command.Row, pause time.Duration, wait fun
 	if err != nil {
 		return command.Row{}, err
 	}
-	defer s.Close(nil)
+	defer s.End(nil)
 	ctx, cancel := context.WithTimeout(c.ctx, pause)
 	defer cancel()
 	row, err = wait(ctx)

@@ -102,7 +102,7 @@ func (a *API) dpopProof(r *http.Request) (*authn.DPoPRequest, error) {
 	values := r.Header.Values("DPoP")
 	in := requestInfoOf(r.Context())
 	if in.header != nil && (len(values) > 0 || in.scheme == dpopScheme) {
-		in.header.Set("DPoP-Nonce", a.Auth.Nonce(a.Now()))
+		in.header.Set("DPoP-Nonce", a.Auth.DPoPNonce(a.Now()))
 		in.header.Set("Cache-Control", "no-store") // RFC 9449 §8.2: caches must not serve an old nonce
 	}
 	switch len(values) {

@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/enroll"
-	"github.com/watchword-iot/watchword/internal/clip"
+	"github.com/watchword-iot/watchword/internal/truncate"
 	"github.com/watchword-iot/watchword/registry"
 	"github.com/watchword-iot/watchword/twin"
 )
@@ -229,7 +229,7 @@ func (a *API) deviceRoutes() {
 func (a *API) device(ctx context.Context, c *caller, id watchword.SubjectID) (watchword.Subject, error) {
 	s, err := a.Registry.Subject(ctx, c.Tenant(), id)
 	if err == nil && s.Kind != watchword.Device || watchword.CodeOf(err) == watchword.NotFound {
-		return s, watchword.Refuse(watchword.NotFound, "device %q not found", clip.LogText(string(id)))
+		return s, watchword.Refuse(watchword.NotFound, "device %q not found", truncate.LogText(string(id)))
 	}
 	return s, err
 }

@@ -20,7 +20,7 @@ func TestOpenAPIIsWhatTheRepositoryHas(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := New(Parts{Auth: o, Options: Options{Version: "test", PublicURL: "https://hub.example"}})
+	a := New(Dependencies{Auth: o, Options: Options{Version: "test", PublicURL: "https://hub.example"}})
 	raw, err := json.Marshal(a.huma.OpenAPI())
 	if err != nil {
 		t.Fatal(err)

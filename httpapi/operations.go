@@ -13,7 +13,7 @@ import (
 	jsonv2 "github.com/go-json-experiment/json"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/clip"
+	"github.com/watchword-iot/watchword/internal/truncate"
 	"github.com/watchword-iot/watchword/session"
 )
 
@@ -59,8 +59,8 @@ func validationError(status int, msg string, errs []error) error {
 			continue
 		}
 		detail := d.ErrorDetail()
-		e.Field = clip.LogText(strings.TrimPrefix(strings.TrimPrefix(detail.Location, "body."), "query."))
-		e.Detail = clip.LogText(detail.Message)
+		e.Field = truncate.LogText(strings.TrimPrefix(strings.TrimPrefix(detail.Location, "body."), "query."))
+		e.Detail = truncate.LogText(detail.Message)
 		break
 	}
 	switch status {

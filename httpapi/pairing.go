@@ -53,7 +53,7 @@ func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	code := enroll.FormatUserCode(asked.UserCode)
-	interval := wholeSeconds(asked.Interval)
+	interval := roundUpToSeconds(asked.Interval)
 	writeAnswer(w, http.StatusOK, api.DeviceAuthorization{
 		DeviceCode: asked.DeviceCode, UserCode: code, VerificationURI: a.url(tenantOf(r)) + "/enroll",
 		VerificationURIComplete: a.url(tenantOf(r)) + "/enroll?user_code=" + code,
@@ -61,8 +61,8 @@ func (a *API) deviceAuthorization(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// wholeSeconds rounds up to whole seconds. Below one second it returns 0, which only tests use.
-func wholeSeconds(d time.Duration) int64 {
+// roundUpToSeconds rounds up to whole seconds. Below one second it returns 0, which only tests use.
+func roundUpToSeconds(d time.Duration) int64 {
 	if d < time.Second {
 		return 0
 	}
@@ -125,7 +125,7 @@ func (a *API) pairingListRoutes() {
 				return nil, err
 			}
 			out := &pairingListOut{}
-			out.Body.Pairings, out.Body.Pin = []api.Pairing{}, a.Enrollment.Pin()
+			out.Body.Pairings, out.Body.Pin = []api.Pairing{}, a.Enrollment.TrustPin()
 			for _, p := range rows {
 				out.Body.Pairings = append(out.Body.Pairings, viewPairing(p))
 			}

@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/authn"
-	"github.com/watchword-iot/watchword/internal/clip"
+	"github.com/watchword-iot/watchword/internal/truncate"
 	"github.com/watchword-iot/watchword/policy"
 )
 
@@ -124,7 +124,7 @@ func (a *API) problem(r *http.Request, err error) *problem {
 	in := requestInfoOf(r.Context())
 	p := newProblem(err)
 	p.TraceID = in.trace
-	p.tell(a, in)
+	p.addChallenge(a, in)
 	attrs := []slog.Attr{
 		slog.String("code", string(p.Code)), slog.String("method", r.Method), slog.String("path", r.URL.Path),
 		slog.String("trace", in.trace), slog.String("remote", in.remote.String()),
@@ -147,15 +147,15 @@ func (a *API) problem(r *http.Request, err error) *problem {
 	}
 	a.Log.LogAttrs(r.Context(), level, "request refused", append(attrs, slog.Any("err", err))...)
 	if in.actor.Tenant != "" { // a host that is of no tenant has no log either
-		a.Recorder.Refused(in.actor.RefusedEntry(audit.RequestRefuse, r.Method+" "+clip.LogText(r.URL.Path), a.Now(), err, map[string]string{
+		a.Recorder.Refused(in.actor.RefusedEntry(audit.RequestRefuse, r.Method+" "+truncate.LogText(r.URL.Path), a.Now(), err, map[string]string{
 			"remote": in.remote.String(), "rule": p.Rule,
 		}))
 	}
 	return p
 }
 
-// tell puts into p what its challenge says beside what was wrong.
-func (p *problem) tell(a *API, in *requestInfo) {
+// addChallenge puts into p what its challenge says beside what was wrong.
+func (p *problem) addChallenge(a *API, in *requestInfo) {
 	p.scheme, p.metadata = in.scheme, a.PublicURL+resourceMetadata+watchword.TenantPath(in.actor.Tenant)
 }
 

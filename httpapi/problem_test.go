@@ -19,7 +19,7 @@ func TestEveryCodeHasAStatus(t *testing.T) {
 	}
 }
 
-func TestTheCauseOfAFaultIsNeverShown(t *testing.T) {
+func TestInternalCauseIsNotPublic(t *testing.T) {
 	secret := "the disk said secret things"
 	for _, err := range []error{
 		watchword.Wrap(errText(secret), watchword.Internal, "inner detail"),

@@ -49,7 +49,7 @@ func request() *http.Request { return httptest.NewRequest(http.MethodGet, "/", n
 var errTaken = watchword.Refuse(watchword.SubjectRevoked, "taken away")
 
 // A client that does not read holds up neither who takes its right away nor gets a byte that was not handed over before.
-func TestNothingIsHandedOverAfterAnAnswerIsRefused(t *testing.T) {
+func TestNoResponseBytesAfterRefusal(t *testing.T) {
 	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {
 			writers := make(chan *responseWriter, 1)
@@ -173,7 +173,7 @@ func (w *patientWriter) Write(b []byte) (int, error) {
 }
 
 // Whoever reads a byte now and then is cut off within minutes, however each read is in time.
-func TestAReaderWithoutPaceIsCutOff(t *testing.T) {
+func TestSlowResponseReaderIsDisconnected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		aw := newResponseWriter(&patientWriter{ResponseRecorder: httptest.NewRecorder(), takes: 9 * time.Second}, request())
 		aw.guard()
@@ -190,7 +190,7 @@ func TestAReaderWithoutPaceIsCutOff(t *testing.T) {
 }
 
 // A reader that keeps pace is served for as long as it wants, also with a slow moment now and then.
-func TestAReaderThatPausesNowAndThenIsServed(t *testing.T) {
+func TestPausingResponseReaderIsServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &patientWriter{ResponseRecorder: httptest.NewRecorder(), takes: 9 * time.Second}
 		aw := newResponseWriter(w, request())
@@ -349,12 +349,12 @@ func TestEditWaitsOnceForStalledReaders(t *testing.T) {
 			})
 		}
 		synctest.Wait()
-		_ = guard.Receive(t.Context(), watchword.Change{Tenant: tenant, Kind: watchword.SubjectChanged, ID: "lamp"}) // nothing was taken
+		_ = guard.HandleChange(t.Context(), watchword.Change{Tenant: tenant, Kind: watchword.SubjectChanged, ID: "lamp"}) // nothing was taken
 		if n := closed.Load(); n > 0 {
 			t.Fatalf("%d connections were closed though nothing was taken", n)
 		}
 		began := time.Now()
-		_ = guard.Receive(t.Context(), watchword.Change{Tenant: tenant, Kind: watchword.TokenEnded, ID: "jti", Version: 1})
+		_ = guard.HandleChange(t.Context(), watchword.Change{Tenant: tenant, Kind: watchword.AccessTokenRevoked, ID: "jti", Version: 1})
 		if took := time.Since(began); took > 60*cutGrace {
 			t.Errorf("the edit took %v", took)
 		}

@@ -11,15 +11,15 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/audit"
-	"github.com/watchword-iot/watchword/internal/clip"
-	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/authz"
+	"github.com/watchword-iot/watchword/internal/truncate"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
 )
 
 func viewRetained(m session.Retained) api.Retained {
 	return api.Retained{
-		Topic: m.Topic, Owner: m.Owner, Incarnation: m.Incarnation, Deliverable: m.Deliverable, QoS: m.QoS, Bytes: len(m.Payload), MemoryBytes: m.MemoryBytes, ContentType: clip.LogText(m.ContentType),
+		Topic: m.Topic, Owner: m.Owner, Incarnation: m.Incarnation, Deliverable: m.Deliverable, QoS: m.QoS, Bytes: len(m.Payload), MemoryBytes: m.MemoryBytes, ContentType: truncate.LogText(m.ContentType),
 		ExpiresAt: optionalTime(m.Expires),
 	}
 }
@@ -42,7 +42,7 @@ func policyPath(r *http.Request) string {
 			levels[i] = "%"
 		case l == "." || l == "..":
 			levels[i] = strings.ReplaceAll(l, ".", "%2E")
-		case !permit.Printable(l):
+		case !authz.Printable(l):
 			levels[i] = url.PathEscape(l)
 		}
 	}

@@ -16,9 +16,9 @@ import (
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/bus"
 	"github.com/watchword-iot/watchword/command"
-	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/internal/schema"
+	"github.com/watchword-iot/watchword/internal/truncate"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/token"
 	"github.com/watchword-iot/watchword/twin"
@@ -108,7 +108,7 @@ func fieldError(field string, err error, must string) error {
 }
 
 // parseFunctions parses and checks the functions that a device announces. Schemas are compiled
-// under [Parts.SchemaSlots]. Codes: bad_request; too_large; busy.
+// under [Dependencies.SchemaSlots]. Codes: bad_request; too_large; busy.
 func (a *API) parseFunctions(ctx context.Context, in []api.Function) ([]twin.Function, error) {
 	seen, objects := map[string]bool{}, 0
 	out := make([]twin.Function, len(in))
@@ -159,7 +159,7 @@ func (a *API) publishEvent(w http.ResponseWriter, r *http.Request, c *caller) er
 	if err := a.PublishRates.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, 1, time.Now()); err != nil {
 		return err
 	}
-	e := &bus.Event{Device: c.Subject(), Stream: stream, ContentType: strings.Clone(clip.LogText(r.Header.Get("Content-Type"))), At: now, Data: c.body}
+	e := &bus.Event{Device: c.Subject(), Stream: stream, ContentType: strings.Clone(truncate.LogText(r.Header.Get("Content-Type"))), At: now, Data: c.body}
 	d := &bus.Document{Name: e.Topic(), ContentType: e.ContentType, Payload: c.body}
 	if err := a.Bus.Tenant(c.Tenant()).PublishDocument(d, e); err != nil {
 		return err

@@ -15,8 +15,8 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/internal/authz"
 	"github.com/watchword-iot/watchword/internal/fair"
-	"github.com/watchword-iot/watchword/internal/permit"
 )
 
 // Limits of one request that is no stream.
@@ -169,7 +169,7 @@ func (a *API) handleRequest(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such path"))
 		return
 	}
-	if !permit.Printable(r.URL.Path) { // no policy can name such a path
+	if !authz.Printable(r.URL.Path) { // no policy can name such a path
 		a.fail(w, r, watchword.RefuseField("path", "must be UTF-8 without control characters"))
 		return
 	}

@@ -204,7 +204,7 @@ func (a *API) sessionRoutes() {
 			if err := a.Entries.AddEntry(ctx, e); err != nil {
 				return nil, err
 			}
-			s.Close(watchword.Refuse(watchword.SessionClosed, "the session was closed by an operator"))
+			s.End(watchword.Refuse(watchword.SessionClosed, "the session was closed by an operator"))
 			return nil, nil
 		})
 

@@ -24,7 +24,7 @@ func TestARequestIsForTheTenantOfItsHost(t *testing.T) {
 	}
 	log := audit.NewRecorder(nil)
 	now := time.Now()
-	a := New(Parts{Auth: auth, Recorder: log, Options: Options{
+	a := New(Dependencies{Auth: auth, Recorder: log, Options: Options{
 		PublicURL: "https://hub.example", TokenRate: 1, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return now },
 		Tenant: func(host string, _ watchword.TenantID) (watchword.TenantID, bool) {
 			t, ok := map[string]watchword.TenantID{"one.example": "one", "two.example": "two"}[host]

@@ -99,7 +99,7 @@ func (a *API) clientByAssertion(r *http.Request, form url.Values, may func(*watc
 	if err != nil {
 		return nil, err
 	}
-	return &caller{credentials: session.ByKey(tenantOf(r), c.Subject, c.Incarnation, c.Key), actor: in.actor, remote: in.remote.String()}, nil
+	return &caller{credentials: session.KeyCredentials(tenantOf(r), c.Subject, c.Incarnation, c.Key), actor: in.actor, remote: in.remote.String()}, nil
 }
 
 // revoke revokes a token of the client (RFC 7009) and ends its sessions before it answers. An
@@ -135,7 +135,7 @@ func (a *API) revokeOwnToken(r *http.Request, c *caller, raw string) error {
 		return nil
 	}
 	var with *session.Authority // authority of the caller's token
-	if !c.credentials.ByKey() {
+	if !c.credentials.WithoutToken() {
 		with = c.Authority
 	}
 	rec, err := a.Auth.RevocableRecord(r.Context(), tenantOf(r), c.actor.Subject, with, raw, a.Now())

@@ -137,7 +137,7 @@ func TestMediaTypesHaveAsciiCaseAlone(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoStrictJSON(t *testing.T) {
+func TestNonStrictJSONIsRefused(t *testing.T) {
 	deep := func(n int) string { return strings.Repeat(`{"a":`, n-1) + `{}` + strings.Repeat("}", n-1) }
 	walk := func(s string) error {
 		return Walk([]byte(s), func(string, jsontext.Value) error { return nil })
@@ -172,7 +172,7 @@ func TestWhatIsNoStrictJSON(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoInteger(t *testing.T) {
+func TestNonIntegersAreRefused(t *testing.T) {
 	for s, want := range map[string]int64{
 		"0": 0, "1": 1, "-1": -1, "1790000000": 1790000000, "9007199254740991": 1<<53 - 1, "-9007199254740991": 1 - 1<<53,
 	} {

@@ -28,7 +28,7 @@ type Store interface {
 }
 
 // Ring holds the decrypted current keys. Callers must get a key each time they use one, and not store it. It is safe for
-// concurrent use. A [Rotator] rotates the keys in the store; the ring reads them from there ([Ring.Receive]).
+// concurrent use. A [Rotator] rotates the keys in the store; the ring reads them from there ([Ring.HandleChange]).
 type Ring struct {
 	store     Store
 	instance  Instance
@@ -106,9 +106,9 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	return r, nil
 }
 
-// Receive reads the keys and the trust bundles from the store again. If that fails, the keys are those that this process
+// HandleChange reads the keys and the trust bundles from the store again. If that fails, the keys are those that this process
 // wrote last, and [Rotator.Step] reads them again. Codes: unavailable, key_damaged.
-func (r *Ring) Receive(ctx context.Context, c watchword.Change) error {
+func (r *Ring) HandleChange(ctx context.Context, c watchword.Change) error {
 	if c.Kind != watchword.ServerKeysChanged {
 		return nil
 	}

@@ -73,7 +73,7 @@ func (r *Rotator) Step(ctx context.Context, now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ring.missed.Load() {
-		if err := r.tell(ctx, r.ring.state.Load().version()); err != nil {
+		if err := r.notifyKeysChanged(ctx, r.ring.state.Load().version()); err != nil {
 			return err
 		}
 	}
@@ -136,7 +136,7 @@ func (r *Rotator) apply(ctx context.Context, by audit.Actor, t KeyUpdate, reason
 	}
 	// A bundle that was signed in advance starts without a write.
 	if bundle := r.ring.Bundle(now); turns || bundle != r.bundle {
-		if err := r.tell(ctx, after.version()); err != nil {
+		if err := r.notifyKeysChanged(ctx, after.version()); err != nil {
 			return err
 		}
 		r.bundle = r.ring.Bundle(now)
@@ -145,8 +145,8 @@ func (r *Rotator) apply(ctx context.Context, by audit.Actor, t KeyUpdate, reason
 	return nil
 }
 
-// tell passes the stored keys to the ring and the other receivers. version is that of the keys.
-func (r *Rotator) tell(ctx context.Context, version int64) error {
+// notifyKeysChanged passes the stored keys to the ring and the other receivers. version is that of the keys.
+func (r *Rotator) notifyKeysChanged(ctx context.Context, version int64) error {
 	return r.live.Apply(ctx, watchword.Change{Kind: watchword.ServerKeysChanged, Version: version})
 }
 
@@ -314,7 +314,7 @@ func (r *Rotator) Status(now time.Time) Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	ks := r.ring.state.Load()
-	st := Status{Pin: token.Pin(ks.root), Stale: r.staleReason(ks, now)}
+	st := Status{Pin: token.TrustPin(ks.root), Stale: r.staleReason(ks, now)}
 	for _, s := range ks.all {
 		if s.Role == Data {
 			continue

@@ -64,8 +64,8 @@ func newRingFixture(t *testing.T) *ringFixture {
 	return h
 }
 
-// Receive counts, behind the ring.
-func (h *ringFixture) Receive(_ context.Context, c watchword.Change) error {
+// HandleChange counts, behind the ring.
+func (h *ringFixture) HandleChange(_ context.Context, c watchword.Change) error {
 	if c.Kind == watchword.ServerKeysChanged {
 		h.told++
 	}
@@ -329,14 +329,14 @@ func TestANewRootIsIntroducedByTheOldOne(t *testing.T) {
 	h := newRingFixture(t)
 	ctx := t.Context()
 	before := h.ring.Bundle(h.now)
-	oldPin := token.Pin(h.ring.Root())
+	oldPin := token.TrustPin(h.ring.Root())
 	knew, err := token.VerifyTrust(before, oldPin, h.now)
 	h.must(err)
 	_, err = h.k.Rotate(ctx, by, keyring.Root, false, h.now)
 	h.must(err)
-	newPin := token.Pin(h.ring.Root())
+	newPin := token.TrustPin(h.ring.Root())
 	both := h.ring.Bundle(h.now)
-	if oldPin == newPin || !jose.LooksLikePair(both) {
+	if oldPin == newPin || !jose.LooksLikeDual(both) {
 		t.Fatalf("the bundle of two roots: %.40s", both)
 	}
 	met, err := token.VerifyNextTrust(both, knew, h.now)
@@ -349,12 +349,12 @@ func TestANewRootIsIntroducedByTheOldOne(t *testing.T) {
 	h.wants(watchword.Conflict, err)
 	// Bundles are signed by both as long as a device or a link may know the old one alone.
 	h.at(100 * day)
-	if !jose.LooksLikePair(h.ring.Bundle(h.now)) {
+	if !jose.LooksLikeDual(h.ring.Bundle(h.now)) {
 		t.Fatal("the old root does not sign any more, and links of its time are good yet")
 	}
 	h.at(token.TrustLifetime + 30*day)
 	alone := h.ring.Bundle(h.now)
-	if jose.LooksLikePair(alone) {
+	if jose.LooksLikeDual(alone) {
 		t.Fatal("the old root still signs")
 	}
 	_, err = token.VerifyNextTrust(alone, met, h.now)
@@ -365,7 +365,7 @@ func TestANewRootIsIntroducedByTheOldOne(t *testing.T) {
 	h.wants(watchword.PinMismatch, err)
 
 	t.Run("not by the new one alone, nor by the old one alone", func(t *testing.T) {
-		p, err := jose.ParsePair(both, watchword.MaxBundle)
+		p, err := jose.ParseDual(both, watchword.MaxBundle)
 		h.must(err)
 		root, err := jose.GenerateKey(jose.P256)
 		h.must(err)
@@ -617,7 +617,7 @@ func forgeTrust(b token.Trust, roots ...*jose.Signer) (string, error) {
 
 func forgePayload(payload []byte, roots ...*jose.Signer) (string, error) {
 	if len(roots) == 2 {
-		return jose.SignPair(roots[0], roots[1], token.TypTrust, payload)
+		return jose.SignDual(roots[0], roots[1], token.TypTrust, payload)
 	}
 	return roots[0].Sign(token.TypTrust, payload)
 }

@@ -17,7 +17,7 @@ func TestATenantsBundleHasItsIssuer(t *testing.T) {
 		t.Helper()
 		raw, err := h.ring.TenantBundle(tenant, h.now)
 		h.must(err)
-		b, err := token.VerifyTrust(raw, token.Pin(h.ring.Root()), h.now)
+		b, err := token.VerifyTrust(raw, token.TrustPin(h.ring.Root()), h.now)
 		h.must(err)
 		if again, err := h.ring.TenantBundle(tenant, h.now); err != nil || again != raw {
 			t.Errorf("asked for again, the bundle of %s is another one: %v", tenant, err)

@@ -6,9 +6,9 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/internal/truncate"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
 )
@@ -58,14 +58,14 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect, credentials session
 	if err != nil {
 		return err
 	}
-	if err := c.broker.wills.reserve(ad.will, quota.Key{Tenant: credentials.Tenant, Subject: credentials.Subject}); err != nil {
+	if err := c.broker.wills.reserveQuota(ad.will, quota.Key{Tenant: credentials.Tenant, Subject: credentials.Subject}); err != nil {
 		return err
 	}
 	ad.reserved, err = c.broker.deps.Guard.Reserve(credentials, session.Options{
-		Transport: "mqtt", Remote: c.remote, Changed: c.authorityChanged, Ended: c.authorityEnded, Covers: c.checkRefreshCovers, Replaces: replaces,
+		Transport: "mqtt", Remote: c.remote, Changed: c.authorityChanged, Ended: c.closeOnLostAuthority, Covers: c.checkRefreshCovers, Replaces: replaces,
 	})
 	if err != nil {
-		c.broker.wills.releaseReservation(ad.will)
+		c.broker.wills.releaseQuota(ad.will)
 		return err
 	}
 	c.admission = ad
@@ -92,8 +92,8 @@ func (tn *tenant) checkSessionQuota(b *Broker, prev *sessionState, ad *admission
 // removed in any case. Code: denied. mu is held.
 func (st *sessionState) checkCovers(a *session.Authority) error {
 	for name := range st.subs {
-		if a.WithholdsSubscription(name) {
-			return errTokenTooNarrow("the subscription " + clip.LogText(name))
+		if a.TokenLacksSubscribe(name) {
+			return errTokenTooNarrow("the subscription " + truncate.LogText(name))
 		}
 	}
 	topics := st.broker.wills.waitingTopics(st)
@@ -101,8 +101,8 @@ func (st *sessionState) checkCovers(a *session.Authority) error {
 		topics = append(topics, st.will.message.topic)
 	}
 	for _, topic := range topics {
-		if a.WithholdsPublish(topic) {
-			return errTokenTooNarrow("the will's topic " + clip.LogText(topic))
+		if a.TokenLacksPublish(topic) {
+			return errTokenTooNarrow("the will's topic " + truncate.LogText(topic))
 		}
 	}
 	return nil
@@ -117,7 +117,7 @@ func errTokenTooNarrow(of string) error {
 func (c *conn) releaseReservation() {
 	if ad := c.admission; ad != nil {
 		c.admission = nil
-		ad.reserved.Close(nil)
-		c.broker.wills.releaseReservation(ad.will)
+		ad.reserved.End(nil)
+		c.broker.wills.releaseQuota(ad.will)
 	}
 }

@@ -72,8 +72,8 @@ func (b *backlog) markSent(seq int64) { b.lastSent = max(b.lastSent, seq) }
 // wasSent reports whether the message was sent: it goes out again with DUP, and whatever its age.
 func (b *backlog) wasSent(seq int64) bool { return seq > 0 && seq <= b.lastSent }
 
-// isUnderWay reports whether e was sent with QoS 2: it is not another receiver's any more (MQTT 5.0 §4.8.2).
-func (b *backlog) isUnderWay(e *backlogEntry) bool { return e.qos == 2 && b.wasSent(e.seq) }
+// isInflight reports whether e was sent with QoS 2: it is not another receiver's any more (MQTT 5.0 §4.8.2).
+func (b *backlog) isInflight(e *backlogEntry) bool { return e.qos == 2 && b.wasSent(e.seq) }
 
 // push appends the newest message.
 func (b *backlog) push(e backlogEntry) { b.entries = append(b.entries, e) }

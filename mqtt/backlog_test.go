@@ -82,7 +82,7 @@ func TestBacklogCounts(t *testing.T) {
 	if b.messages != 0 || b.bytes != 0 || b.skipped.has(1) || !b.skipped.has(2) {
 		t.Errorf("%+v", b)
 	}
-	if !b.wasSent(1) || b.wasSent(2) || b.wasSent(0) || !b.isUnderWay(&backlogEntry{seq: 1, qos: 2}) || b.isUnderWay(&backlogEntry{seq: 1, qos: 1}) {
+	if !b.wasSent(1) || b.wasSent(2) || b.wasSent(0) || !b.isInflight(&backlogEntry{seq: 1, qos: 2}) || b.isInflight(&backlogEntry{seq: 1, qos: 1}) {
 		t.Error("what was sent")
 	}
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/internal/quota"
-	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/ratelimit"
 	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/twin"
 )
@@ -49,10 +49,10 @@ type Dependencies struct {
 	Store    Store            // nil: nothing is persistent, and no session outlives its connection
 	// PublishRates is the rate of a subject's publishes, shared with other transports; nil: the broker
 	// counts by itself, with Options.PublishRate.
-	PublishRates *rates.Shared[quota.Key]
+	PublishRates *ratelimit.Shared[quota.Key]
 	// ControlRates is the rate of a subject's other requests, shared with other transports; nil: the broker
 	// counts by itself, with Options.ControlRate.
-	ControlRates *rates.Shared[quota.Key]
+	ControlRates *ratelimit.Shared[quota.Key]
 }
 
 // Broker is the MQTT server of all tenants. It is safe for concurrent use. locks.go states the order of
@@ -62,13 +62,13 @@ type Broker struct {
 	options         Options
 	system          bool // Options.Now is the system's clock
 	stats           stats
-	connectRates    *rates.Map[netip.Prefix] // rate of CONNECTs by address
-	unknownHosts    *rates.Map[struct{}]     // of CONNECTs to hosts that are of no tenant, all together
-	floodRates      *rates.Map[netip.Prefix] // rate of connections by address, checked before anything else
+	connectRates    *ratelimit.Map[netip.Prefix] // rate of CONNECTs by address
+	unknownHosts    *ratelimit.Map[struct{}]     // of CONNECTs to hosts that are of no tenant, all together
+	floodRates      *ratelimit.Map[netip.Prefix] // rate of connections by address, checked before anything else
 	lingerQuota     *quota.Ledger[netip.Prefix]
-	publishRates    *rates.Shared[quota.Key] // by subject
-	controlRates    *rates.Shared[quota.Key] // the same, by subject
-	ctx             context.Context          // context of all work of connections; cancelled by stop
+	publishRates    *ratelimit.Shared[quota.Key] // by subject
+	controlRates    *ratelimit.Shared[quota.Key] // the same, by subject
+	ctx             context.Context              // context of all work of connections; cancelled by stop
 	stop            context.CancelFunc
 	mu              lockrank.Mutex[brokerLock]
 	tenants         map[watchword.TenantID]*tenant
@@ -93,14 +93,14 @@ type Broker struct {
 // New returns a broker that serves no connection yet; see [Broker.Restore] and [Broker.Serve].
 func New(d Dependencies, options Options) *Broker {
 	o := options.withDefaults()
-	b := &Broker{deps: d, options: o, system: options.Now == nil, tenants: map[watchword.TenantID]*tenant{}, unauthenticated: map[*conn]struct{}{}, connectRates: rates.New[netip.Prefix](o.ConnectRate, "too many connections from this address"), unknownHosts: rates.New[struct{}](o.ConnectRate, "too many connections for hosts that are of no tenant")}
-	b.floodRates = rates.New[netip.Prefix](floodFactor*o.ConnectRate, "")
+	b := &Broker{deps: d, options: o, system: options.Now == nil, tenants: map[watchword.TenantID]*tenant{}, unauthenticated: map[*conn]struct{}{}, connectRates: ratelimit.New[netip.Prefix](o.ConnectRate, "too many connections from this address"), unknownHosts: ratelimit.New[struct{}](o.ConnectRate, "too many connections for hosts that are of no tenant")}
+	b.floodRates = ratelimit.New[netip.Prefix](floodFactor*o.ConnectRate, "")
 	b.lingerQuota = newLingerQuota()
 	if b.publishRates = d.PublishRates; b.publishRates == nil {
-		b.publishRates = rates.NewShared[quota.Key](o.PublishRate, "")
+		b.publishRates = ratelimit.NewShared[quota.Key](o.PublishRate, "")
 	}
 	if b.controlRates = d.ControlRates; b.controlRates == nil {
-		b.controlRates = rates.NewShared[quota.Key](o.ControlRate, "")
+		b.controlRates = ratelimit.NewShared[quota.Key](o.ControlRate, "")
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.retainedPurge.wake = make(chan struct{}, 1)
@@ -202,7 +202,7 @@ func (b *Broker) Handle(nc net.Conn) {
 	b.unauthenticated[c] = struct{}{}
 	b.mu.Unlock()
 	c.session = &sessionState{broker: b, number: b.clientSequence.Add(1), conn: c}
-	c.out.moved.L = &c.session.mu
+	c.out.changed.L = &c.session.mu
 	c.out.receiveMaximum = maxInflight
 	if _, secret := nc.(*tls.Conn); !secret {
 		if c.rawConn = rawConnOf(nc); c.rawConn != nil {
@@ -218,8 +218,8 @@ func (b *Broker) Handle(nc net.Conn) {
 	}()
 }
 
-// authenticated is called when the connection's CONNECT was accepted, or the connection has ended.
-func (b *Broker) authenticated(c *conn) {
+// markAuthenticated is called when the connection's CONNECT was accepted, or the connection has ended.
+func (b *Broker) markAuthenticated(c *conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.unauthenticated, c)

@@ -17,9 +17,9 @@ import (
 const (
 	commandWindow     = 16          // unacknowledged commands of one device: see [conn.commandWindow]
 	commandRetryDelay = time.Second // pause after a failed delivery
-	// deliverDelay is how long an acknowledgement may wait before it is recorded: usually the
+	// acknowledgeDelay is how long an acknowledgement may wait before it is recorded: usually the
 	// receipt follows and records more.
-	deliverDelay = 25 * time.Millisecond
+	acknowledgeDelay = 25 * time.Millisecond
 )
 
 // commandPump delivers a device's commands to one connection, in sequence. Its goroutine runs only
@@ -166,7 +166,7 @@ func (p *commandPump) acknowledged(n int64, taken bool) {
 	}
 	if !p.deliverScheduled {
 		p.deliverScheduled = true
-		time.AfterFunc(deliverDelay, func() {
+		time.AfterFunc(acknowledgeDelay, func() {
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			p.deliverScheduled, p.deliverNow = false, true
@@ -324,7 +324,7 @@ func (p *commandPump) recordAcknowledgements(ctx context.Context, t acknowledgem
 		t.seqs = nil
 	}
 	for len(t.tooLarge) > 0 {
-		if err = p.delivery.Undeliverable(ctx, t.tooLarge[0].command, t.tooLarge[0].reason); err != nil {
+		if err = p.delivery.MarkUndeliverable(ctx, t.tooLarge[0].command, t.tooLarge[0].reason); err != nil {
 			return passed, err
 		}
 		t.tooLarge = t.tooLarge[1:]

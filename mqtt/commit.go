@@ -54,8 +54,8 @@ func (c *commit) Err() error {
 
 // Commit has the message written for those who wait for it, and gives up the publisher's reference; see [bus.Stored].
 func (k *storedMessage) Commit() bus.Commit {
-	at := k.journal.add(change{message: k})
-	k.journal.release(k)
+	at := k.committer.add(change{message: k})
+	k.committer.release(k)
 	return at // sessions wait for messages only where there is a store
 }
 
@@ -70,7 +70,7 @@ func (c *commit) empty() bool {
 
 // storedMessage is a message that is stored for sessions.
 type storedMessage struct { // in this order it takes 96 bytes
-	journal         *committer
+	committer       *committer
 	id              int64
 	size            int
 	body            atomic.Pointer[message]

@@ -48,7 +48,7 @@ func (j *committer) add(a change) *commit {
 	}
 	if a.retained != nil {
 		if k := *a.retained; c.addRetained(k) {
-			k.tenant.bus.ToBeWritten(k.subject, k.topic, false)
+			k.tenant.bus.ChargePendingWrite(k.subject, k.topic, false)
 		}
 	}
 	if a.will != nil {
@@ -68,7 +68,7 @@ func (j *committer) wakeUp() {
 // newStored makes the record of a message for its first session. The caller holds one extra
 // reference until the change is added.
 func (j *committer) newStored(m *message) *storedMessage {
-	k := &storedMessage{journal: j, size: m.size()}
+	k := &storedMessage{committer: j, size: m.size()}
 	k.body.Store(m)
 	k.refs.Store(1)
 	j.mu.Lock()
@@ -195,7 +195,7 @@ func (j *committer) writeOnce() bool {
 	if err == nil {
 		j.failure.Store(nil)
 		for key := range c.retained {
-			key.tenant.bus.ToBeWritten(key.subject, key.topic, true)
+			key.tenant.bus.ChargePendingWrite(key.subject, key.topic, true)
 		}
 		waiters, eager = j.end(c, w.messages, commitWritten)
 		j.mu.Unlock()
@@ -257,7 +257,7 @@ func (j *committer) carryOver(failed *commit) {
 	j.open.deletedSessions = append(j.open.deletedSessions, failed.deletedSessions...)
 	for key := range failed.retained {
 		if !j.open.addRetained(key) {
-			key.tenant.bus.ToBeWritten(key.subject, key.topic, true)
+			key.tenant.bus.ChargePendingWrite(key.subject, key.topic, true)
 		}
 	}
 	for w := range failed.wills {

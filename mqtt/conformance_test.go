@@ -125,7 +125,7 @@ func TestPacketsAfterRefusedConnectAreIgnored(t *testing.T) {
 }
 
 // MQTT-3.1.3-7, 3.2.2-16.
-func TestAnAssignedNameIsAsGoodAsAnother(t *testing.T) {
+func TestAssignedClientIdentifier(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		nameless := func(p *packet.Connect) { p.ClientID = ""; persistentSession(p) }
 		one, two := srv.device("lamp-7", nameless), srv.device("lamp-7", nameless)
@@ -152,7 +152,7 @@ func TestAnAssignedNameIsAsGoodAsAnother(t *testing.T) {
 }
 
 // 3.1.1: MQTT-3.1.3-6, -8.
-func TestAnEmptyNameInTheOldVersion(t *testing.T) {
+func TestEmptyClientIdentifierInV311(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		token := srv.token("lamp-7", time.Hour)
 		one, two := srv.connect(packet.V311, "", token), srv.connect(packet.V311, "", token)
@@ -174,7 +174,7 @@ func TestAnEmptyNameInTheOldVersion(t *testing.T) {
 }
 
 // MQTT-3.1.2-14, -15, 3.1.1: MQTT-3.1.2-16, -17.
-func TestAWillIsRetainedWhereItSaysSo(t *testing.T) {
+func TestRetainedWill(t *testing.T) {
 	for _, retain := range []bool{false, true} {
 		inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
 			subscriber := srv.device("ear")
@@ -444,7 +444,7 @@ func TestConnectRateRefusalIsBare(t *testing.T) {
 }
 
 // MQTT-3.1.2-24: what is too large without explanations too is not sent, and is the end.
-func TestAnAnswerThatIsTooLargeIsTheEnd(t *testing.T) {
+func TestOversizedResponseClosesConnection(t *testing.T) {
 	filters := strings.Split(strings.Repeat("a ", 39)+"a", " ")
 	for name, p := range map[string]packet.Packet{
 		"SUBACK": func() packet.Packet {
@@ -474,7 +474,7 @@ func TestAnAnswerThatIsTooLargeIsTheEnd(t *testing.T) {
 }
 
 // MQTT-4.12.0-3, -5, -6, 4.12.1-1.
-func TestTheMethodOfAnExchange(t *testing.T) {
+func TestAuthenticationMethodMustNotChange(t *testing.T) {
 	pub, key, err := ed25519.GenerateKey(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -898,7 +898,7 @@ func TestRetainedCarriesSubscriptionIdentifier(t *testing.T) {
 
 // MQTT-3.8.4-3, -8, 3.1.1: MQTT-3.8.4-3, -6: the lower QoS counts, that of the
 // subscription as it was said last.
-func TestTheLowerQoSCounts(t *testing.T) {
+func TestDeliveryQoSIsTheMinimum(t *testing.T) {
 	inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
 		sub, pub := srv.connect(v, "sub", srv.token("sub", time.Hour)), srv.connect(v, "pub", srv.token("pub", time.Hour))
 		for _, granted := range []byte{1, 0, 2, 0, 1, 2, 1} {
@@ -927,7 +927,7 @@ func TestTheLowerQoSCounts(t *testing.T) {
 }
 
 // MQTT-3.8.4-3: the other options count too.
-func TestTheOptionsThatWereSaidLastCount(t *testing.T) {
+func TestLastSubscriptionOptionsApply(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		c := srv.device("lamp-7")
 		for _, f := range []packet.Filter{{NoLocal: true}, {}, {RetainAsPublished: true}, {NoLocal: true}, {}} {

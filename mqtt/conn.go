@@ -39,9 +39,9 @@ type conn struct {
 	closing            atomic.Bool
 	maybeHalfClosed    atomic.Bool    // the last read emptied the socket, so an EOF may be pending
 	detached           atomic.Bool    // the EOF was read
-	farewells          sync.WaitGroup // finishClose, while it runs
+	finalWrites        sync.WaitGroup // finishWriting, while it runs
 	noLinger           atomic.Bool    // the peer need not read the final packet
-	lingerUntil        time.Time      // end of the linger; zero: none. Set by finishClose, then read by the reader
+	lingerUntil        time.Time      // end of the linger; zero: none. Set by finishWriting, then read by the reader
 
 	// session is the Session State. A connection starts with an empty one of its own. Where
 	// CONNECT resumes a session, [conn.resume] replaces it, once, before the client can hear CONNACK.
@@ -71,7 +71,7 @@ type conn struct {
 
 // serve reads the connection until its end and owns it.
 func (c *conn) serve(ctx context.Context) {
-	defer c.cleanUp(ctx)
+	defer c.finishServing(ctx)
 	defer c.closeOnPanic(ctx)
 	in := readBuffer{}
 	defer in.release()
@@ -96,7 +96,7 @@ func (c *conn) serve(ctx context.Context) {
 			c.waitForDelayed(0) // packets before the EOF are handled
 			if !c.closing.Load() {
 				c.reportHandshakeError(err)
-				c.connectionLost(err)
+				c.handleReadError(err)
 			}
 			return
 		}

@@ -38,9 +38,9 @@ func (c *conn) resolveTenant(presented string, now time.Time) (watchword.TenantI
 	return "", watchword.Refuse(watchword.Denied, "there is no such tenant here")
 }
 
-// refusedTenant is the tenant in whose log the refusal of a connection without a session stands: that of a client that named
+// tenantOfRefusal is the tenant in whose log the refusal of a connection without a session stands: that of a client that named
 // no host, before CONNECT. It is empty where there is none.
-func (c *conn) refusedTenant() watchword.TenantID {
+func (c *conn) tenantOfRefusal() watchword.TenantID {
 	if t := c.tenant.Load(); t != nil {
 		return *t
 	}

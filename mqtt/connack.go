@@ -80,8 +80,8 @@ func (c *conn) sendConnack(at *commit, ack *packet.Connack) {
 // maxReportedLost limits how many lost subscriptions CONNACK names.
 const maxReportedLost = 32
 
-// lostFitsConnack reports whether CONNACK has room for the names of the lost subscriptions.
-func (c *conn) lostFitsConnack(lost []string) bool {
+// connackHasRoomFor reports whether CONNACK has room for the names of the lost subscriptions.
+func (c *conn) connackHasRoomFor(lost []string) bool {
 	const rest, each = 512, len("lost") + 5
 	size := rest
 	for _, f := range lost {
@@ -93,7 +93,7 @@ func (c *conn) lostFitsConnack(lost []string) bool {
 // rejectConnect answers a refused CONNECT and ends the connection.
 func (c *conn) rejectConnect(err error) error {
 	c.releaseReservation()
-	ack := &packet.Connack{Code: reasonCode(err)}
+	ack := &packet.Connack{Code: reasonCodeOf(err)}
 	switch {
 	case c.version == packet.V5:
 		if !packet.MayCarry(packet.CONNACK, ack.Code) {

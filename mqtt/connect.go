@@ -151,10 +151,10 @@ func (c *conn) startSession(ctx context.Context, now time.Time, p *packet.Connec
 	if err := s.Start(ctx); err != nil {
 		return err
 	}
-	c.admission = nil // from here on conn.cleanUp closes the session
+	c.admission = nil // from here on conn.finishServing closes the session
 	written, err := c.storeWill(ad.will, s)
 	if err != nil {
-		s.Close(nil)
+		s.End(nil)
 		return err
 	}
 	c.broker.wills.clientReturned(c.session, s.Authority(), present, now)
@@ -165,7 +165,7 @@ func (c *conn) startSession(ctx context.Context, now time.Time, p *packet.Connec
 	}
 	c.joinRates(time.Now())
 	c.liveSession.Store(s)
-	c.broker.authenticated(c)
+	c.broker.markAuthenticated(c)
 	c.sendConnack(at, c.buildConnack(p, ad, s, present, lost, dropped))
 	if cause := s.Cause(); cause != nil || s.Ended() { // it ended before liveSession was set
 		c.close(cause)

@@ -77,7 +77,7 @@ func (st *sessionState) deliverLocked(m *message, o *bus.Result, g *sharedGroup,
 		it.extra = &queuedExtra{identifiers: identifiers, group: g}
 	}
 	if st.persistent != nil && it.qos > 0 && m.unicast == nil {
-		return st.store(&it, o), nil
+		return st.storeMessage(&it, o), nil
 	}
 	if c == nil {
 		return nil, nil // QoS 0 is not stored
@@ -97,8 +97,8 @@ func (st *sessionState) deliverLocked(m *message, o *bus.Result, g *sharedGroup,
 	return st.enqueue(it), nil
 }
 
-// store stores a message, and queues it too if it may be sent soon.
-func (st *sessionState) store(it *queuedMessage, o *bus.Result) (wake *conn) {
+// storeMessage stores a message, and queues it too if it may be sent soon.
+func (st *sessionState) storeMessage(it *queuedMessage, o *bus.Result) (wake *conn) {
 	per, j := st.persistent, st.broker.committer
 	if st.offline() && per.offline.suspended {
 		return nil

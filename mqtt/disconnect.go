@@ -78,10 +78,10 @@ func (c *conn) closeIf(cause error, may func() error) error {
 	if cause != nil {
 		c.out.responses = c.appendDisconnect(c.out.responses, cause)
 	}
-	td := c.detachFor(cause)
-	c.farewells.Go(func() { c.finishClose(td) })
-	c.closing.Store(true) // the reader notices it and waits for finishClose
-	c.out.moved.Broadcast()
+	td := c.detachSession(cause)
+	c.finalWrites.Go(func() { c.finishWriting(td) })
+	c.closing.Store(true) // the reader notices it and waits for finishWriting
+	c.out.changed.Broadcast()
 	c.session.mu.Unlock()
 	if cause != nil {
 		c.broker.recordRefusal(c, "connection ended", "", cause)
@@ -98,8 +98,8 @@ func (c *conn) buildDisconnect(cause error) *packet.Disconnect {
 	case wire:
 		d.Reason = e.Reason
 	default:
-		d.Reason = reasonCode(cause)
-		if r, ok := disconnectReasonOf[watchword.CodeOf(cause)]; ok {
+		d.Reason = reasonCodeOf(cause)
+		if r, ok := disconnectReasonByCode[watchword.CodeOf(cause)]; ok {
 			d.Reason = r
 		}
 	}
@@ -121,23 +121,23 @@ func (c *conn) appendDisconnect(out []byte, cause error) []byte {
 	return append(out, b...)
 }
 
-// finishClose does the remaining work, writes the remaining packets, and lets the peer read them
+// finishWriting does the remaining work, writes the remaining packets, and lets the peer read them
 // before the connection is closed: a reset would discard the final packet.
-func (c *conn) finishClose(td teardown) {
-	c.finishTeardown(c.broker.ctx, td)
+func (c *conn) finishWriting(td teardown) {
+	c.runTeardown(c.broker.ctx, td)
 	_ = c.nc.SetWriteDeadline(time.Now().Add(closeTimeout)) // errors mean that the connection is closed
 	c.session.mu.Lock()
 	for c.out.writing && !c.out.failed {
-		c.out.moved.Wait()
+		c.out.changed.Wait()
 	}
 	c.session.mu.Unlock()
 	c.flush(true)
 	c.lingerForPeer()
 }
 
-// connectionLost is called by the reader: the peer closed the connection, sent nothing, or sent an
+// handleReadError is called by the reader: the peer closed the connection, sent nothing, or sent an
 // invalid WebSocket frame.
-func (c *conn) connectionLost(err error) {
+func (c *conn) handleReadError(err error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		if c.live() == nil {
 			c.close(protocolError(packet.KeepAliveTimeout, packet.CONNECT, "no CONNECT within 10 s"))
@@ -152,27 +152,27 @@ func (c *conn) connectionLost(err error) {
 	}
 	c.session.mu.Lock()
 	c.out.closed, c.out.failed = true, true
-	td := c.detachFor(nil)
+	td := c.detachSession(nil)
 	c.closing.Store(true)
-	c.out.moved.Broadcast()
+	c.out.changed.Broadcast()
 	c.session.mu.Unlock()
-	c.finishTeardown(c.broker.ctx, td)
+	c.runTeardown(c.broker.ctx, td)
 }
 
-// cleanUp is the last step of the reader.
-func (c *conn) cleanUp(ctx context.Context) {
+// finishServing is the last step of the reader.
+func (c *conn) finishServing(ctx context.Context) {
 	c.releaseReservation()
-	c.broker.authenticated(c)
+	c.broker.markAuthenticated(c)
 	c.leaveRates()
-	c.farewells.Wait()
+	c.finalWrites.Wait()
 	c.session.mu.Lock()
-	td := c.detachFor(nil) // after a failed write the teardown is still to be done
+	td := c.detachSession(nil) // after a failed write the teardown is still to be done
 	c.session.mu.Unlock()
-	c.finishTeardown(ctx, td)
+	c.runTeardown(ctx, td)
 	c.forgetAliases()
 	_ = c.nc.Close()
 	c.endLinger()
 	if s := c.live(); s != nil {
-		s.Close(nil)
+		s.End(nil)
 	}
 }

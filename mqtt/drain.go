@@ -37,7 +37,7 @@ func (b *Broker) Drain(ctx context.Context) {
 		wg.Go(func() {
 			c.waitForDelivery(ctx)
 			if s := c.live(); s != nil {
-				s.Close(errShuttingDown) // which ends the connection
+				s.End(errShuttingDown) // which ends the connection
 			}
 		})
 	}
@@ -72,14 +72,14 @@ func (c *conn) waitForDelivery(ctx context.Context) {
 	c.flush(false)
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
-	l := c.out.moved.L
+	l := c.out.changed.L
 	defer context.AfterFunc(ctx, func() {
 		l.Lock()
 		defer l.Unlock()
-		c.out.moved.Broadcast()
+		c.out.changed.Broadcast()
 	})()
 	for ctx.Err() == nil && c.session.conn == c && !c.out.closed && !c.out.failed && c.hasUnsent() {
-		c.out.moved.Wait()
+		c.out.changed.Wait()
 	}
 }
 

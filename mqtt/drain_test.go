@@ -26,7 +26,7 @@ func (srv *testServer) drain() (gone <-chan struct{}) {
 
 // What was taken in reaches who is there, whole and in order, before the goodbye; and who
 // published it hears what became of it.
-func TestADrainLosesNothing(t *testing.T) {
+func TestDrainKeepsMessages(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		srv.leaveOffline(packet.V5, "away", "a")
 		sub := srv.device("sub", oneAtATime)
@@ -61,7 +61,7 @@ func TestADrainLosesNothing(t *testing.T) {
 }
 
 // Who takes nothing is let go in the end, and holds up nobody else.
-func TestADrainEnds(t *testing.T) {
+func TestDrainHasADeadline(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		deaf := srv.device("deaf", func(p *packet.Connect) { p.Will = &packet.Will{Topic: "will", QoS: 1, Payload: []byte("gone")} })
 		deaf.subscribe(1, "a", "will")

@@ -82,7 +82,7 @@ func TestFirstPacketMustBeConnect(t *testing.T) {
 	})
 }
 
-func TestTheServerSaysWhatItTakes(t *testing.T) {
+func TestConnackStatesServerLimits(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		c := srv.device("lamp-7", func(p *packet.Connect) {
 			p.ClientID = ""
@@ -134,7 +134,7 @@ func TestMessagesReachSubscribers(t *testing.T) {
 	}
 }
 
-func TestPropertiesGoAlong(t *testing.T) {
+func TestPropertiesAreForwarded(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		pub, sub := srv.device("pub"), srv.device("sub")
 		old := srv.connect(packet.V311, "old", srv.token("old", time.Hour))
@@ -176,7 +176,7 @@ func TestNoLocalAndRetainAsPublished(t *testing.T) {
 	})
 }
 
-func TestARefusedPublishIsNeverAcknowledgedAsIfItPassed(t *testing.T) {
+func TestRefusedPublishIsNotAcknowledgedAsSuccess(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		srv.policy(`publish = ["ok/#"]`, `subscribe = ["#"]`, `deny publish = ["ok/not"]`)
 		sub := srv.device("sub")
@@ -372,7 +372,7 @@ func TestTakeoverIsNotHeldUpByAStalledPeer(t *testing.T) {
 	})
 }
 
-func TestASlowReaderLosesItsConnectionAndNobodyElsesMessages(t *testing.T) {
+func TestSlowClientIsDisconnectedAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestServer(t, mqtt.Options{QueueMessages: 100})
 		defer srv.close()

@@ -37,14 +37,14 @@ func (l *losses) add(filter string, seq int64) {
 	l.lost = append(l.lost, mqttstore.LostFilter{Filter: filter, Seq: seq})
 }
 
-// cover reports whether a message of the backlog may have come by a subscription that was lost since.
-func (l *losses) cover(topic string, seq int64) bool {
+// affects reports whether a message of the backlog may have come by a subscription that was lost since.
+func (l *losses) affects(topic string, seq int64) bool {
 	return slices.ContainsFunc(l.lost, func(x mqttstore.LostFilter) bool { return seq <= x.Seq && policy.Match(x.Filter, topic) })
 }
 
-// untold returns the lost subscriptions that the client was not told of. One whose filter it subscribed to
+// unreported returns the lost subscriptions that the client was not told of. One whose filter it subscribed to
 // again counts as told: whoever subscribed knew of it.
-func (l *losses) untold(subscribed func(filter string) bool) (lost []mqttstore.LostFilter) {
+func (l *losses) unreported(subscribed func(filter string) bool) (lost []mqttstore.LostFilter) {
 	for i := range l.lost {
 		x := &l.lost[i]
 		if x.Reported {
@@ -57,15 +57,15 @@ func (l *losses) untold(subscribed func(filter string) bool) (lost []mqttstore.L
 	return lost
 }
 
-// notDoneBefore forgets the lost subscriptions that the client was told of and by which no message from
+// pruneReported forgets the lost subscriptions that the client was told of and by which no message from
 // seq on can have come, and returns the others.
-func (l *losses) notDoneBefore(seq int64) []mqttstore.LostFilter {
+func (l *losses) pruneReported(seq int64) []mqttstore.LostFilter {
 	l.lost = slices.DeleteFunc(l.lost, func(x mqttstore.LostFilter) bool { return x.Reported && x.Seq < seq })
 	return slices.Clone(l.lost)
 }
 
-// told notes that the client knows what is in a report.
-func (l *losses) told(r lossReport) {
+// markReported notes that the client knows what is in a report.
+func (l *losses) markReported(r lossReport) {
 	for i := range l.lost {
 		x := &l.lost[i]
 		if slices.ContainsFunc(r.lost, func(y mqttstore.LostFilter) bool { return y.Filter == x.Filter && y.Seq == x.Seq }) {
@@ -89,9 +89,9 @@ func (l *losses) mayReportTo(a *session.Authority) bool {
 	return l.narrowed
 }
 
-// unreportedLosses is [losses.untold] of the session. mu is held.
+// unreportedLosses is [losses.unreported] of the session. mu is held.
 func (st *sessionState) unreportedLosses() []mqttstore.LostFilter {
-	return st.persistent.losses.untold(st.isSubscribed)
+	return st.persistent.losses.unreported(st.isSubscribed)
 }
 
 func (st *sessionState) isSubscribed(filter string) bool {
@@ -156,10 +156,10 @@ func (c *conn) markReportedByPing() {
 	}
 }
 
-// markReported is [losses.told] of the session. mu is held.
+// markReported is [losses.markReported] of the session. mu is held.
 func (c *conn) markReported(r lossReport) {
 	if p := c.session.persistent; p != nil {
-		p.losses.told(r)
+		p.losses.markReported(r)
 		c.session.markChanged()
 	}
 }

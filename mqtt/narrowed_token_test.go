@@ -116,7 +116,7 @@ var holdings = []struct {
 
 // A CONNECT whose token does not cover what the session of its client identifier holds
 // is refused, and that session goes on as if nothing had been.
-func TestANarrowTokenTakesNoSessionOver(t *testing.T) {
+func TestNarrowedTokenDoesNotTakeOverSession(t *testing.T) {
 	lasting := func(p *packet.Connect) { persistentSession(p) }
 	for _, v := range []packet.Version{packet.V311, packet.V5} {
 		for _, tc := range holdings {
@@ -167,7 +167,7 @@ func TestANarrowTokenTakesNoSessionOver(t *testing.T) {
 }
 
 // A session that ends with its connection is not taken over by less either.
-func TestANarrowTokenEndsNoConnection(t *testing.T) {
+func TestNarrowedTokenDoesNotEndConnection(t *testing.T) {
 	for _, v := range []packet.Version{packet.V311, packet.V5} {
 		for _, tc := range holdings {
 			t.Run(fmt.Sprint(tc.name, " ", v), func(t *testing.T) {
@@ -270,7 +270,7 @@ func TestTakeoverNeedsNoExtraQuota(t *testing.T) {
 }
 
 // A refresh by a token that does not cover what the session holds changes nothing.
-func TestANarrowTokenRefreshesNoSession(t *testing.T) {
+func TestNarrowedTokenDoesNotRefreshSession(t *testing.T) {
 	for _, tc := range holdings {
 		t.Run(tc.name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, srv *testServer) {

@@ -16,9 +16,9 @@ import (
 
 // Topics of one connection: handled here, never forwarded, stored or logged.
 const (
-	ownTopicPrefix = "$watchword/"
-	authTopic      = ownTopicPrefix + "auth"
-	helloTopic     = ownTopicPrefix + "hello"
+	connTopicPrefix = "$watchword/"
+	authTopic       = connTopicPrefix + "auth"
+	helloTopic      = connTopicPrefix + "hello"
 )
 
 // hello is what a device may publish first: the nonce for its commands, the sequence number of the
@@ -44,8 +44,8 @@ type Notice struct {
 	Subscriptions []string `json:"subscriptions,omitempty"`
 }
 
-// handleOwnTopic handles a publish to $watchword/….
-func (c *conn) handleOwnTopic(ctx context.Context, now time.Time, p *packet.Publish) error {
+// handleConnTopic handles a publish to $watchword/….
+func (c *conn) handleConnTopic(ctx context.Context, now time.Time, p *packet.Publish) error {
 	switch p.Topic {
 	case authTopic:
 		return c.refreshByPublish(ctx, now, string(p.Payload))
@@ -79,13 +79,13 @@ func (c *conn) refreshByPublish(ctx context.Context, now time.Time, password str
 	if c.enhancedAuth {
 		return watchword.Refuse(watchword.Denied, "this session proved its key: refresh it by AUTH with a proof")
 	}
-	may := func(p session.Credentials) error { return c.live().MayRefresh(ctx, p) }
+	may := func(p session.Credentials) error { return c.live().CheckRefresh(ctx, p) }
 	credentials, err := c.authenticate(ctx, now, strings.TrimSpace(password), may)
 	if err == nil {
 		err = c.live().Refresh(ctx, credentials)
 	}
 	if err != nil {
-		c.queueNotice(Notice{Type: "refused", Code: codeOf(err), Detail: publicText(err)})
+		c.queueNotice(Notice{Type: "refused", Code: errorCodeOf(err), Detail: publicText(err)})
 		return err
 	}
 	c.scheduleRefreshRequest()

@@ -26,9 +26,9 @@ func (c *conn) refill() {
 }
 
 // fetch reads one page of the backlog into the queue.
-func (c *conn) fetch(turn int) {
+func (c *conn) fetch(generation int) {
 	c.session.mu.Lock()
-	if c.session.conn != c || c.session.persistent.generation != turn {
+	if c.session.conn != c || c.session.persistent.generation != generation {
 		c.session.mu.Unlock()
 		return
 	}
@@ -39,12 +39,12 @@ func (c *conn) fetch(turn int) {
 	bodies, err := c.session.loadMessages(page)
 	if err != nil {
 		c.broker.options.Log.Error("messages that wait cannot be read", slog.String("client", c.session.id), slog.Any("err", err))
-		time.AfterFunc(fetchRetryDelay, func() { c.fetch(turn) })
+		time.AfterFunc(fetchRetryDelay, func() { c.fetch(generation) })
 		return
 	}
 
 	c.session.mu.Lock()
-	if c.session.conn != c || c.session.persistent.generation != turn || c.out.closed {
+	if c.session.conn != c || c.session.persistent.generation != generation || c.out.closed {
 		c.session.mu.Unlock()
 		return
 	}
@@ -60,7 +60,7 @@ func (c *conn) fetch(turn int) {
 		}
 		it := e.queuedMessage(m)
 		// Messages of removed subscriptions are recognized by their topic.
-		if c.session.cameByLost(m.topic, e.seq) && !c.session.stillSubscribed(&it) || !a.Subscribe(m.topic).Allowed {
+		if c.session.isFromLostSubscription(m.topic, e.seq) && !c.session.stillSubscribed(&it) || !a.Subscribe(m.topic).Allowed {
 			c.session.uncountOffline(e.stored, e.seq, int(e.size))
 			continue
 		}

@@ -22,7 +22,7 @@ const (
 // outbound is the writing side of a connection: responses, then the session's queue. At most one
 // goroutine writes, without a lock. The fields are protected by the session's mu.
 type outbound struct {
-	moved              sync.Cond  // signalled when something was written or the end came
+	changed            sync.Cond  // signalled when something was written or the end came
 	responses          []byte     // encoded responses, sent before messages
 	pendingResponses   []response // responses that wait for a commit, in order, and all later ones
 	receiveMaximum     int        // Receive Maximum of the client
@@ -155,7 +155,7 @@ func (c *conn) fillBatch(b *[]byte) bool {
 	if len(buf) == 0 {
 		c.out.writing = false
 	}
-	c.out.moved.Broadcast()
+	c.out.changed.Broadcast()
 	return len(buf) > 0
 }
 
@@ -236,8 +236,8 @@ func (c *conn) writeFailed() {
 	c.session.mu.Lock()
 	c.out.failed, c.out.writing, c.out.closed = true, false, true
 	c.out.responses = nil
-	c.detach()
-	c.out.moved.Broadcast()
+	c.detachInReader()
+	c.out.changed.Broadcast()
 	c.session.mu.Unlock()
 	// The reader notices it and cleans up. The caller may be the reader, in the middle of a read,
 	// and Close waits for reads to end.
@@ -251,6 +251,6 @@ func (c *conn) flushResponses() {
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
 	for len(c.out.responses) > maxResponseBytes && !c.out.failed && c.out.writing || len(c.out.pendingResponses) >= maxPendingResponses && !c.out.closed {
-		c.out.moved.Wait()
+		c.out.changed.Wait()
 	}
 }

@@ -71,12 +71,12 @@ func (c *conn) handlePacketsLocked(ctx context.Context, b []byte) (used, rest in
 		w.encoded = b[used : used+n]
 		used += n
 		if c.mustWaitBehind(first) {
-			c.delay(w.encoded)
+			c.delayPackets(w.encoded)
 			continue
 		}
 		err = c.handlePacket(ctx, w, first, body)
 		if err == errDelayed {
-			c.delay(w.encoded)
+			c.delayPackets(w.encoded)
 			continue
 		}
 		if err != nil {

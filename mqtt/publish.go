@@ -68,8 +68,8 @@ func ackType(qos byte) packet.Type {
 // routePublish decides on a publish and routes it. received says whether any subscriber has it, at what must be on the
 // disk before it is acknowledged.
 func (c *conn) routePublish(ctx context.Context, w *workBatch, p *packet.Publish) (at *commit, received bool, err error) {
-	if strings.HasPrefix(p.Topic, "$") && strings.HasPrefix(p.Topic, ownTopicPrefix) {
-		if err := c.handleOwnTopic(ctx, w.now, p); err != nil {
+	if strings.HasPrefix(p.Topic, "$") && strings.HasPrefix(p.Topic, connTopicPrefix) {
+		if err := c.handleConnTopic(ctx, w.now, p); err != nil {
 			return nil, false, err
 		}
 		return c.commitPublish(p, &bus.Result{}, nil), true, nil
@@ -122,7 +122,7 @@ func (st *sessionState) routeMessage(ctx context.Context, w *workBatch, m *messa
 		if err := st.broker.committer.unavailable(); err != nil {
 			return nil, err // pending writes would grow without limit
 		}
-		p.Retain = st.retain(m)
+		p.Retain = st.setRetained(m)
 	}
 	if sys.kind != 0 {
 		err = st.handleSystemTopic(ctx, w, sys, p, m, o, by)
@@ -185,7 +185,7 @@ func (c *conn) refusePublish(p *packet.Publish, err error) error {
 	case p.QoS == 0:
 		return nil
 	}
-	a := &packet.Ack{Kind: ackType(p.QoS), ID: p.ID, Reason: reasonCode(err)}
+	a := &packet.Ack{Kind: ackType(p.QoS), ID: p.ID, Reason: reasonCodeOf(err)}
 	if !packet.MayCarry(a.Kind, a.Reason) {
 		a.Reason = packet.ImplementationSpecificError
 	}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/internal/fair"
-	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/ratelimit"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/twin"
 )
@@ -46,18 +46,18 @@ var errDelayed = errors.New("held back")
 // rateLimiter holds the delayed packets of a connection. Protected by conn.processing, except
 // delayedBytes.
 type rateLimiter struct {
-	accounts     [rateCount]*rates.Account // nil before the session starts, and without limit
-	credit       [rateCount]int            // reserved and not used yet
-	nextDue      time.Duration             // until the last reservation is available
-	delayed      []byte                    // complete packets, in order
-	delayedBytes atomic.Int64              // bytes of delayed
-	timer        *time.Timer               // runs while packets are delayed
+	accounts     [rateCount]*ratelimit.Account // nil before the session starts, and without limit
+	credit       [rateCount]int                // reserved and not used yet
+	nextDue      time.Duration                 // until the last reservation is available
+	delayed      []byte                        // complete packets, in order
+	delayedBytes atomic.Int64                  // bytes of delayed
+	timer        *time.Timer                   // runs while packets are delayed
 }
 
 // joinRates starts counting c's packets against its subject's rates.
 func (c *conn) joinRates(now time.Time) {
 	k := c.session.account()
-	c.limiter.accounts = [rateCount]*rates.Account{publishRate: c.broker.publishRates.Join(k, now), controlRate: c.broker.controlRates.Join(k, now)}
+	c.limiter.accounts = [rateCount]*ratelimit.Account{publishRate: c.broker.publishRates.Join(k, now), controlRate: c.broker.controlRates.Join(k, now)}
 }
 
 // leaveRates drops delayed packets and returns their reservations.
@@ -68,13 +68,13 @@ func (c *conn) leaveRates() {
 	if p.timer != nil {
 		p.timer.Stop()
 	}
-	if p.delayed = nil; p.accounts == [rateCount]*rates.Account{} {
+	if p.delayed = nil; p.accounts == [rateCount]*ratelimit.Account{} {
 		return
 	}
 	for i, a := range p.accounts {
 		a.Return(p.credit[i])
 	}
-	p.accounts = [rateCount]*rates.Account{}
+	p.accounts = [rateCount]*ratelimit.Account{}
 	k, now := c.session.account(), time.Now()
 	c.broker.publishRates.Leave(k, now)
 	c.broker.controlRates.Leave(k, now)
@@ -112,8 +112,8 @@ func (c *conn) mustWaitBehind(first byte) bool {
 	return true
 }
 
-// delay queues a complete packet until earlier ones are handled and it is within the rate.
-func (c *conn) delay(encoded []byte) {
+// delayPackets queues a complete packet until earlier ones are handled and it is within the rate.
+func (c *conn) delayPackets(encoded []byte) {
 	p := &c.limiter
 	switch packet.Type(encoded[0] >> 4) {
 	case packet.PUBLISH:
@@ -203,7 +203,7 @@ func (c *conn) setDelayedBytes(n int) {
 	}
 	c.session.mu.Lock()
 	defer c.session.mu.Unlock()
-	c.out.moved.Broadcast()
+	c.out.changed.Broadcast()
 }
 
 // leadingPublishes counts the publishes at the front of the delayed packets, up to what is granted
@@ -231,7 +231,7 @@ func (c *conn) waitForDelayed(limit int64) {
 	}
 	c.session.mu.Lock()
 	for c.limiter.delayedBytes.Load() > limit && !c.out.closed {
-		c.out.moved.Wait()
+		c.out.changed.Wait()
 	}
 	c.session.mu.Unlock()
 	// The client was not read meanwhile, so its silence does not count.
@@ -251,7 +251,7 @@ func (c *conn) closeOnPanic(ctx context.Context) {
 
 // controlCost returns the cost of a publish against controlRate.
 func controlCost(topic string) int {
-	if strings.HasPrefix(topic, ownTopicPrefix) {
+	if strings.HasPrefix(topic, connTopicPrefix) {
 		return proofCost
 	}
 	if !strings.HasSuffix(topic, "/state") && !strings.HasSuffix(topic, "/receipts") {

@@ -161,7 +161,7 @@ func (c *conn) releaseResponsesLocked() (refused error) {
 	if c.out.pendingResponses = c.out.pendingResponses[n:]; len(c.out.pendingResponses) == 0 {
 		c.out.pendingResponses = nil
 	}
-	c.out.moved.Broadcast()
+	c.out.changed.Broadcast()
 	return refused
 }
 

@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"github.com/watchword-iot/watchword/bus"
-	"github.com/watchword-iot/watchword/internal/clip"
+	"github.com/watchword-iot/watchword/internal/truncate"
 	"github.com/watchword-iot/watchword/mqttstore"
 	"github.com/watchword-iot/watchword/policy"
 )
@@ -28,7 +28,7 @@ func (b *Broker) Restore(ctx context.Context) error {
 			return err
 		}
 		if !b.acceptsText(m.topic) {
-			b.options.Log.WarnContext(ctx, "a retained message is not given: its topic holds control characters", slog.String("topic", clip.LogText(m.topic)))
+			b.options.Log.WarnContext(ctx, "a retained message is not given: its topic holds control characters", slog.String("topic", truncate.LogText(m.topic)))
 			return nil
 		}
 		b.tenant(r.Tenant).bus.Retained.Load(retainedOf(r.Packet, m.expiresAt), bus.Owner{Subject: r.Subject, Incarnation: r.Incarnation})
@@ -41,7 +41,7 @@ func (b *Broker) Restore(ctx context.Context) error {
 		return err
 	}
 	for _, tn := range b.allTenants() {
-		b.enqueueUndecided(tn)
+		b.enqueueUncheckedOwners(tn)
 	}
 	// Completed messages are deleted before new ones are stored, so that ids are never reused while
 	// anything refers to them.
@@ -73,7 +73,7 @@ func (l *restorer) restoreSession(s mqttstore.Session) error {
 	tn := b.tenant(s.Tenant)
 	if old := tn.clients[s.Client]; old != nil { // a newer session replaced it, and its deletion was not written
 		delete(l.clients, old.number)
-		old.endState()
+		old.endSession()
 	}
 	st := &sessionState{broker: b, tenant: tn, number: s.ID, id: s.Client, owner: owner{s.Subject, s.Incarnation}, lastSeq: p.Next}
 	st.load.Store(offlineLoad)
@@ -118,7 +118,7 @@ func (l *restorer) restoreSession(s mqttstore.Session) error {
 func (l *restorer) restoreMessage(m mqttstore.Message) error {
 	l.maxMessageID = max(l.maxMessageID, m.ID)
 	j := l.broker.committer
-	k := &storedMessage{journal: j, id: m.ID, size: storedSize(m.Size), collected: true, counted: true}
+	k := &storedMessage{committer: j, id: m.ID, size: storedSize(m.Size), collected: true, counted: true}
 	k.durable.Store(true)
 	err := mqttstore.Receivers(m.Receivers, func(r mqttstore.Receiver) {
 		l.maxClientNumber = max(l.maxClientNumber, r.Session)
@@ -170,9 +170,9 @@ func (l *restorer) start(ctx context.Context) {
 	l.broker.background.Go(func() {
 		for _, st := range all {
 			if ctx := l.broker.ctx; ctx.Err() == nil {
-				st.watchOffline(ctx, 1)
+				st.watchAuthority(ctx, 1)
 			}
 		}
-		l.broker.wills.watchAll(l.broker.ctx)
+		l.broker.wills.watchAuthorities(l.broker.ctx)
 	})
 }

@@ -22,13 +22,13 @@ type retainedKey struct {
 
 // row is what is to be written of the topic now.
 func (k retainedKey) row() mqttstore.Retained {
-	encoded, expires, owner := k.tenant.bus.Retained.Row(k.topic)
+	encoded, expires, owner := k.tenant.bus.Retained.StoredForm(k.topic)
 	return mqttstore.Retained{Tenant: k.tenant.id, Topic: k.topic, Packet: encoded, Expires: unixNano(expires), Subject: owner.Subject, Incarnation: owner.Incarnation}
 }
 
-// retain is what is to be retained of m, which the session publishes: nothing where its payload is empty, which removes
+// setRetained is what is to be retained of m, which the session publishes: nothing where its payload is empty, which removes
 // what there is (MQTT 5.0 §3.3.1.3).
-func (st *sessionState) retain(m *message) *bus.Retain {
+func (st *sessionState) setRetained(m *message) *bus.Retain {
 	r := &bus.Retain{Owner: bus.Owner{Subject: st.owner.subject, Incarnation: st.owner.incarnation}}
 	if len(m.payload) > 0 {
 		r.Message = newRetained(m)
@@ -68,22 +68,22 @@ func retainedMessage(x *bus.Retained) (*message, error) {
 	return m, err
 }
 
-// absentRights is what a subject may publish that shows no token, by today's policy.
-type absentRights struct{ a *session.Authority }
+// offlineAuthorization is what a subject may publish that shows no token, by today's policy.
+type offlineAuthorization struct{ a *session.Authority }
 
 // MayPublish is that of [bus.PublishAuthority].
-func (r absentRights) MayPublish(topic string) bool {
+func (r offlineAuthorization) MayPublish(topic string) bool {
 	return decidePublish(r.a, topic).decision.Allowed
 }
 
-// ask returns what owners of a tenant's retained messages may publish today: nobody shows a token for them any more.
-func (b *Broker) ask(t watchword.TenantID) bus.Ask {
+// ownerAuthority returns what owners of a tenant's retained messages may publish today: nobody shows a token for them any more.
+func (b *Broker) ownerAuthority(t watchword.TenantID) bus.OwnerAuthority {
 	return func(ctx context.Context, owner bus.Owner) (bus.PublishAuthority, error) {
 		a, err := b.deps.Guard.OfflineAuthority(ctx, t, owner.Subject, owner.Incarnation)
 		if a == nil {
 			return nil, err
 		}
-		return absentRights{a}, err
+		return offlineAuthorization{a}, err
 	}
 }
 
@@ -96,7 +96,7 @@ func (b *Broker) sweepRetained() {
 		for _, tn := range b.allTenants() {
 			now := b.options.Now().UnixNano()
 			b.forgetRetained(tn, func(x *bus.Retained) bool { return x.Expired(now) })
-			b.enqueueUndecided(tn)
+			b.enqueueUncheckedOwners(tn)
 		}
 	}
 }

@@ -35,7 +35,7 @@ const retainedInline = 32
 // deliverRetained delivers to a new subscription: retained messages, last reported states, and the
 // configuration if the filter names one device.
 func (c *conn) deliverRetained(ctx context.Context, s *subscription) {
-	rd := &retainedDelivery{subscription: s, upToNumber: c.session.tenant.bus.Retained.Latest()}
+	rd := &retainedDelivery{subscription: s, upToNumber: c.session.tenant.bus.Retained.LastNumber()}
 	rd.deviceStates = c.broker.deps.Twins != nil && policy.Match(s.Filter, stateTopic(anyDeviceID))
 	page, last := c.session.tenant.bus.Retained.Page(s.Filter, "", nil, retainedInline, c.broker.options.Now())
 	if last != nil || rd.deviceStates {
@@ -62,7 +62,7 @@ func (c *conn) deliverRetainedRecord(ctx context.Context, rd *retainedDelivery, 
 	var o bus.Result
 	var wake *conn
 	t := c.session.tenant
-	if err := t.bus.Retained.Give(ctx, x, rd.upToNumber, c.broker.ask(t.id), func() {
+	if err := t.bus.Retained.DeliverIfAllowed(ctx, x, rd.upToNumber, c.broker.ownerAuthority(t.id), func() {
 		wake = c.session.deliver(m, &o, nil, &rd.subscription.Subscription)
 	}); err != nil {
 		c.broker.recordRefusal(c, "retained message not given", m.topic, err)
@@ -223,7 +223,7 @@ func (c *conn) waitForQueueRoom(s *subscription) bool {
 	defer c.session.mu.Unlock()
 	for flushed := false; !c.out.closed && c.session.conn == c && !s.removed && c.queueHalfFull(); {
 		if flushed {
-			c.out.moved.Wait()
+			c.out.changed.Wait()
 			continue
 		}
 		c.session.mu.Unlock()

@@ -49,10 +49,10 @@ func (f *fakeTwins) ReportedStates(_ context.Context, _ watchword.TenantID, afte
 			out = append(out, twin.Twin{Device: d, State: f.states[d], ReportedBy: f.by[d], ReportedByIncarnation: 1})
 		}
 	}
-	hold := f.hold
+	offlineSession := f.hold
 	f.mu.Unlock()
-	if hold != nil {
-		<-hold
+	if offlineSession != nil {
+		<-offlineSession
 	}
 	return out, nil
 }

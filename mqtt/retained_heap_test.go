@@ -96,7 +96,7 @@ func TestBacklogMemoryIsCharged(t *testing.T) {
 				t.Errorf("%.2f times what is counted", float64(used)/float64(counted))
 			}
 			for _, st := range sessions {
-				st.endPersistent()
+				st.dropPersistentState()
 			}
 			b.committer.writeOnce()
 			b.committer.writeOnce()

@@ -37,7 +37,7 @@ func (b *Broker) Retained(ctx context.Context, t watchword.TenantID, filter stri
 // RetainedMessage returns the retained message of a topic. Codes: not_found, unavailable.
 func (b *Broker) RetainedMessage(ctx context.Context, t watchword.TenantID, topic string) (session.Retained, error) {
 	tn := b.tenant(t)
-	x := tn.bus.Retained.Of(topic, b.options.Now())
+	x := tn.bus.Retained.Message(topic, b.options.Now())
 	if x == nil {
 		return session.Retained{}, errNotRetained
 	}
@@ -81,7 +81,7 @@ func (b *Broker) viewRetained(ctx context.Context, tn *tenant, x *bus.Retained) 
 	if m.props != nil {
 		out.ContentType, _ = m.props.Text(packet.ContentType)
 	}
-	owner, given, err := tn.bus.Retained.Given(ctx, x, b.ask(tn.id))
+	owner, given, err := tn.bus.Retained.IsDeliverable(ctx, x, b.ownerAuthority(tn.id))
 	out.Owner, out.Incarnation, out.Deliverable = owner.Subject, owner.Incarnation, given
 	return out, err
 }

@@ -75,7 +75,7 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 	} {
 		for _, order := range []string{"in order", "at random", "and most are gone"} {
 			t.Run(name+", "+order, func(t *testing.T) {
-				b := &Broker{deps: Dependencies{Guard: session.NewGuard(allActiveDirectory{policy.NewSet().For(policy.Subject{})}, session.GuardOptions{})}}
+				b := &Broker{deps: Dependencies{Guard: session.NewGuard(allActiveDirectory{policy.NewSet().GrantFor(policy.Subject{})}, session.GuardOptions{})}}
 				numbers := rand.New(rand.NewPCG(1, 1)).Perm(shape.n)
 				carrier := bus.New(bus.Options{RetainedBytes: 1 << 30, SubjectRetainedMessages: 1 << 20, SubjectRetainedBytes: 1 << 30})
 				tn := &tenant{id: watchword.DefaultTenant, bus: carrier.Tenant(watchword.DefaultTenant)}
@@ -88,7 +88,7 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 					}
 					m := &message{topic: shape.topic(i), payload: make([]byte, payload), props: shape.props}
 					st := &sessionState{tenant: tn, owner: who}
-					if err := tn.bus.Publish(bus.Publication{Message: m, Retain: st.retain(m)}, &batch, &bus.Result{}); err != nil {
+					if err := tn.bus.Publish(bus.Publication{Message: m, Retain: st.setRetained(m)}, &batch, &bus.Result{}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -99,8 +99,8 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 						set(numbers[i], shape.payload)
 					}
 				}
-				for _, o := range tn.bus.Retained.Undecided() { // as they are once they were given to somebody
-					if err := tn.bus.Retained.Decide(t.Context(), o, b.ask(tn.id)); err != nil {
+				for _, o := range tn.bus.Retained.UncheckedOwners() { // as they are once they were given to somebody
+					if err := tn.bus.Retained.CheckOwner(t.Context(), o, b.ownerAuthority(tn.id)); err != nil {
 						t.Fatal(err)
 					}
 				}

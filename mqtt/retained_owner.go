@@ -9,9 +9,9 @@ import (
 	"github.com/watchword-iot/watchword/internal/lockrank"
 )
 
-// Receive has it asked again which retained messages may be given: of a subject that changed, or of all where policies
+// HandleChange has it asked again which retained messages may be given: of a subject that changed, or of all where policies
 // changed. When it returns, none is given any more that its owner may no longer publish.
-func (b *Broker) Receive(_ context.Context, c watchword.Change) error {
+func (b *Broker) HandleChange(_ context.Context, c watchword.Change) error {
 	switch c.Kind {
 	case watchword.SubjectChanged, watchword.SubjectDeleted:
 		b.authorityChanged(c.Tenant, watchword.SubjectID(c.ID))
@@ -29,7 +29,7 @@ func (b *Broker) authorityChanged(t watchword.TenantID, id watchword.SubjectID) 
 	if tn == nil { // no client of this tenant was ever here, and nothing is retained
 		return
 	}
-	b.retainedPurge.enqueue(tn, tn.bus.Retained.Changed(id))
+	b.retainedPurge.enqueue(tn, tn.bus.Retained.OwnerChanged(id))
 }
 
 // retainedPurge finds owners that were revoked, deleted or enrolled again, and removes their
@@ -42,8 +42,8 @@ type retainedPurge struct {
 }
 
 type purgeCandidate struct {
-	world *tenant
-	owner *bus.RetainedOwner
+	tenant *tenant
+	owner  *bus.RetainedOwner
 }
 
 func (p *retainedPurge) enqueue(tn *tenant, some []*bus.RetainedOwner) {
@@ -74,25 +74,25 @@ func (b *Broker) purgeRetained() {
 	for {
 		select {
 		case <-b.retainedPurge.wake:
-		case <-b.deps.Bus.OwnersGone():
+		case <-b.deps.Bus.OwnersRemoved():
 		case <-b.ctx.Done():
 			return
 		}
 		for _, d := range b.retainedPurge.takePending() {
-			if err := d.world.bus.Retained.Decide(b.ctx, d.owner, b.ask(d.world.id)); err != nil && b.ctx.Err() == nil {
+			if err := d.tenant.bus.Retained.CheckOwner(b.ctx, d.owner, b.ownerAuthority(d.tenant.id)); err != nil && b.ctx.Err() == nil {
 				b.options.Log.Warn("the owner of retained messages cannot be asked for", slog.String("subject", string(d.owner.Owner().Subject)), slog.Any("err", err))
 			}
 		}
 		for _, tn := range b.allTenants() {
-			if tn.bus.Retained.AnyGone() {
-				b.forgetRetained(tn, (*bus.Retained).OwnerIsGone)
+			if tn.bus.Retained.HasRemovedOwners() {
+				b.forgetRetained(tn, (*bus.Retained).OwnerRemoved)
 			}
 		}
 	}
 }
 
-// enqueueUndecided enqueues the owners without a decision: at start, after a change of policy, and
+// enqueueUncheckedOwners enqueues the owners without a decision: at start, after a change of policy, and
 // after the store was unavailable.
-func (b *Broker) enqueueUndecided(tn *tenant) {
-	b.retainedPurge.enqueue(tn, tn.bus.Retained.Undecided())
+func (b *Broker) enqueueUncheckedOwners(tn *tenant) {
+	b.retainedPurge.enqueue(tn, tn.bus.Retained.UncheckedOwners())
 }

@@ -442,7 +442,7 @@ func TestRewrittenMessageIsCountedOnce(t *testing.T) {
 }
 
 // While nothing can be written nothing is retained: it would be lost, or pile up.
-func TestNothingIsRetainedThatCannotBeWritten(t *testing.T) {
+func TestUnwritableRetainedMessageIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestServer(t, mqtt.Options{})
 		defer srv.close()

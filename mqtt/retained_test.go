@@ -181,7 +181,7 @@ func TestManyRetainedMessages(t *testing.T) {
 	})
 }
 
-func TestWhatIsRefusedIsNotRetained(t *testing.T) {
+func TestRefusedMessageIsNotRetained(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		pub := srv.device("d1")
 		p := &packet.Publish{Topic: "devices/d1/events/x", QoS: 1, ID: 9, Retain: true, Payload: []byte(strings.Repeat("x", 33<<10))}

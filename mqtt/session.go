@@ -148,7 +148,7 @@ func (st *sessionState) progress(c *commit) mqttstore.Progress {
 	}
 	per.backlog.skipped.after(per.backlog.lastSent)
 	p.Skipped = slices.Clone(per.backlog.skipped)
-	p.Lost = per.losses.notDoneBefore(first)
+	p.Lost = per.losses.pruneReported(first)
 	for id, at := range st.received {
 		if at != nil && at.written() {
 			st.received[id] = nil // no longer needed
@@ -183,8 +183,8 @@ func (st *sessionState) reset() {
 	st.markChanged()
 }
 
-// endPersistent ends the persistent state. mu is held.
-func (st *sessionState) endPersistent() {
+// dropPersistentState ends the persistent state. mu is held.
+func (st *sessionState) dropPersistentState() {
 	st.reset()
 	st.persistent.stopTimers()
 	st.persistent = nil

@@ -57,22 +57,22 @@ func (st *sessionState) hasExpired(now time.Time) bool {
 }
 
 // expireIfDue is called by the expiry timer.
-func (st *sessionState) expireIfDue(turn int) {
+func (st *sessionState) expireIfDue(generation int) {
 	st.mu.Lock()
-	now := st.persistent != nil && st.persistent.generation == turn
+	now := st.persistent != nil && st.persistent.generation == generation
 	st.mu.Unlock()
 	if now {
 		st.broker.options.Log.Info("a session ended, its client did not come back", slog.String("client", st.id))
-		st.endState()
+		st.endSession()
 	}
 }
 
-// endState ends an offline session that expired or is replaced by a clean start. It does nothing if
+// endSession ends an offline session that expired or is replaced by a clean start. It does nothing if
 // the session has a connection again.
-func (st *sessionState) endState() { _ = st.endStateIf(func() error { return nil }) } // no reason not to
+func (st *sessionState) endSession() { _ = st.endSessionIf(func() error { return nil }) } // no reason not to
 
-// endStateIf is endState if may, called with mu held, returns nil.
-func (st *sessionState) endStateIf(may func() error) error {
+// endSessionIf is endSession if may, called with mu held, returns nil.
+func (st *sessionState) endSessionIf(may func() error) error {
 	st.mu.Lock()
 	if st.removed || st.conn != nil {
 		st.mu.Unlock()
@@ -82,17 +82,17 @@ func (st *sessionState) endStateIf(may func() error) error {
 		st.mu.Unlock()
 		return err
 	}
-	var hold *session.Session
+	var offlineSession *session.Session
 	var redistributions []redistribution
 	if per := st.persistent; per != nil {
-		hold = per.takeAuthority()
+		offlineSession = per.takeAuthority()
 		redistributions = st.takeAllForRedistribution()
-		st.endPersistent()
+		st.dropPersistentState()
 	}
 	st.removed = true
 	st.mu.Unlock()
-	if hold != nil {
-		hold.Close(nil)
+	if offlineSession != nil {
+		offlineSession.End(nil)
 	}
 	st.redistribute(redistributions, false)
 	st.removeFromTenant()

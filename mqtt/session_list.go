@@ -83,7 +83,7 @@ func (b *Broker) EndOfflineSession(t watchword.TenantID, id watchword.SessionID,
 	tn.mu.Unlock()
 	for _, st := range all {
 		if st.isOffline(id) {
-			return st.endOffline(id, log)
+			return st.endByOperator(id, log)
 		}
 	}
 	return errNoSession
@@ -98,9 +98,9 @@ func (st *sessionState) isOffline(id watchword.SessionID) bool {
 	return st.conn == nil && st.persistent != nil && st.persistent.offline.authority != nil && st.persistent.offline.authority.ID() == id
 }
 
-// endOffline is [Broker.EndOfflineSession] for one session. A session that ends by itself while log runs is no
+// endByOperator is [Broker.EndOfflineSession] for one session. A session that ends by itself while log runs is no
 // error: it has ended, and log said so.
-func (st *sessionState) endOffline(id watchword.SessionID, log func() error) error {
+func (st *sessionState) endByOperator(id watchword.SessionID, log func() error) error {
 	st.receiving.Lock() // conn.resume takes it before it gives the session a connection
 	defer st.receiving.Unlock()
 	if !st.isOffline(id) {
@@ -110,7 +110,7 @@ func (st *sessionState) endOffline(id watchword.SessionID, log func() error) err
 	if err := log(); err != nil {
 		return err
 	}
-	return st.endStateIf(func() error {
+	return st.endSessionIf(func() error {
 		st.broker.wills.offlineSessionClosed(st, st.broker.options.Now())
 		return nil
 	})

@@ -125,7 +125,7 @@ func (s *subscription) bytes() int64 { return subscriptionBytes + int64(len(s.cl
 // Code: busy.
 func (tn *tenant) chargeSubscription(s *subscription, shared, bounded bool) error {
 	if !shared {
-		return tn.bus.Place(&s.Subscription, s.bytes(), bounded)
+		return tn.bus.AddSubscription(&s.Subscription, s.bytes(), bounded)
 	}
 	subscribed := tn.bus.Subscribed()
 	if !bounded {

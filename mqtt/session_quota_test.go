@@ -15,7 +15,7 @@ import (
 	"github.com/watchword-iot/watchword/policy"
 )
 
-// subscriptionFixture is a world without connections.
+// subscriptionFixture is a tenant without connections.
 type subscriptionFixture struct {
 	tenant  *tenant
 	clients map[string]*sessionState
@@ -116,7 +116,7 @@ func TestSubscriptionsAreCountedAsTheyAre(t *testing.T) {
 // needs is what the levels of a filter take where nothing else is.
 func needs(filter string) int64 {
 	s := newSubscription(newSubscribers(unlimited).client("lamp-1"), filter, filter)
-	_ = s.session.tenant.bus.Place(&s.Subscription, 0, false) // never refused: it is not bounded
+	_ = s.session.tenant.bus.AddSubscription(&s.Subscription, 0, false) // never refused: it is not bounded
 	return s.Levels()
 }
 
@@ -179,7 +179,7 @@ func TestEachLevelIsChargedOnce(t *testing.T) {
 				}
 			}
 			for _, g := range s.tenant.groups.byFilter {
-				if g.payer != st {
+				if g.chargedMember != st {
 					continue
 				}
 				if st.subs[g.name] == nil {

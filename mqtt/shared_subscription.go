@@ -19,14 +19,14 @@ type sharedGroup struct {
 	treeEntry          bus.Subscription // its entry in the tree
 	members            atomic.Pointer[[]*subscription]
 	next               atomic.Uint32
-	payer              *sessionState                // under the lock of the tree: the member who is charged for it
+	chargedMember      *sessionState                // under the lock of the tree: the member who is charged for it
 	hasOfflineMessages atomic.Bool                  // offline members may have stored messages of it
 	offlineHolder      atomic.Pointer[sessionState] // the offline member that has the newest stored message; later ones are stored for it too
 	pulling            atomic.Bool                  // a pull is running
 }
 
-// newGroup returns a group without members, by the filter name, which is $share/group/filter.
-func newGroup(name, filter string) *sharedGroup {
+// newSharedGroup returns a group without members, by the filter name, which is $share/group/filter.
+func newSharedGroup(name, filter string) *sharedGroup {
 	g := &sharedGroup{name: name}
 	g.treeEntry.Filter, g.treeEntry.Subscriber = filter, g
 	return g
@@ -34,13 +34,13 @@ func newGroup(name, filter string) *sharedGroup {
 
 // Deliver gives a publication to one member; see [bus.Subscriber].
 func (g *sharedGroup) Deliver(x bus.Message, _ []*bus.Subscription, b *bus.Batch, r *bus.Result) {
-	if c := g.deliver(messageOf(x), r, nil, false); c != nil {
-		b.Touch(c)
+	if c := g.deliverToMember(messageOf(x), r, nil, false); c != nil {
+		b.MarkForFlush(c)
 	}
 }
 
 // Account is that of the member who is charged for the group. The lock of the tree is held.
-func (g *sharedGroup) Account() quota.Key { return g.payer.account() }
+func (g *sharedGroup) Account() quota.Key { return g.chargedMember.account() }
 
 // sharedGroups holds the shared subscriptions of a tenant.
 type sharedGroups struct {
@@ -54,9 +54,9 @@ func (tn *tenant) joinGroup(s *subscription, bounded bool) error {
 	defer tn.groups.mu.Unlock()
 	g := tn.groups.byFilter[s.clientFilter]
 	if g == nil {
-		g = newGroup(s.clientFilter, s.Filter)
-		g.payer = s.session
-		if err := tn.bus.Place(&g.treeEntry, groupBytes, bounded); err != nil {
+		g = newSharedGroup(s.clientFilter, s.Filter)
+		g.chargedMember = s.session
+		if err := tn.bus.AddSubscription(&g.treeEntry, groupBytes, bounded); err != nil {
 			return err
 		}
 		if tn.groups.byFilter == nil {
@@ -84,11 +84,11 @@ func (tn *tenant) leaveGroup(s *subscription) {
 	list := slices.DeleteFunc(slices.Clone(*old), func(m *subscription) bool { return m == s })
 	if len(list) > 0 {
 		g.members.Store(&list)
-		tn.bus.Recharge(&g.treeEntry, groupBytes, func() bool {
-			if g.payer != s.session {
+		tn.bus.MoveCharge(&g.treeEntry, groupBytes, func() bool {
+			if g.chargedMember != s.session {
 				return false
 			}
-			g.payer = list[0].session
+			g.chargedMember = list[0].session
 			return true
 		})
 		return
@@ -98,10 +98,10 @@ func (tn *tenant) leaveGroup(s *subscription) {
 	tn.bus.Unsubscribe(&g.treeEntry, groupBytes)
 }
 
-// deliver delivers m to one member: the connected member with the lowest load, in turn among
+// deliverToMember delivers m to one member: the connected member with the lowest load, in turn among
 // equals; if none is connected, or older messages are stored, to an offline member with room,
 // unless online says that only connected members are wanted. not, if not nil, is excluded.
-func (g *sharedGroup) deliver(m *message, o *bus.Result, not *sessionState, online bool) (wake *conn) {
+func (g *sharedGroup) deliverToMember(m *message, o *bus.Result, not *sessionState, online bool) (wake *conn) {
 	list := g.members.Load()
 	if list == nil {
 		return nil
@@ -179,7 +179,7 @@ func (tn *tenant) findGroup(name string) *sharedGroup {
 	if err != nil {
 		return nil
 	}
-	return newGroup(name, filter)
+	return newSharedGroup(name, filter)
 }
 
 // offlineLoad is the load of an offline session, above that of any connected one.
@@ -250,7 +250,7 @@ func (st *sessionState) takeForRedistribution(of *subscription) (out []redistrib
 		return true
 	})
 	if per := st.persistent; per != nil && of != nil {
-		for _, e := range per.backlog.take(func(e *backlogEntry) bool { return mine(e.group) && !e.released && !per.backlog.isUnderWay(e) }) {
+		for _, e := range per.backlog.take(func(e *backlogEntry) bool { return mine(e.group) && !e.released && !per.backlog.isInflight(e) }) {
 			take(e.group, nil, e, true)
 		}
 	}
@@ -321,8 +321,8 @@ func (st *sessionState) redistributeOne(w *workBatch, rd redistribution, online 
 		return rd.writeFailed
 	}
 	if g := st.tenant.findGroup(rd.group.name); g != nil {
-		if wake := g.deliver(rd.message, &res, st, online); wake != nil {
-			w.Touch(wake)
+		if wake := g.deliverToMember(rd.message, &res, st, online); wake != nil {
+			w.MarkForFlush(wake)
 		}
 	}
 	at := st.broker.commitOutcome(&res, nil, nil)

@@ -53,7 +53,7 @@ func TestAnAttemptAfterADeadlineThatHasPassed(t *testing.T) {
 func TestAWriteThatFailsWithinARead(t *testing.T) {
 	nc := accepted(t)
 	c := &conn{nc: nc, rawConn: rawConnOf(nc), session: &sessionState{}}
-	c.out.moved.L = &c.session.mu
+	c.out.changed.L = &c.session.mu
 	failed := false
 	err := c.rawConn.Read(func(uintptr) bool {
 		if !failed {

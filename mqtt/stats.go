@@ -28,7 +28,7 @@ func (s *stats) countRefusal(err error) {
 	if s.refusals == nil {
 		s.refusals = map[watchword.Code]int64{}
 	}
-	s.refusals[codeOf(err)]++
+	s.refusals[errorCodeOf(err)]++
 }
 
 // Stats holds counters since the start, and current values.

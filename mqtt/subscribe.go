@@ -40,7 +40,7 @@ func (c *conn) handleSubscribe(ctx context.Context, p *packet.Subscribe) error {
 		if err != nil {
 			reason = err
 			c.broker.recordRefusal(c, "subscription refused", f.Topic, err)
-			r := reasonCode(err)
+			r := reasonCodeOf(err)
 			if c.version == packet.V311 || !packet.MayCarry(packet.SUBACK, r) {
 				r = packet.UnspecifiedError
 			}
@@ -80,7 +80,7 @@ func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription
 	if err != nil {
 		return nil, false, protocolError(packet.TopicFilterInvalid, packet.SUBSCRIBE, err.Error())
 	}
-	own := strings.HasPrefix(filter, ownTopicPrefix)
+	own := strings.HasPrefix(filter, connTopicPrefix)
 	if own && f.Topic != authTopic {
 		return nil, false, watchword.Refuse(watchword.Denied, "of $watchword/… only %s can be subscribed to", authTopic)
 	}

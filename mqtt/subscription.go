@@ -51,7 +51,7 @@ func (s *subscription) Account() quota.Key { return s.session.account() }
 // Deliver queues a publication for the session; subs are its own. See [bus.Subscriber].
 func (s *subscription) Deliver(x bus.Message, subs []*bus.Subscription, b *bus.Batch, r *bus.Result) {
 	if c := s.session.deliver(messageOf(x), r, nil, subs...); c != nil {
-		b.Touch(c)
+		b.MarkForFlush(c)
 	}
 }
 
@@ -128,7 +128,7 @@ func (st *sessionState) removeDeniedSubscriptions(a *session.Authority) (lost []
 	}
 	if len(lost) > 0 {
 		st.dropQueued(func(it *queuedMessage) bool {
-			return it.subscription != nil && it.subscription.removed && !st.stillSubscribed(it) || it.subscription == nil && st.cameByLost(it.message.topic, it.sequence()) && !st.stillSubscribed(it)
+			return it.subscription != nil && it.subscription.removed && !st.stillSubscribed(it) || it.subscription == nil && st.isFromLostSubscription(it.message.topic, it.sequence()) && !st.stillSubscribed(it)
 		})
 	}
 	if st.head < len(st.queue) { // received by a subscription that the client unsubscribed
@@ -139,10 +139,10 @@ func (st *sessionState) removeDeniedSubscriptions(a *session.Authority) (lost []
 	return lost, redistributions
 }
 
-// cameByLost reports whether a stored message was received by a subscription lost since. mu is
+// isFromLostSubscription reports whether a stored message was received by a subscription lost since. mu is
 // held.
-func (st *sessionState) cameByLost(topic string, seq int64) bool {
-	return st.persistent.losses.cover(topic, seq)
+func (st *sessionState) isFromLostSubscription(topic string, seq int64) bool {
+	return st.persistent.losses.affects(topic, seq)
 }
 
 // stillSubscribed reports whether a queued message matches another subscription. mu is held.

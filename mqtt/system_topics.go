@@ -10,8 +10,8 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/bus"
-	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/internal/lockrank"
+	"github.com/watchword-iot/watchword/internal/truncate"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/session"
@@ -97,15 +97,15 @@ func (a publisher) trace() string {
 	return string(a.session.ID())
 }
 
-// actAs runs the store writes of a publish under the authority to publish it, whose versions the
-// store compares: see [session.Session.Act].
-func (st *sessionState) actAs(ctx context.Context, by publisher, topic string, do func(context.Context, *session.Authority) error) error {
+// runAuthorized runs the store writes of a publish under the authority to publish it, whose versions the
+// store compares: see [session.Session.RunAuthorized].
+func (st *sessionState) runAuthorized(ctx context.Context, by publisher, topic string, do func(context.Context, *session.Authority) error) error {
 	lockrank.Block()
 	may := func(a *session.Authority) error { return decidePublish(a, topic).decision.Err() }
 	if by.session != nil {
-		return by.session.Act(ctx, may, do)
+		return by.session.RunAuthorized(ctx, may, do)
 	}
-	return st.broker.deps.Guard.Act(ctx, by.offline, may, do)
+	return st.broker.deps.Guard.RunAuthorized(ctx, by.offline, may, do)
 }
 
 // handleSystemTopic handles a publish to a system topic. The server itself counts as a receiver.
@@ -132,7 +132,7 @@ func (st *sessionState) publishEvent(w *workBatch, sys systemTopic, p bus.Public
 	e := &bus.Event{Device: sys.device, Stream: sys.stream, At: w.now, Data: m.payload}
 	if m.props != nil {
 		e.ContentType, _ = m.props.Text(packet.ContentType)
-		e.ContentType = clip.LogText(e.ContentType)
+		e.ContentType = truncate.LogText(e.ContentType)
 	}
 	p.Event = e
 	return st.tenant.bus.Publish(p, &w.Batch, o)
@@ -150,7 +150,7 @@ func (st *sessionState) reportState(ctx context.Context, w *workBatch, sys syste
 		if err := json.Compact(&doc, m.payload); err != nil {
 			return watchword.RefuseField("state", "must be one JSON object")
 		}
-		if err := st.actAs(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
+		if err := st.runAuthorized(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
 			return st.broker.deps.Twins.ReportState(ctx, st.tenant.id, a.Versions(), sys.device, doc.Bytes(), w.now)
 		}); err != nil {
 			return err
@@ -166,7 +166,7 @@ func (st *sessionState) takeReceipt(ctx context.Context, sys systemTopic, m *mes
 	if len(m.payload) > watchword.MaxDocument {
 		return watchword.Refuse(watchword.TooLarge, "a receipt may have at most 32 KiB")
 	}
-	return st.actAs(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
+	return st.runAuthorized(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
 		_, err := st.broker.deps.Commands.ApplyReceipt(ctx, st.tenant.id, sys.device, a.Versions(), string(m.payload), by.trace())
 		return err
 	})

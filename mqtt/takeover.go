@@ -38,7 +38,7 @@ func (c *conn) attachSession(ad *admission) (present bool, err error) {
 				return resumed, err
 			}
 		}
-		if err := prev.endStateIf(func() error { return prev.checkResumable(ad) }); err != nil {
+		if err := prev.endSessionIf(func() error { return prev.checkResumable(ad) }); err != nil {
 			return false, err
 		}
 		tn.removeClient(prev)
@@ -80,7 +80,7 @@ func (c *conn) takeOver(ad *admission) error {
 	}
 	c.broker.stats.takeovers.Add(1)
 	if s := c.live(); s != nil {
-		s.Close(nil)
+		s.End(nil)
 	}
 	return nil
 }
@@ -103,7 +103,7 @@ func (c *conn) resume(prev *sessionState, ad *admission) (bool, error) {
 	own := c.session
 	own.mu.Lock()
 	for c.out.writing && !c.out.failed { // a challenge that was sent before CONNACK
-		c.out.moved.Wait()
+		c.out.changed.Wait()
 	}
 	own.mu.Unlock()
 	prev.receiving.Lock() // the earlier connection may be handling a publish
@@ -117,16 +117,16 @@ func (c *conn) resume(prev *sessionState, ad *admission) (bool, error) {
 		prev.mu.Unlock()
 		return false, err
 	}
-	hold := prev.persistent.resumed(ad.expiry)
+	offlineSession := prev.persistent.resumed(ad.expiry)
 	prev.conn = c
 	prev.restoreInflight()
 	prev.updateLoad()
 	prev.markChanged()
 	c.session = prev
-	c.out.moved.L = &prev.mu
+	c.out.changed.L = &prev.mu
 	prev.mu.Unlock()
-	if hold != nil {
-		hold.Close(nil)
+	if offlineSession != nil {
+		offlineSession.End(nil)
 	}
 	return true, nil
 }
@@ -152,7 +152,7 @@ func (c *conn) resumeSubscriptions(a *session.Authority, present *bool) (lost []
 		}
 	}
 	lost, dropped = lostFilters(r.lost), r.dropped
-	if len(lost) > 0 && (c.version == packet.V311 || !c.lostFitsConnack(lost)) {
+	if len(lost) > 0 && (c.version == packet.V311 || !c.connackHasRoomFor(lost)) {
 		c.session.removeAllReceived() // the client may discard its state and reuse its identifiers
 		*present = false
 	}

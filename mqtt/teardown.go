@@ -17,17 +17,17 @@ type teardown struct {
 	groups          []*sharedGroup // shared subscriptions that may have other members for its stored messages
 }
 
-// detach detaches the session where the caller must not block; the reader finishes the teardown.
-func (c *conn) detach() {
+// detachInReader detaches the session where the caller must not block; the reader finishes the teardown.
+func (c *conn) detachInReader() {
 	if c.session.conn == c && c.teardown == nil {
-		td := c.detachFor(nil)
+		td := c.detachSession(nil)
 		c.teardown = &td
 	}
 }
 
-// detachFor detaches the session from its connection. A persistent session goes offline; any other
+// detachSession detaches the session from its connection. A persistent session goes offline; any other
 // ends. cause is as in [conn.close]. It has an effect once; mu is held.
-func (c *conn) detachFor(cause error) (td teardown) {
+func (c *conn) detachSession(cause error) (td teardown) {
 	if c.teardown != nil {
 		td, *c.teardown = *c.teardown, teardown{}
 		return td
@@ -51,7 +51,7 @@ func (c *conn) detachFor(cause error) (td teardown) {
 	td.publishWill, td.delayedWill = c.endWill(cause, expiry, now)
 	if per := c.session.persistent; per != nil && (per.expiry == 0 || per.generation == 0 && c.live() == nil) {
 		td.redistributions = append(td.redistributions, c.session.takeAllForRedistribution()...)
-		c.session.endPersistent() // the expiry is 0, or CONNECT was not completed
+		c.session.dropPersistentState() // the expiry is 0, or CONNECT was not completed
 	}
 	if c.session.persistent == nil {
 		c.session.reset()
@@ -69,12 +69,12 @@ func (c *conn) detachFor(cause error) (td teardown) {
 	return td
 }
 
-// finishTeardown does the remaining work after a detach. It may block.
-func (c *conn) finishTeardown(ctx context.Context, td teardown) {
+// runTeardown does the remaining work after a detach. It may block.
+func (c *conn) runTeardown(ctx context.Context, td teardown) {
 	if td.publishWill != nil {
 		c.publishWill(ctx, td.publishWill)
 	}
-	c.broker.wills.watch(ctx, td.delayedWill)
+	c.broker.wills.watchAuthority(ctx, td.delayedWill)
 	c.session.redistribute(td.redistributions, td.onlineOnly)
 	for _, g := range td.groups {
 		g.pull()
@@ -83,6 +83,6 @@ func (c *conn) finishTeardown(ctx context.Context, td teardown) {
 		c.session.removeFromTenant()
 	}
 	if td.generation > 0 {
-		c.session.watchOffline(ctx, td.generation)
+		c.session.watchAuthority(ctx, td.generation)
 	}
 }

@@ -166,7 +166,7 @@ func (s *webSocketConn) CloseWrite() error {
 	} else if bad, ok := frameErrorOf(p); ok {
 		code, words = bad.code, bad.cause.Detail
 	} else if p != nil {
-		switch code, words = websocket.StatusPolicyViolation, string(codeOf(*p)); codeOf(*p) {
+		switch code, words = websocket.StatusPolicyViolation, string(errorCodeOf(*p)); errorCodeOf(*p) {
 		case watchword.Unavailable:
 			code = websocket.StatusGoingAway
 		case watchword.TooLarge:

@@ -66,7 +66,7 @@ func (c *conn) newWill(p *packet.Will, expiry uint32, a *session.Authority) (*wi
 	if p == nil {
 		return nil, nil
 	}
-	if policy.CheckTopic(p.Topic) != nil || strings.HasPrefix(p.Topic, ownTopicPrefix) || !c.broker.acceptsText(p.Topic) {
+	if policy.CheckTopic(p.Topic) != nil || strings.HasPrefix(p.Topic, connTopicPrefix) || !c.broker.acceptsText(p.Topic) {
 		return nil, protocolError(packet.TopicNameInvalid, packet.CONNECT, "the will topic is not valid")
 	}
 	if err := c.broker.checkPropertyText(&p.Properties, packet.CONNECT); err != nil {
@@ -97,11 +97,11 @@ func (c *conn) storeWill(w *will, s *session.Session) (at *commit, err error) {
 	// Checked with the lock held: a later change of authority finds the will.
 	a := s.Authority()
 	if v := decidePublish(a, w.message.topic); !v.decision.Allowed {
-		c.broker.wills.releaseReservation(w)
+		c.broker.wills.releaseQuota(w)
 		return nil, v.decision.Err()
 	}
 	if c.session.conn != c { // another connection took over, with a will of its own
-		c.broker.wills.releaseReservation(w)
+		c.broker.wills.releaseQuota(w)
 		return nil, nil
 	}
 	w.session, w.credentials = c.session, willCredentials(a)

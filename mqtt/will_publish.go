@@ -9,13 +9,13 @@ import (
 	"github.com/watchword-iot/watchword/session"
 )
 
-// watch opens an offline session for the subject of a delayed will, so that losing the permission
+// watchAuthority opens an offline session for the subject of a delayed will, so that losing the permission
 // deletes the will, even if the permission is given back before it is due.
-func (ws *willStore) watch(ctx context.Context, w *will) {
+func (ws *willStore) watchAuthority(ctx context.Context, w *will) {
 	if w == nil || ws.broker.draining.Load() { // the next process opens it
 		return
 	}
-	hold := ws.openOffline(ctx, w, session.Options{
+	offlineSession := ws.openOffline(ctx, w, session.Options{
 		Changed: func(a *session.Authority) {
 			if !decidePublish(a, w.message.topic).decision.Allowed {
 				ws.cancel(w)
@@ -30,11 +30,11 @@ func (ws *willStore) watch(ctx context.Context, w *will) {
 	ws.mu.Lock()
 	over := w.finished
 	if !over {
-		w.offline, hold = hold, w.offline
+		w.offline, offlineSession = offlineSession, w.offline
 	}
 	ws.mu.Unlock()
-	if hold != nil {
-		hold.Close(nil)
+	if offlineSession != nil {
+		offlineSession.End(nil)
 	}
 }
 
@@ -53,7 +53,7 @@ func (ws *willStore) publishDue(w *will) {
 	ws.broker.deps.Guard.WaitForChanges()
 	var a *session.Authority
 	var lapsed error
-	ws.openOffline(ctx, w, session.Options{Changed: func(now *session.Authority) { a, lapsed = now, nil }, Withdrawn: func(cause error) { a, lapsed = nil, cause }}).Close(nil)
+	ws.openOffline(ctx, w, session.Options{Changed: func(now *session.Authority) { a, lapsed = now, nil }, Withdrawn: func(cause error) { a, lapsed = nil, cause }}).End(nil)
 	switch {
 	case a != nil:
 		ws.publish(ctx, a, w)
@@ -62,7 +62,7 @@ func (ws *willStore) publishDue(w *will) {
 	default:
 		ws.mu.Lock()
 		if !w.finished && ctx.Err() == nil {
-			w.timer = time.AfterFunc(offlineRetryDelay, func() { ws.publishDue(w) })
+			w.timer = time.AfterFunc(authorityRetryDelay, func() { ws.publishDue(w) })
 		}
 		ws.mu.Unlock()
 	}
@@ -73,7 +73,7 @@ func (c *conn) publishWill(ctx context.Context, w *will) {
 	ws := &c.broker.wills
 	c.broker.deps.Guard.WaitForChanges()
 	if s := c.live(); s.Ended() && s.Cause() != nil { // the session was taken over meanwhile
-		ws.watch(ctx, ws.sessionEnded(w, s.Cause(), 0, c.broker.options.Now()))
+		ws.watchAuthority(ctx, ws.sessionEnded(w, s.Cause(), 0, c.broker.options.Now()))
 	} else {
 		ws.publish(ctx, s.Authority(), w)
 	}

@@ -16,7 +16,7 @@ import (
 // store too. It is safe for concurrent use.
 type willStore struct {
 	broker *Broker
-	ledger *quota.Ledger[quota.Key] // bytes of wills
+	quota  *quota.Ledger[quota.Key] // bytes of wills
 
 	mu      lockrank.Mutex[willsLock]
 	lastID  int64 // highest id
@@ -34,26 +34,26 @@ func (st *sessionState) name() clientName { return clientName{st.tenant.id, st.i
 
 func (ws *willStore) init(b *Broker) {
 	ws.broker, ws.all, ws.waiting = b, map[int64]*will{}, map[clientName][]*will{}
-	ws.ledger = quota.New[quota.Key](quota.Resource{
+	ws.quota = quota.New[quota.Key](quota.Resource{
 		Name: "wills", Unit: "bytes",
 		Subject: quota.Bound{Max: b.options.SubjectWillBytes, Name: "limits.subject_will_bytes"},
 		Total:   quota.Bound{Max: b.options.WillBytes, Name: "limits.will_bytes"},
 	})
 }
 
-// reserve charges a new will; nil is none. Code: busy.
-func (ws *willStore) reserve(w *will, of quota.Key) error {
+// reserveQuota charges a new will; nil is none. Code: busy.
+func (ws *willStore) reserveQuota(w *will, of quota.Key) error {
 	if w == nil {
 		return nil
 	}
 	w.account = of
-	return ws.ledger.Reserve(of, w.size())
+	return ws.quota.Reserve(of, w.size())
 }
 
-// releaseReservation releases the charge of a will that was removed or never added.
-func (ws *willStore) releaseReservation(w *will) {
+// releaseQuota releases the charge of a will that was removed or never added.
+func (ws *willStore) releaseQuota(w *will) {
 	if w != nil {
-		ws.ledger.Release(w.account, w.size())
+		ws.quota.Release(w.account, w.size())
 	}
 }
 
@@ -64,11 +64,11 @@ func (ws *willStore) add(w *will) *commit {
 	w.id = ws.lastID
 	ws.all[w.id] = w
 	ws.mu.Unlock()
-	return ws.write(w)
+	return ws.writeWill(w)
 }
 
-// write adds the current row of a will to the open commit.
-func (ws *willStore) write(w *will) *commit { return ws.broker.committer.add(change{will: w}) }
+// writeWill adds the current row of a will to the open commit.
+func (ws *willStore) writeWill(w *will) *commit { return ws.broker.committer.add(change{will: w}) }
 
 // rebind binds a will to the new token of a refreshed session.
 func (ws *willStore) rebind(w *will, p session.Credentials) {
@@ -77,11 +77,11 @@ func (ws *willStore) rebind(w *will, p session.Credentials) {
 	w.credentials = p
 	ws.mu.Unlock()
 	if !same {
-		ws.write(w)
+		ws.writeWill(w)
 	}
 }
 
-// schedule sets when a will is due. The caller must call [willStore.watch].
+// schedule sets when a will is due. The caller must call [willStore.watchAuthority].
 func (ws *willStore) schedule(w *will, due, grace time.Time) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
@@ -96,7 +96,7 @@ func (ws *willStore) schedule(w *will, due, grace time.Time) {
 	}
 	w.due, w.graceUntil = due, grace
 	w.timer = time.AfterFunc(due.Sub(ws.broker.options.Now()), func() { ws.publishDue(w) })
-	ws.write(w)
+	ws.writeWill(w)
 }
 
 // clockAdvanced restarts the timers of delayed wills: see [Broker.clockAdvanced].
@@ -111,7 +111,7 @@ func (ws *willStore) clockAdvanced(now time.Time) {
 }
 
 // sessionEnded decides on a will whose session ended for cause. It returns the will if it is
-// delayed; then the caller must call [willStore.watch].
+// delayed; then the caller must call [willStore.watchAuthority].
 func (ws *willStore) sessionEnded(w *will, cause error, delay time.Duration, now time.Time) *will {
 	if cancelsWill(cause) {
 		ws.cancel(w)
@@ -139,11 +139,11 @@ func (ws *willStore) claim(w *will) bool {
 	if w.timer != nil {
 		w.timer.Stop()
 	}
-	hold := w.offline
+	offlineSession := w.offline
 	w.offline = nil
 	ws.mu.Unlock()
-	if hold != nil {
-		go hold.Close(nil) // the caller may hold its lock
+	if offlineSession != nil {
+		go offlineSession.End(nil) // the caller may hold its lock
 	}
 	return true
 }
@@ -154,7 +154,7 @@ func (ws *willStore) remove(w *will, a change) *commit {
 	ws.mu.Lock()
 	delete(ws.all, w.id)
 	ws.mu.Unlock()
-	ws.releaseReservation(w)
+	ws.releaseQuota(w)
 	a.will = w
 	return ws.broker.committer.add(a)
 }
@@ -249,16 +249,16 @@ func (ws *willStore) restore(r mqttstore.Will, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	b, world := ws.broker, ws.broker.tenant(r.Tenant)
+	b, tn := ws.broker, ws.broker.tenant(r.Tenant)
 	who := owner{r.Subject, r.Incarnation}
-	st := world.clients[r.Client] // nothing else uses the tenant yet
+	st := tn.clients[r.Client] // nothing else uses the tenant yet
 	due := now.Add(willGracePeriod)
 	at := r.Due
 	if at.IsZero() {
 		at = now.Add(w.delay)
 	}
 	if st == nil || st.owner != who {
-		st = &sessionState{broker: b, tenant: world, id: r.Client, owner: who, removed: true}
+		st = &sessionState{broker: b, tenant: tn, id: r.Client, owner: who, removed: true}
 	} else if ends, ok := st.persistent.expiresAt(); ok && ends.Before(at) {
 		at = ends
 	}
@@ -268,7 +268,7 @@ func (ws *willStore) restore(r mqttstore.Will, now time.Time) error {
 	w.id, w.session = r.ID, st
 	w.credentials = session.Credentials{Tenant: r.Tenant, Subject: r.Subject, Incarnation: r.Incarnation, Key: r.Key, JTI: r.Token, IssuerKey: r.IssuerKey, KeyProved: r.KeyProved}
 	w.account = quota.Key{Tenant: r.Tenant, Subject: r.Subject}
-	ws.ledger.Add(w.account, w.size())
+	ws.quota.Add(w.account, w.size())
 	ws.mu.Lock()
 	ws.lastID = max(ws.lastID, r.ID)
 	ws.all[w.id] = w
@@ -281,8 +281,8 @@ func (ws *willStore) restore(r mqttstore.Will, now time.Time) error {
 	return nil
 }
 
-// watchAll calls watch for restored wills.
-func (ws *willStore) watchAll(ctx context.Context) {
+// watchAuthorities calls watch for restored wills.
+func (ws *willStore) watchAuthorities(ctx context.Context) {
 	ws.mu.Lock()
 	var all []*will
 	for _, list := range ws.waiting {
@@ -293,7 +293,7 @@ func (ws *willStore) watchAll(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		ws.watch(ctx, w)
+		ws.watchAuthority(ctx, w)
 	}
 }
 
@@ -301,5 +301,5 @@ func (ws *willStore) watchAll(ctx context.Context) {
 func (ws *willStore) count() (n, size int64) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	return int64(len(ws.all)), ws.ledger.Total()
+	return int64(len(ws.all)), ws.quota.Total()
 }

@@ -49,7 +49,7 @@ func (srv *testServer) session(id watchword.SubjectID) *session.Session {
 }
 
 func (srv *testServer) closeSession(id watchword.SubjectID) {
-	srv.session(id).Close(watchword.Refuse(watchword.SessionClosed, "by an operator"))
+	srv.session(id).End(watchword.Refuse(watchword.SessionClosed, "by an operator"))
 }
 
 func (srv *testServer) storedWills() int {
@@ -60,9 +60,9 @@ func (srv *testServer) storedWills() int {
 
 const willToken = 10 * time.Minute // how long the token of a client lives in these tests
 
-// TestWillsOfEveryEnd goes over every kind of client and every way in which a connection
+// TestWillForEveryDisconnectReason goes over every kind of client and every way in which a connection
 // ends: when its will comes, and that it does not where the client comes back in time.
-func TestWillsOfEveryEnd(t *testing.T) {
+func TestWillForEveryDisconnectReason(t *testing.T) {
 	suspend := func(srv *testServer) { srv.state("lamp", watchword.Suspended); srv.state("lamp", watchword.Active) }
 	noRight := func(srv *testServer) {
 		srv.policy(`subscribe = ["#"]`)
@@ -72,7 +72,7 @@ func TestWillsOfEveryEnd(t *testing.T) {
 		srv.mu.Lock()
 		raw := fmt.Sprintf("token-%d", srv.serial) // the last one that was made
 		srv.mu.Unlock()
-		srv.changed(watchword.TokenEnded, raw)
+		srv.changed(watchword.AccessTokenRevoked, raw)
 	}
 	expire := func() { time.Sleep(willToken); synctest.Wait() }
 	const now, grace, never = time.Nanosecond, time.Minute, 0
@@ -314,7 +314,7 @@ func TestWillUsesLatestToken(t *testing.T) {
 					if last {
 						gone = second
 					}
-					srv.changed(watchword.TokenEnded, gone)
+					srv.changed(watchword.AccessTokenRevoked, gone)
 					time.Sleep(2 * time.Minute)
 					if !last {
 						subscriber.wantMessage("will", "gone")
@@ -518,7 +518,7 @@ func TestRefusedConnectReleasesWillQuota(t *testing.T) {
 				srv.connect(packet.V5, fmt.Sprintf("lamp/%d", n), srv.token("lamp", time.Hour))
 			}
 		},
-		"suspended before the session starts": func(srv *testServer) { srv.onABadRoll().good.Store(2) },
+		"suspended before the session starts": func(srv *testServer) { srv.withFailingDirectory().good.Store(2) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, srv *testServer) {

@@ -38,7 +38,7 @@ func TestOnlyTheRoleMakesAnOwner(t *testing.T) {
 		{"a service", watchword.Service, "owner", watchword.Labels{"role": "owner"}, false},
 		{"a subject of no kind", "", "owner", watchword.Labels{"role": "owner"}, false},
 	} {
-		g := set.For(policy.Subject{ID: "owner", Kind: tc.kind, Role: tc.role, Labels: tc.labels})
+		g := set.GrantFor(policy.Subject{ID: "owner", Kind: tc.kind, Role: tc.role, Labels: tc.labels})
 		for what, d := range map[string]policy.Decision{
 			"publish":   g.Publish("plant/lux"),
 			"subscribe": g.Subscribe("#"),
@@ -60,7 +60,7 @@ func TestOnlyTheRoleMakesAnOwner(t *testing.T) {
 func TestDocumentsDenyNothingToOwners(t *testing.T) {
 	all := parsed(t, "all", "for = {}\n[[deny]]\nget = [\"/#\"]\npublish = [\"#\"]\ncall = [\"*\"]\n")
 	for role, allowed := range map[string]bool{"owner": true, "admin": false, "operator": false} {
-		g := policy.NewSet(all).For(policy.Subject{ID: "x", Kind: watchword.Operator, Role: role})
+		g := policy.NewSet(all).GrantFor(policy.Subject{ID: "x", Kind: watchword.Operator, Role: role})
 		if got := g.Request("GET", "/v1/devices").Allowed; got != allowed {
 			t.Errorf("%s: reading devices is %v", role, got)
 		}
@@ -86,10 +86,10 @@ func TestADocumentOfSeveralKindsIsForEachOfThem(t *testing.T) {
 			for _, kind := range append(all, "") {
 				w := policy.Subject{ID: "x", Kind: kind, Labels: watchword.Labels{"site": "a"}}
 				must := slices.Contains(want, kind)
-				if got := d.Applies(w); got != must {
+				if got := d.AppliesTo(w); got != must {
 					t.Errorf("kinds = %s, %s: applies to %q: %v", kinds, whom, kind, got)
 				}
-				if got := policy.NewSet(d).For(w).Publish("t").Allowed; got != must {
+				if got := policy.NewSet(d).GrantFor(w).Publish("t").Allowed; got != must {
 					t.Errorf("kinds = %s, %s: allows %q: %v", kinds, whom, kind, got)
 				}
 			}
@@ -106,7 +106,7 @@ func TestBoundsAndTheClaimsOfAToken(t *testing.T) {
 		"[[allow]]", `call = ["door.open"]`, "args = { angle = { maximum = 80 } }",
 		"[[deny]]", `call = ["lamp.set"]`, "args = { level = { minimum = 50 } }",
 		"[[deny]]", `call = ["lamp.reset"]`,
-	))).For(policy.Subject{ID: "x", Kind: watchword.Service})
+	))).GrantFor(policy.Subject{ID: "x", Kind: watchword.Service})
 	resources := func(ps []watchword.Permission) (out []string) {
 		for _, p := range ps {
 			out = append(out, p.Resource)
@@ -147,7 +147,7 @@ func TestBoundsAndTheClaimsOfAToken(t *testing.T) {
 func TestNonObjectArgumentsMatchNoBound(t *testing.T) {
 	g := policy.NewSet(parsed(t, "p", lines(
 		"for = {}", "[[allow]]", `call = ["f"]`, "args = { level = { maximum = 80 } }", "[[allow]]", `call = ["free"]`,
-	))).For(policy.Subject{ID: "x", Kind: watchword.Service})
+	))).GrantFor(policy.Subject{ID: "x", Kind: watchword.Service})
 	for args, want := range map[string]bool{
 		"": true, "{}": true, `{"level":80}`: true, `{"other":99}`: true,
 		`{"level":81}`: false, "[]": false, `[{"level":1}]`: false, "99": false, `"level"`: false, "null": false, "true": false,

@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/authz"
 )
 
 // Perm returns the allowed permissions in the form of a token's perm claim: sorted, merged by
@@ -47,7 +47,7 @@ func permissions(r *rules, bounded bool) []watchword.Permission {
 	}
 	var out []watchword.Permission
 	out = appendFilters(out, watchword.TopicPrefix, topics, topicActions)
-	out = appendFilters(out, watchword.APIPrefix, paths, permit.PathActions)
+	out = appendFilters(out, watchword.APIPrefix, paths, authz.PathActions)
 	for c := range calls {
 		if !coveredCall(calls, c) {
 			out = append(out, watchword.Permission{Resource: c, Actions: []string{"call"}})
@@ -108,7 +108,7 @@ func coveredCall(all map[string]bool, c string) bool {
 // FromPermissions compiles a token's perm and deny claims. Every decision of the
 // grant names "token" as its rule. Code: token_malformed.
 func FromPermissions(perm, deny []watchword.Permission) (*Grant, error) {
-	g, err := permit.FromPermissions[bound](perm, deny)
+	g, err := authz.FromPermissions[bound](perm, deny)
 	if err != nil {
 		return nil, err
 	}

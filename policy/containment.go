@@ -4,7 +4,7 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/authz"
 )
 
 // extent is what is allowed on one side: what allowed rules allow and no denied rule denies. nil denies nothing.
@@ -33,8 +33,8 @@ func uncovered(inner, outer extent) (watchword.Permission, bool) {
 	}
 	for i := range inner.allowed.Paths {
 		r := &inner.allowed.Paths[i]
-		for _, action := range permit.PathActions {
-			one := permit.Path{Filter: r.Filter, Actions: r.Actions & permit.PathBit(action)}
+		for _, action := range authz.PathActions {
+			one := authz.Path{Filter: r.Filter, Actions: r.Actions & authz.PathBit(action)}
 			if one.Actions != 0 && !pathCovered(&one, inner.denied, outer) {
 				return watchword.Permission{Resource: watchword.APIPrefix + r.Filter, Actions: []string{action}}, true
 			}
@@ -48,7 +48,7 @@ func uncovered(inner, outer extent) (watchword.Permission, bool) {
 
 func topicCovered(r *topicRule, denied *rules, outer extent) bool {
 	contains := func(o, i *topicRule) bool {
-		return (!i.Pub || o.Pub) && (!i.Sub || o.Sub) && permit.Contains(o.Filter, i.Filter)
+		return (!i.Pub || o.Pub) && (!i.Sub || o.Sub) && authz.Contains(o.Filter, i.Filter)
 	}
 	if anyRule(denied.Topics, func(d *topicRule) bool { return contains(d, r) }) {
 		return true
@@ -59,23 +59,23 @@ func topicCovered(r *topicRule, denied *rules, outer extent) bool {
 	return !anyRule(outer.denied.Topics, func(o *topicRule) bool {
 		// Of what outer denies, only the actions of r matter.
 		part := topicRule{Filter: o.Filter, Pub: o.Pub && r.Pub, Sub: o.Sub && r.Sub}
-		return (part.Pub || part.Sub) && permit.Intersects(o.Filter, r.Filter) &&
+		return (part.Pub || part.Sub) && authz.Intersects(o.Filter, r.Filter) &&
 			!anyRule(denied.Topics, func(d *topicRule) bool { return contains(d, &part) })
 	})
 }
 
-func pathCovered(r *permit.Path, denied *rules, outer extent) bool {
-	contains := func(o, i *permit.Path) bool { return i.Actions&^o.Actions == 0 && permit.Contains(o.Filter, i.Filter) }
-	if anyRule(denied.Paths, func(d *permit.Path) bool { return contains(d, r) }) {
+func pathCovered(r *authz.Path, denied *rules, outer extent) bool {
+	contains := func(o, i *authz.Path) bool { return i.Actions&^o.Actions == 0 && authz.Contains(o.Filter, i.Filter) }
+	if anyRule(denied.Paths, func(d *authz.Path) bool { return contains(d, r) }) {
 		return true
 	}
-	if !anyRule(outer.allowed.Paths, func(o *permit.Path) bool { return contains(o, r) }) {
+	if !anyRule(outer.allowed.Paths, func(o *authz.Path) bool { return contains(o, r) }) {
 		return false
 	}
-	return !anyRule(outer.denied.Paths, func(o *permit.Path) bool {
-		part := permit.Path{Filter: o.Filter, Actions: o.Actions & r.Actions}
-		return part.Actions != 0 && permit.Intersects(o.Filter, r.Filter) &&
-			!anyRule(denied.Paths, func(d *permit.Path) bool { return contains(d, &part) })
+	return !anyRule(outer.denied.Paths, func(o *authz.Path) bool {
+		part := authz.Path{Filter: o.Filter, Actions: o.Actions & r.Actions}
+		return part.Actions != 0 && authz.Intersects(o.Filter, r.Filter) &&
+			!anyRule(denied.Paths, func(d *authz.Path) bool { return contains(d, &part) })
 	})
 }
 

@@ -63,17 +63,17 @@ type Subject struct {
 // Role returns the custom role that the document is for; "" where it is for ids or labels.
 func (d *Document) Role() string { return d.role }
 
-// For returns the subjects of the document: some ids, or, where ids is nil, all subjects with these
+// SubjectSelector returns the subjects of the document: some ids, or, where ids is nil, all subjects with these
 // labels (and the role of [Document.Role], if there is one).
-func (d *Document) For() (ids []watchword.SubjectID, labels watchword.Labels) {
+func (d *Document) SubjectSelector() (ids []watchword.SubjectID, labels watchword.Labels) {
 	if d.subjects != nil {
 		return slices.AppendSeq([]watchword.SubjectID{}, maps.Keys(d.subjects)), nil
 	}
 	return nil, d.labels
 }
 
-// Applies reports whether the document is for w.
-func (d *Document) Applies(w Subject) bool {
+// AppliesTo reports whether the document is for w.
+func (d *Document) AppliesTo(w Subject) bool {
 	if !d.hasKind(w.Kind) {
 		return false
 	}

@@ -28,7 +28,7 @@ const (
 // lines makes a document's text. Line 1 is the first.
 func lines(ss ...string) string { return strings.Join(ss, "\n") + "\n" }
 
-func TestEveryMistakeHasItsPlace(t *testing.T) {
+func TestMistakesHaveLineAndColumn(t *testing.T) {
 	everybody := func(rule ...string) string { return lines(append([]string{"for = {}", "", "[[allow]]"}, rule...)...) }
 	for _, tc := range []struct {
 		name, src string
@@ -265,8 +265,8 @@ func TestLampsExample(t *testing.T) {
 				return "lamps:" + line
 			}
 			set := policy.NewSet(d)
-			g := set.For(lamp("lamp-1", "plant-1"))
-			homeless := set.For(lamp("lamp-9", ""))
+			g := set.GrantFor(lamp("lamp-1", "plant-1"))
+			homeless := set.GrantFor(lamp("lamp-9", ""))
 			for _, tc := range []struct {
 				name    string
 				got     policy.Decision
@@ -392,7 +392,7 @@ func TestASetIsWhatWasPutIn(t *testing.T) {
 		return d
 	}
 	may := func(s *policy.Set, topic string) bool {
-		return s.For(policy.Subject{ID: "x", Kind: watchword.Service}).Publish(topic).Allowed
+		return s.GrantFor(policy.Subject{ID: "x", Kind: watchword.Service}).Publish(topic).Allowed
 	}
 	one := policy.NewSet(doc("p", "a"), doc("p", "b"))
 	two := one.With(doc("q", "c"))
@@ -464,7 +464,7 @@ func TestABoundThatCouldTakeTooLongIsAMistake(t *testing.T) {
 			if effect == "deny" {
 				docs = append(docs, all)
 			}
-			g := policy.NewSet(docs...).For(policy.Subject{ID: "x", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp"}})
+			g := policy.NewSet(docs...).GrantFor(policy.Subject{ID: "x", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp"}})
 			if d := g.Call(policy.Target{ID: "d"}, "f", []byte(`{"level":1}`)); d.Err() == nil {
 				t.Errorf("stored, %s: the call passes", effect)
 			}
@@ -478,7 +478,7 @@ func TestANumberBeyondTheBoundsIsDenied(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := policy.NewSet(doc).For(policy.Subject{ID: "x", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp"}})
+	g := policy.NewSet(doc).GrantFor(policy.Subject{ID: "x", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp"}})
 	for args, allowed := range map[string]bool{
 		`{"level":79}`: true, `{"level":80}`: false, `{"level":1e400}`: false, `{"level":1e401}`: false, `{"level":` + strings.Repeat("9", 65) + `}`: false, `{"level":1e-9}`: true,
 	} {

@@ -10,7 +10,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"github.com/santhosh-tekuri/jsonschema/v6/kind"
 
-	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/authz"
 )
 
 // Explanation explains a decision: the rule that decided, or the allow rule that came nearest.
@@ -81,9 +81,9 @@ func (g *Grant) nearestPath(action, path string) string {
 		r := &g.Allowed.Paths[i]
 		n := sharedLevels(r.Filter, path)
 		switch {
-		case permit.Match(r.Filter, path):
+		case authz.Match(r.Filter, path):
 			n += MaxLevels // the right path with another method is the nearest
-		case r.Actions&permit.PathBit(action) == 0:
+		case r.Actions&authz.PathBit(action) == 0:
 			continue
 		}
 		if n > best {
@@ -95,7 +95,7 @@ func (g *Grant) nearestPath(action, path string) string {
 
 func actionsOf(bits uint8) []string {
 	var out []string
-	for i, a := range permit.PathActions {
+	for i, a := range authz.PathActions {
 		if bits&(1<<i) != 0 {
 			out = append(out, a)
 		}
@@ -122,11 +122,11 @@ func (g *Grant) nearestCall(t Target, function string, args []byte) string {
 		score, reason := 0, ""
 		switch {
 		case r.Matches(t, function):
-			if m := doc.misfit(r.Bounds); m != nil {
+			if m := doc.firstViolation(r.Bounds); m != nil {
 				score, reason = 3, m.String()
 			}
-		case permit.MatchFunction(r.Function, function):
-			score, reason = 2, missedTarget(r, t)
+		case authz.MatchFunction(r.Function, function):
+			score, reason = 2, targetMismatch(r, t)
 		case r.Reaches(t):
 			score, reason = 1, "allows "+r.Function
 		}
@@ -137,8 +137,8 @@ func (g *Grant) nearestCall(t Target, function string, args []byte) string {
 	return near
 }
 
-// missedTarget says why the rule does not match the device.
-func missedTarget(r *callRule, t Target) string {
+// targetMismatch says why the rule does not match the device.
+func targetMismatch(r *callRule, t Target) string {
 	for _, k := range slices.Sorted(maps.Keys(r.Labels)) {
 		if got := t.Labels[k]; got != r.Labels[k] {
 			return fmt.Sprintf("device %s has label %s=%s, not %s", t.ID, k, got, r.Labels[k])

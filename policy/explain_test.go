@@ -10,7 +10,7 @@ import (
 
 // The nearest miss is the rule that shares the most with what was asked; of two that share
 // as much, the first. A rule that shares nothing is none.
-func TestTheNearestMiss(t *testing.T) {
+func TestNearestRuleIsExplained(t *testing.T) {
 	d := parsed(t, "p", lines(
 		`subjects = ["x"]`,
 		"[[allow]]", `publish = ["a/b/c", "a/b/d", "a/+/x/y"]`, // line 2
@@ -21,7 +21,7 @@ func TestTheNearestMiss(t *testing.T) {
 		"[[allow]]", `call = ["door.open"]`, `devices = ["d1"]`, // line 14
 		"[[deny]]", `subscribe = ["s/t/no"]`, // line 17
 	))
-	g := policy.NewSet(d).For(policy.Subject{ID: "x", Kind: watchword.Service})
+	g := policy.NewSet(d).GrantFor(policy.Subject{ID: "x", Kind: watchword.Service})
 	lamp := policy.Target{ID: "l1", Labels: watchword.Labels{"kind": "lamp", "site": "a"}}
 	for _, tc := range []struct {
 		action, resource string
@@ -60,7 +60,7 @@ func TestTheNearestMiss(t *testing.T) {
 			t.Errorf("%s %s: got %+v", tc.action, tc.resource, e)
 		}
 	}
-	e := policy.NewSet().For(policy.Subject{ID: "x", Kind: watchword.Operator, Role: policy.RoleOwner}).Explain("pub", "topic:$SYS/x", policy.Target{}, nil)
+	e := policy.NewSet().GrantFor(policy.Subject{ID: "x", Kind: watchword.Operator, Role: policy.RoleOwner}).Explain("pub", "topic:$SYS/x", policy.Target{}, nil)
 	if e.Nearest != "owner: allows #" {
 		t.Errorf("got %+v", e)
 	}

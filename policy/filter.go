@@ -1,31 +1,31 @@
 package policy
 
-import "github.com/watchword-iot/watchword/internal/permit"
+import "github.com/watchword-iot/watchword/internal/authz"
 
 // Limits of topics and filters.
 const (
-	MaxTopic  = permit.MaxTopic // bytes left
-	MaxLevels = permit.MaxLevels
+	MaxTopic  = authz.MaxTopic // bytes left
+	MaxLevels = authz.MaxLevels
 )
 
 // CheckTopic checks that topic is a valid topic name (MQTT 5.0 §4.7). Code: bad_request.
-func CheckTopic(topic string) error { return permit.CheckTopic(topic) }
+func CheckTopic(topic string) error { return authz.CheckTopic(topic) }
 
 // CheckFilter checks that filter is a valid topic filter (MQTT 5.0 §4.7): + and # stand alone in
 // their level, # in the last. Code: bad_request.
-func CheckFilter(filter string) error { return permit.CheckFilter(filter) }
+func CheckFilter(filter string) error { return authz.CheckFilter(filter) }
 
 // Share splits a shared subscription $share/group/rest (MQTT 5.0 §4.8.2). Any other filter is
 // returned as rest. Code: bad_request.
-func Share(filter string) (group, rest string, shared bool, err error) { return permit.Share(filter) }
+func Share(filter string) (group, rest string, shared bool, err error) { return authz.Share(filter) }
 
 // Match reports whether a filter matches a topic. A wildcard in the first level
 // matches no topic that starts with $ (MQTT 5.0 §4.7.2).
-func Match(filter, topic string) bool { return permit.Match(filter, topic) }
+func Match(filter, topic string) bool { return authz.Match(filter, topic) }
 
 // Contains reports whether outer matches every topic that inner matches. Both are
 // filters. It is exact.
-func Contains(outer, inner string) bool { return permit.Contains(outer, inner) }
+func Contains(outer, inner string) bool { return authz.Contains(outer, inner) }
 
 // Intersects reports whether some topic matches both filters. It is exact.
-func Intersects(a, b string) bool { return permit.Intersects(a, b) }
+func Intersects(a, b string) bool { return authz.Intersects(a, b) }

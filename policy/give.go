@@ -5,7 +5,7 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/authz"
 )
 
 // MayNotGive returns the first permission that a subject whose grant is after has, that it does not have under before, and
@@ -194,10 +194,10 @@ const variable = "\x01{"
 func widest(r *rules) *rules {
 	out := &rules{}
 	for _, t := range r.Topics {
-		out.Topics = append(out.Topics, permit.NewTopic(anyLevel(t.Filter), t.Pub, t.Sub, t.Origin))
+		out.Topics = append(out.Topics, authz.NewTopic(anyLevel(t.Filter), t.Pub, t.Sub, t.Origin))
 	}
 	for _, p := range r.Paths {
-		out.Paths = append(out.Paths, permit.NewPath(anyLevel(p.Filter), p.Actions, p.Origin))
+		out.Paths = append(out.Paths, authz.NewPath(anyLevel(p.Filter), p.Actions, p.Origin))
 	}
 	for _, c := range r.Calls {
 		if strings.Contains(c.Device, variable) {

@@ -114,12 +114,12 @@ func newGiver(t *testing.T, r *rand.Rand) giver {
 	w := policy.Subject{ID: "boss", Kind: watchword.Operator, Role: "boss", Labels: watchword.Labels{"site": "a"}}
 	rules := randomRules(r, 8, true)
 	own := parsed(t, "boss", "role = \"boss\"\n"+rules)
-	g := giver{grant: policy.NewSet(own).For(w)}
+	g := giver{grant: policy.NewSet(own).GrantFor(w)}
 	g.may = g.grant // by default what it may do
 	if r.IntN(2) == 0 {
 		given := randomGiven(r)
 		stated := parsed(t, "boss", fmt.Sprintf("role = \"boss\"\nmay_give = [%s]\n%s", "\""+strings.Join(given, "\", \"")+"\"", rules))
-		g.grant = policy.NewSet(stated).For(w)
+		g.grant = policy.NewSet(stated).GrantFor(w)
 		// The same resources as allow rules, with the deny rules of the document.
 		var text strings.Builder
 		text.WriteString("role = \"boss\"\n")
@@ -144,7 +144,7 @@ func newGiver(t *testing.T, r *rand.Rand) giver {
 				text.WriteString("[[" + block)
 			}
 		}
-		g.may = policy.NewSet(parsed(t, "boss", text.String())).For(w)
+		g.may = policy.NewSet(parsed(t, "boss", text.String())).GrantFor(w)
 	}
 	return g
 }
@@ -175,12 +175,12 @@ func TestNothingIsGivenThatTheGiverMayNotGive(t *testing.T) {
 		}
 		set := policy.NewSet(doc("p"), doc("q"))
 		w := randomSubject(r)
-		before := set.For(w)
+		before := set.GrantFor(w)
 		if r.IntN(3) == 0 {
 			before = nil
 		}
 		w.Labels = randomSubject(r).Labels
-		after := set.For(w)
+		after := set.GrantFor(w)
 		p, over := g.grant.MayNotGive(before, after)
 		if over {
 			refused++
@@ -249,9 +249,9 @@ func TestNoDocumentGivesWhatItsWriterMayNotGive(t *testing.T) {
 		}
 		was, is := with(before), with(after)
 		for _, w := range subjects {
-			for _, a := range gained(was.For(w), is.For(w)) {
+			for _, a := range gained(was.GrantFor(w), is.GrantFor(w)) {
 				if !a.allowed(g.may) {
-					t.Fatalf("%s gains %q, which the writer may not give: gives %v, denied %v; before %+v, after %+v", w.ID, a.name, g.may.Perm(), g.may.Deny(), was.For(w).Perm(), is.For(w).Perm())
+					t.Fatalf("%s gains %q, which the writer may not give: gives %v, denied %v; before %+v, after %+v", w.ID, a.name, g.may.Perm(), g.may.Deny(), was.GrantFor(w).Perm(), is.GrantFor(w).Perm())
 				}
 			}
 		}
@@ -268,7 +268,7 @@ func TestWhoLacksNothingHasEverything(t *testing.T) {
 	for range 2500 {
 		g, other := newGiver(t, r), newGiver(t, r)
 		if r.IntN(3) == 0 {
-			other.grant = policy.NewSet(parsed(t, "boss", "role = \"boss\"\n"+randomRules(r, 1, true))).For(policy.Subject{ID: "boss", Kind: watchword.Operator, Role: "boss"})
+			other.grant = policy.NewSet(parsed(t, "boss", "role = \"boss\"\n"+randomRules(r, 1, true))).GrantFor(policy.Subject{ID: "boss", Kind: watchword.Operator, Role: "boss"})
 		}
 		if _, lacks := g.grant.Lacks(other.grant); lacks {
 			lacking++
@@ -339,7 +339,7 @@ func TestWhatADocumentGives(t *testing.T) {
 		{"a deny rule with a bound goes, its complement may be given", "[[allow]]\ncall = [\"f\"]\nargs = { n = { enum = [1] } }", "for = {}\n[[allow]]\npublish = [\"b\"]\n[[deny]]\ncall = [\"f\"]\nargs = { n = { enum = [1] } }", "for = {}\n[[allow]]\npublish = [\"b\"]", "fn:*/f"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			g := policy.NewSet(parsed(t, "boss", boss+tc.giver)).For(policy.Subject{ID: "boss", Kind: watchword.Operator, Role: "boss"})
+			g := policy.NewSet(parsed(t, "boss", boss+tc.giver)).GrantFor(policy.Subject{ID: "boss", Kind: watchword.Operator, Role: "boss"})
 			p, _ := g.DocumentMayNotGive(doc(tc.before), doc(tc.after))
 			if p.Resource != tc.want {
 				t.Errorf("got %q, want %q", p.Resource, tc.want)
@@ -355,7 +355,7 @@ func TestMayGiveCounts(t *testing.T) {
 		parsed(t, "giver", "role = \"giver\"\nmay_give = [\"topic:b\"]\n[[allow]]\npublish = [\"a\"]\n"),
 		parsed(t, "maker", "role = \"maker\"\nmay_give = [\"topic:a\"]\n"))
 	role := func(name string) *policy.Grant {
-		return set.For(policy.Subject{ID: "x", Kind: watchword.Operator, Role: name})
+		return set.GrantFor(policy.Subject{ID: "x", Kind: watchword.Operator, Role: name})
 	}
 	if p, over := role("maker").MayNotGive(nil, role("plain")); over {
 		t.Errorf("what may be given gives %v", p)
@@ -373,10 +373,10 @@ func TestMayGiveCounts(t *testing.T) {
 		{ID: "x", Kind: watchword.Operator, Role: "other"}, {ID: "x", Kind: watchword.Operator}, {ID: "plain", Kind: watchword.Operator, Labels: watchword.Labels{"role": "plain"}},
 		{ID: "x", Kind: watchword.Device, Role: "plain"}, {ID: "x", Kind: watchword.Service, Role: "plain"},
 	} {
-		if d := set.For(w).Publish("a"); d.Allowed {
+		if d := set.GrantFor(w).Publish("a"); d.Allowed {
 			t.Errorf("%+v has the role's permissions", w)
 		}
-		if d, _ := set.Document("plain"); d.Applies(w) {
+		if d, _ := set.Document("plain"); d.AppliesTo(w) {
 			t.Errorf("the role's document applies to %+v", w)
 		}
 	}
@@ -391,10 +391,10 @@ func TestLosingAProofGivesEverything(t *testing.T) {
 	lux := parsed(t, "lux", "for = {}\n[[allow]]\npublish = [\"lux\"]\n")
 	set := policy.NewSet(proof, lux)
 	w := policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"site": "a"}}
-	before := set.For(w)
+	before := set.GrantFor(w)
 	w.Labels = nil
-	none := policy.NewSet().For(policy.Subject{ID: "x", Kind: watchword.Operator, Role: policy.RoleOperator})
-	if p, over := none.MayNotGive(before, set.For(w)); !over || p.Resource != "topic:lux" {
+	none := policy.NewSet().GrantFor(policy.Subject{ID: "x", Kind: watchword.Operator, Role: policy.RoleOperator})
+	if p, over := none.MayNotGive(before, set.GrantFor(w)); !over || p.Resource != "topic:lux" {
 		t.Errorf("got %v, %v", p, over)
 	}
 	if p, over := none.MayNotGive(before, before); over {
@@ -404,10 +404,10 @@ func TestLosingAProofGivesEverything(t *testing.T) {
 
 // Who may act on whom, and who may make whom, by built-in roles.
 func TestBuiltInRolesGiveAndLack(t *testing.T) {
-	grants := map[string]*policy.Grant{"device": policy.NewSet(parsed(t, "lamps", "for = {}\nkinds = [\"device\"]\n[[allow]]\npublish = [\"plant/${id}\"]\ncall = [\"*\"]\n")).For(policy.Subject{ID: "lamp-1", Kind: watchword.Device})}
+	grants := map[string]*policy.Grant{"device": policy.NewSet(parsed(t, "lamps", "for = {}\nkinds = [\"device\"]\n[[allow]]\npublish = [\"plant/${id}\"]\ncall = [\"*\"]\n")).GrantFor(policy.Subject{ID: "lamp-1", Kind: watchword.Device})}
 	order := append(slices.Clone(policy.BuiltInRoles), "device")
 	for _, role := range policy.BuiltInRoles {
-		grants[role] = policy.NewSet().For(policy.Subject{ID: "x", Kind: watchword.Operator, Role: role})
+		grants[role] = policy.NewSet().GrantFor(policy.Subject{ID: "x", Kind: watchword.Operator, Role: role})
 	}
 	for _, tc := range []struct{ who, gives, reaches string }{
 		{"owner", "owner admin operator viewer auditor device", "owner admin operator viewer auditor device"},

@@ -5,14 +5,14 @@ import (
 	"sync"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/authz"
 	"github.com/watchword-iot/watchword/internal/schema"
 )
 
 // Grant is the compiled permissions of one subject: the rules of [permit], with bounds on
 // arguments. It is immutable and safe for concurrent use.
 type Grant struct {
-	permit.Grant[bound]
+	authz.Grant[bound]
 	version     int64
 	proof       *origin  // the first document that requires a proof; nil for none
 	give        rules    // what the subject may give by its built-in role, or by a member may_give
@@ -22,14 +22,14 @@ type Grant struct {
 }
 
 type (
-	rules     = permit.Rules[bound]
-	callRule  = permit.Call[bound]
-	topicRule = permit.Topic
-	origin    = permit.Origin
+	rules     = authz.Rules[bound]
+	callRule  = authz.Call[bound]
+	topicRule = authz.Topic
+	origin    = authz.Origin
 )
 
 // Decision is allow or deny, and the rule that decided.
-type Decision = permit.Decision
+type Decision = authz.Decision
 
 // ProofRequired reports whether a document has proof = "required", and names it.
 func (g *Grant) ProofRequired() (rule string, required bool) {
@@ -38,20 +38,20 @@ func (g *Grant) ProofRequired() (rule string, required bool) {
 
 // AnyTopic reports whether both grants allow the same action, publish or subscribe, on some topic
 // that neither denies. It is exact.
-func AnyTopic(a, b *Grant) bool { return permit.AnyTopic(&a.Grant, &b.Grant) }
+func AnyTopic(a, b *Grant) bool { return authz.AnyTopic(&a.Grant, &b.Grant) }
 
 // Version returns the [Set.Version] that the grant was compiled from.
 func (g *Grant) Version() int64 { return g.version }
 
 // Target is the device of a call as rules see it.
-type Target = permit.Target
+type Target = authz.Target
 
 // Call decides on calling one function of one device with arguments args, one JSON object or nil. A
 // rule with bounds matches calls whose named arguments, where present, fit; so a deny rule with
 // bounds denies only those calls.
 func (g *Grant) Call(t Target, function string, args []byte) Decision {
 	doc := newArguments(args)
-	return g.Grant.Call(t, function, func(b []bound) bool { return doc.misfit(b) == nil })
+	return g.Grant.Call(t, function, func(b []bound) bool { return doc.firstViolation(b) == nil })
 }
 
 // arguments is the arguments of a call, parsed when the first bound needs them.
@@ -70,8 +70,8 @@ type boundViolation struct {
 	err  error
 }
 
-// misfit returns the first bound that the arguments violate; nil if there is none.
-func (a *arguments) misfit(bounds []bound) *boundViolation {
+// firstViolation returns the first bound that the arguments violate; nil if there is none.
+func (a *arguments) firstViolation(bounds []bound) *boundViolation {
 	if len(bounds) == 0 {
 		return nil
 	}

@@ -84,7 +84,7 @@ func (s refSubject) decide(rules []refRule, fits func(r refRule) bool) bool {
 	return allowed
 }
 
-func TestTheCompiledGrantIsTheObviousOne(t *testing.T) {
+func TestCompiledGrantMatchesReference(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 11))
 	pick := func(ss ...string) string { return ss[r.IntN(len(ss))] }
 	some := func(n int, ss ...string) []string {
@@ -138,7 +138,7 @@ func TestTheCompiledGrantIsTheObviousOne(t *testing.T) {
 			s.labels["site"] = k
 		}
 		// A service has no built-in topics, so that the drawn rules alone decide.
-		g := policy.NewSet(docs...).For(policy.Subject{ID: watchword.SubjectID(s.id), Kind: watchword.Service, Labels: s.labels})
+		g := policy.NewSet(docs...).GrantFor(policy.Subject{ID: watchword.SubjectID(s.id), Kind: watchword.Service, Labels: s.labels})
 		fail := func(what string, got bool) {
 			t.Helper()
 			t.Fatalf("round %d: %s: compiled says %v, subject %+v, rules:\n%+v", round, what, got, s, rules)
@@ -242,9 +242,9 @@ func holdGrant(t *testing.T, g *policy.Grant, topics, filters, paths []string) {
 
 func TestTheBuiltInPolicies(t *testing.T) {
 	set := policy.NewSet()
-	dev := set.For(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"role": "owner"}})
-	op := set.For(policy.Subject{ID: "alice", Kind: watchword.Operator})
-	owner := set.For(policy.Subject{ID: "root", Kind: watchword.Operator, Role: policy.RoleOwner})
+	dev := set.GrantFor(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"role": "owner"}})
+	op := set.GrantFor(policy.Subject{ID: "alice", Kind: watchword.Operator})
+	owner := set.GrantFor(policy.Subject{ID: "root", Kind: watchword.Operator, Role: policy.RoleOwner})
 	for _, tc := range []struct {
 		name string
 		got  policy.Decision
@@ -288,7 +288,7 @@ call = ["lamp.reset"]
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := policy.NewSet(d).For(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp", "site": "a"}})
+	g := policy.NewSet(d).GrantFor(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp", "site": "a"}})
 	near, far := policy.Target{ID: "lamp-2", Labels: watchword.Labels{"site": "a"}}, policy.Target{ID: "lamp-3", Labels: watchword.Labels{"site": "b"}}
 	for _, tc := range []struct {
 		action, resource string
@@ -320,7 +320,7 @@ func TestABoundIsOneForEveryKindOfValue(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return policy.NewSet(d).For(policy.Subject{ID: "x", Kind: watchword.Service})
+		return policy.NewSet(d).GrantFor(policy.Subject{ID: "x", Kind: watchword.Service})
 	}
 	allow := parse("[[allow]]\ncall = [\"f\"]\nargs = { level = { maximum = 80 }, mode = { pattern = \"^eco$\" } }\n")
 	deny := parse("[[allow]]\ncall = [\"f\"]\n[[deny]]\ncall = [\"f\"]\nargs = { level = { minimum = 50 } }\n")
@@ -404,7 +404,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		// Whatever was taken compiles, and its claims are good claims.
-		g := policy.NewSet(d).For(policy.Subject{ID: "d1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp", "site": "s"}})
+		g := policy.NewSet(d).GrantFor(policy.Subject{ID: "d1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp", "site": "s"}})
 		if _, err := policy.FromPermissions(g.Perm(), g.Deny()); err != nil {
 			t.Errorf("claims that nobody takes: %v: %v %v", err, g.Perm(), g.Deny())
 		}

@@ -12,7 +12,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/authz"
 	"github.com/watchword-iot/watchword/internal/schema"
 	"github.com/watchword-iot/watchword/internal/spelling"
 	"github.com/watchword-iot/watchword/internal/tomlpos"
@@ -101,7 +101,7 @@ func (p *parser) mistake(path, format string, a ...any) {
 // Keys of a document and of a rule, and the actions that they grant.
 var (
 	documentKeys = []string{"name", "for", "subjects", "role", "kinds", "proof", "allow", "deny", "may_give"}
-	ruleKeys     = append([]string{"publish", "subscribe", "call", "on", "devices", "args"}, permit.PathActions...)
+	ruleKeys     = append([]string{"publish", "subscribe", "call", "on", "devices", "args"}, authz.PathActions...)
 )
 
 // keys refuses unknown keys.
@@ -206,7 +206,7 @@ func (p *parser) mayGive(v any) {
 		one := rule{line: max(p.at[at][0], 1), paths: map[string][]string{}}
 		filled, err := expand(s, func(string) (string, bool) { return "x", true })
 		if err == nil {
-			_, err = permit.FromPermissions[bound]([]watchword.Permission{allActions(filled)}, nil)
+			_, err = authz.FromPermissions[bound]([]watchword.Permission{allActions(filled)}, nil)
 		}
 		switch prefix, rest, _ := strings.Cut(s, ":"); {
 		case err != nil:
@@ -215,7 +215,7 @@ func (p *parser) mayGive(v any) {
 		case prefix+":" == watchword.TopicPrefix:
 			one.publish, one.subscribe = []string{rest}, []string{rest}
 		case prefix+":" == watchword.APIPrefix:
-			for _, a := range permit.PathActions {
+			for _, a := range authz.PathActions {
 				one.paths[a] = []string{rest}
 			}
 		default:
@@ -264,9 +264,9 @@ func (p *parser) rule(path string, deny bool, table map[string]any) {
 	r := rule{deny: deny, line: p.at[path][0], paths: map[string][]string{}}
 	r.publish = p.filters(path, table, "publish", CheckFilter)
 	r.subscribe = p.filters(path, table, "subscribe", CheckFilter)
-	r.call = p.filters(path, table, "call", permit.CheckFunction)
-	for _, a := range permit.PathActions {
-		if fs := p.filters(path, table, a, permit.CheckPath); fs != nil {
+	r.call = p.filters(path, table, "call", authz.CheckFunction)
+	for _, a := range authz.PathActions {
+		if fs := p.filters(path, table, a, authz.CheckPath); fs != nil {
 			r.paths[a] = fs
 		}
 	}

@@ -3,7 +3,7 @@ package policy
 import (
 	"slices"
 
-	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/authz"
 )
 
 // Built-in roles of operators. A role is a field of the subject; labels and documents cannot give
@@ -37,16 +37,16 @@ const (
 
 var builtInRoles = map[string]*roleRules{
 	RoleOwner: func() *roleRules {
-		all := roleRule(RoleOwner).topic(allTopic, true, true).calls().path("/#", permit.PathActions...).rules
+		all := roleRule(RoleOwner).topic(allTopic, true, true).calls().path("/#", authz.PathActions...).rules
 		return &roleRules{do: all, give: all}
 	}(),
 	RoleAdmin: {
 		do: roleRule(RoleAdmin).devices().calls().see().
-			path("/v1/devices/#", permit.PathActions...).path("/v1/enrollments/#", permit.PathActions...).path("/v1/services/#", permit.PathActions...).
-			path("/v1/policies/#", permit.PathActions...).path("/v1/commands/#", permit.PathActions...).path("/v1/sessions/#", permit.PathActions...).
-			path("/v1/tokens/#", permit.PathActions...).path("/v1/retained/#", permit.PathActions...).
+			path("/v1/devices/#", authz.PathActions...).path("/v1/enrollments/#", authz.PathActions...).path("/v1/services/#", authz.PathActions...).
+			path("/v1/policies/#", authz.PathActions...).path("/v1/commands/#", authz.PathActions...).path("/v1/sessions/#", authz.PathActions...).
+			path("/v1/tokens/#", authz.PathActions...).path("/v1/retained/#", authz.PathActions...).
 			path("/v1/audit/#", get).path("/v1/keys/#", get).path("/v1/operators/#", get).rules,
-		give: roleRule(RoleAdmin).topic(allTopic, true, true).calls().path("/v1/self/#", permit.PathActions...).rules,
+		give: roleRule(RoleAdmin).topic(allTopic, true, true).calls().path("/v1/self/#", authz.PathActions...).rules,
 	},
 	RoleOperator: {do: roleRule(RoleOperator).devices().calls().see().path("/v1/commands/#", "post").rules},
 	RoleViewer:   {do: roleRule(RoleViewer).devices().see().rules},
@@ -62,16 +62,16 @@ type roleBuilder struct {
 func roleRule(role string) roleBuilder { return roleBuilder{origin: roleOrigins[role]} }
 
 func (b roleBuilder) topic(filter string, pub, sub bool) roleBuilder {
-	b.Topics = append(b.Topics, permit.NewTopic(filter, pub, sub, b.origin))
+	b.Topics = append(b.Topics, authz.NewTopic(filter, pub, sub, b.origin))
 	return b
 }
 
 func (b roleBuilder) path(filter string, actions ...string) roleBuilder {
 	var bits uint8
 	for _, a := range actions {
-		bits |= permit.PathBit(a)
+		bits |= authz.PathBit(a)
 	}
-	b.Paths = append(b.Paths, permit.NewPath(filter, bits, b.origin))
+	b.Paths = append(b.Paths, authz.NewPath(filter, bits, b.origin))
 	return b
 }
 

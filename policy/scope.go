@@ -5,7 +5,7 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/authz"
 )
 
 // Contains reports whether an allowed permission contains p: for each action of p, one permission
@@ -49,7 +49,7 @@ func (g *Grant) Narrow(ps []watchword.Permission) []watchword.Permission {
 
 // containedActions returns the actions of p that an allowed permission contains.
 func (g *Grant) containedActions(p watchword.Permission) (actions []string) {
-	alone, err := permit.FromPermissions[bound]([]watchword.Permission{p}, nil)
+	alone, err := authz.FromPermissions[bound]([]watchword.Permission{p}, nil)
 	if err != nil {
 		return nil
 	}
@@ -60,11 +60,11 @@ func (g *Grant) containedActions(p watchword.Permission) (actions []string) {
 		case one.Topics != nil:
 			f := one.Topics[0].Filter
 			ok = slices.ContainsFunc(g.Allowed.Topics, func(r topicRule) bool {
-				return (a == "pub" && r.Pub || a == "sub" && r.Sub) && permit.Contains(r.Filter, f)
+				return (a == "pub" && r.Pub || a == "sub" && r.Sub) && authz.Contains(r.Filter, f)
 			})
 		case one.Paths != nil:
 			f := one.Paths[0].Filter
-			ok = slices.ContainsFunc(g.Allowed.Paths, func(r permit.Path) bool { return r.Actions&permit.PathBit(a) != 0 && permit.Contains(r.Filter, f) })
+			ok = slices.ContainsFunc(g.Allowed.Paths, func(r authz.Path) bool { return r.Actions&authz.PathBit(a) != 0 && authz.Contains(r.Filter, f) })
 		default:
 			ok = slices.ContainsFunc(g.Allowed.Calls, func(r callRule) bool { return callContains(&r, &one.Calls[0]) })
 		}

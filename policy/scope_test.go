@@ -107,7 +107,7 @@ func TestAPolicyMayRequireAProof(t *testing.T) {
 	}
 	set := policy.NewSet(d)
 	for site, want := range map[string]bool{"a": true, "b": false} {
-		rule, required := set.For(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"site": site}}).ProofRequired()
+		rule, required := set.GrantFor(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"site": site}}).ProofRequired()
 		if required != want || want && rule != "proving" {
 			t.Errorf("site %s: %q %v", site, rule, required)
 		}

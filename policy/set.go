@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/authz"
 )
 
 // selfPolicy is the built-in policy of every subject; the other built-in ones are roles.
@@ -67,14 +67,14 @@ func index(docs map[string]*Document) *Set {
 	return s
 }
 
-// At returns the set marked with a version; the version counts changes of policies and issuer keys.
-func (s *Set) At(version int64) *Set {
+// WithVersion returns the set marked with a version; the version counts changes of policies and issuer keys.
+func (s *Set) WithVersion(version int64) *Set {
 	c := *s
 	c.version = version
 	return &c
 }
 
-// Version returns the version of [Set.At]; 0 for none.
+// Version returns the version of [Set.WithVersion]; 0 for none.
 func (s *Set) Version() int64 { return s.version }
 
 // Document returns the document with that name.
@@ -97,9 +97,9 @@ func (s *Set) Without(name string) *Set {
 	return index(m)
 }
 
-// Differ returns the documents that are in one of two sets and not in the other: both versions of one that was replaced. a
+// ChangedDocuments returns the documents that are in one of two sets and not in the other: both versions of one that was replaced. a
 // and b share the documents that did not change.
-func Differ(a, b *Set) (out []*Document) {
+func ChangedDocuments(a, b *Set) (out []*Document) {
 	for _, x := range [][2]*Set{{a, b}, {b, a}} {
 		for name, d := range x[0].docs {
 			if x[1].docs[name] != d {
@@ -110,8 +110,8 @@ func Differ(a, b *Set) (out []*Document) {
 	return out
 }
 
-// For compiles the policies for one subject. Documents that do not apply cost nothing.
-func (s *Set) For(w Subject) *Grant {
+// GrantFor compiles the policies for one subject. Documents that do not apply cost nothing.
+func (s *Set) GrantFor(w Subject) *Grant {
 	found := slices.Clone(s.bySubject[w.ID])
 	for k, v := range w.Labels {
 		found = append(found, s.byLabel[[2]string{k, v}]...)
@@ -120,7 +120,7 @@ func (s *Set) For(w Subject) *Grant {
 		found = append(found, s.byRole[w.Role]...)
 	}
 	found = append(found, s.everybody...)
-	found = slices.DeleteFunc(found, func(d *Document) bool { return !d.Applies(w) })
+	found = slices.DeleteFunc(found, func(d *Document) bool { return !d.AppliesTo(w) })
 	slices.SortFunc(found, func(a, b *Document) int { return cmp.Compare(a.Name, b.Name) })
 	c := compiler{fill: w.fill, g: &Grant{version: s.version}}
 	c.builtIn(w)
@@ -158,15 +158,15 @@ func (c *compiler) document(d *Document) {
 
 func (c *compiler) builtIn(w Subject) {
 	self := selfOrigin
-	c.g.Allowed.Paths = append(c.g.Allowed.Paths, permit.NewPath("/v1/self/#", permit.AllPaths, self))
+	c.g.Allowed.Paths = append(c.g.Allowed.Paths, authz.NewPath("/v1/self/#", authz.AllPaths, self))
 	if w.Kind == watchword.Device {
 		own := "devices/" + string(w.ID) + "/"
 		c.g.Allowed.Topics = append(c.g.Allowed.Topics,
-			permit.NewTopic(own+"events/#", true, false, self),
-			permit.NewTopic(own+"state", true, true, self),
-			permit.NewTopic(own+"receipts", true, false, self),
-			permit.NewTopic(own+"config", false, true, self),
-			permit.NewTopic(own+"commands", false, true, self),
+			authz.NewTopic(own+"events/#", true, false, self),
+			authz.NewTopic(own+"state", true, true, self),
+			authz.NewTopic(own+"receipts", true, false, self),
+			authz.NewTopic(own+"config", false, true, self),
+			authz.NewTopic(own+"commands", false, true, self),
 		)
 	}
 	if role := w.builtInRole(); role != nil {
@@ -213,18 +213,18 @@ func (c *compiler) add(side *rules, policy string, r *rule) {
 	o := &origin{Policy: policy, Line: r.line}
 	for _, t := range r.publish {
 		if f := c.fill(t); f != "" {
-			side.Topics = append(side.Topics, permit.NewTopic(f, true, false, o))
+			side.Topics = append(side.Topics, authz.NewTopic(f, true, false, o))
 		}
 	}
 	for _, t := range r.subscribe {
 		if f := c.fill(t); f != "" {
-			side.Topics = append(side.Topics, permit.NewTopic(f, false, true, o))
+			side.Topics = append(side.Topics, authz.NewTopic(f, false, true, o))
 		}
 	}
-	for _, a := range permit.PathActions {
+	for _, a := range authz.PathActions {
 		for _, t := range r.paths[a] {
 			if f := c.fill(t); f != "" {
-				side.Paths = append(side.Paths, permit.NewPath(f, permit.PathBit(a), o))
+				side.Paths = append(side.Paths, authz.NewPath(f, authz.PathBit(a), o))
 			}
 		}
 	}

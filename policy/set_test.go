@@ -46,7 +46,7 @@ func TestBuiltInSchemas(t *testing.T) {
 		}},
 		{watchword.Operator, policy.RoleAuditor, []string{"get api:/v1/audit/#", "get,put,post,patch,delete api:/v1/self/#"}},
 	} {
-		g := policy.NewSet().For(policy.Subject{ID: "x", Kind: tc.kind, Role: tc.role})
+		g := policy.NewSet().GrantFor(policy.Subject{ID: "x", Kind: tc.kind, Role: tc.role})
 		if got := permissions(g.Perm()); !slices.Equal(got, tc.want) {
 			t.Errorf("%s %s: got %q, want %q", tc.kind, tc.role, got, tc.want)
 		}
@@ -69,7 +69,7 @@ func TestATokenHasNoLineThatAnotherCovers(t *testing.T) {
 		{`call = ["lamp.*", "lamp.set", "lamp.s*", "lam"]`, `["call fn:*/lam" "call fn:*/lamp.*"]`},
 		{`call = ["f", "g"]`, `["call fn:*/f" "call fn:*/g"]`},
 	} {
-		g := policy.NewSet(parsed(t, "p", "for = {}\n[[deny]]\n"+tc.rules+"\n")).For(policy.Subject{ID: "x", Kind: watchword.Service})
+		g := policy.NewSet(parsed(t, "p", "for = {}\n[[deny]]\n"+tc.rules+"\n")).GrantFor(policy.Subject{ID: "x", Kind: watchword.Service})
 		if got := fmt.Sprintf("%q", permissions(g.Deny())); got != tc.want {
 			t.Errorf("%s: got %s, want %s", tc.rules, got, tc.want)
 		}
@@ -77,7 +77,7 @@ func TestATokenHasNoLineThatAnotherCovers(t *testing.T) {
 	// A call of one device beside the same of any.
 	g := policy.NewSet(parsed(t, "p", lines(
 		"for = {}", "[[deny]]", `call = ["f", "g"]`, `devices = ["d1"]`, "[[deny]]", `call = ["f"]`, "[[deny]]", `call = ["h"]`, "on = {}", "[[deny]]", `call = ["h"]`, `on = { site = "a" }`,
-	))).For(policy.Subject{ID: "x", Kind: watchword.Service})
+	))).GrantFor(policy.Subject{ID: "x", Kind: watchword.Service})
 	if got, want := permissions(g.Deny()), []string{"call fn:*/f", "call fn:*/h", "call fn:d1/g"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -86,7 +86,7 @@ func TestATokenHasNoLineThatAnotherCovers(t *testing.T) {
 // on = {} chooses every device, as no on at all does.
 func TestEmptyLabelsSelectEveryDevice(t *testing.T) {
 	for _, on := range []string{"", "on = {}"} {
-		g := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, on))).For(policy.Subject{ID: "x", Kind: watchword.Service})
+		g := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, on))).GrantFor(policy.Subject{ID: "x", Kind: watchword.Service})
 		for _, target := range []policy.Target{{ID: "d"}, {ID: "d", Labels: watchword.Labels{"site": "a"}}, {ID: "d", Unlabeled: true}} {
 			if !g.Call(target, "f", nil).Allowed {
 				t.Errorf("%q does not choose %+v", on, target)
@@ -94,7 +94,7 @@ func TestEmptyLabelsSelectEveryDevice(t *testing.T) {
 		}
 	}
 	// Devices by their ids, one of them the caller's own.
-	g := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, `devices = ["d1", "${id}"]`, "[[deny]]", `call = ["*"]`, `devices = ["d2"]`))).For(policy.Subject{ID: "x", Kind: watchword.Service})
+	g := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, `devices = ["d1", "${id}"]`, "[[deny]]", `call = ["*"]`, `devices = ["d2"]`))).GrantFor(policy.Subject{ID: "x", Kind: watchword.Service})
 	for id, want := range map[watchword.SubjectID]bool{"d1": true, "x": true, "d2": false, "d3": false} {
 		if got := g.Call(policy.Target{ID: id}, "f", nil); got.Allowed != want || (id == "d2") != (got.Origin != nil && !want) {
 			t.Errorf("a call of %s: %v (%s)", id, got.Allowed, got.Why())
@@ -102,7 +102,7 @@ func TestEmptyLabelsSelectEveryDevice(t *testing.T) {
 	}
 	// A label that the caller does not have chooses none.
 	g = policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `call = ["f"]`, `on = { site = "${site}" }`, "[[allow]]", `call = ["f"]`, `devices = ["${site}"]`, "[[allow]]", `get = ["/${site}/#"]`, `publish = ["${site}"]`, `subscribe = ["${site}/#"]`))).
-		For(policy.Subject{ID: "x", Kind: watchword.Service})
+		GrantFor(policy.Subject{ID: "x", Kind: watchword.Service})
 	if got := permissions(g.Perm()); len(got) != 1 {
 		t.Errorf("without the label: %q", got)
 	}
@@ -112,7 +112,7 @@ func TestEmptyLabelsSelectEveryDevice(t *testing.T) {
 func TestProofRequiredNamesPolicy(t *testing.T) {
 	plain, early, late := parsed(t, "m", lines("for = {}", "[[allow]]", `get = ["/"]`)), parsed(t, "a", "for = {}\nproof = \"required\"\n"), parsed(t, "z", "for = {}\nproof = \"required\"\n")
 	for want, docs := range map[string][]*policy.Document{"": {plain}, "a": {late, plain, early}, "z": {plain, late}} {
-		rule, required := policy.NewSet(docs...).For(policy.Subject{ID: "x", Kind: watchword.Service}).ProofRequired()
+		rule, required := policy.NewSet(docs...).GrantFor(policy.Subject{ID: "x", Kind: watchword.Service}).ProofRequired()
 		if rule != want || required != (want != "") {
 			t.Errorf("got %q, %v, want %q", rule, required, want)
 		}
@@ -120,18 +120,18 @@ func TestProofRequiredNamesPolicy(t *testing.T) {
 }
 
 func TestDocumentSubjects(t *testing.T) {
-	ids, labels := parsed(t, "p", lines(`subjects = ["b", "a"]`, "[[allow]]", `get = ["/"]`)).For()
+	ids, labels := parsed(t, "p", lines(`subjects = ["b", "a"]`, "[[allow]]", `get = ["/"]`)).SubjectSelector()
 	slices.Sort(ids)
 	if !slices.Equal(ids, []watchword.SubjectID{"a", "b"}) || labels != nil {
 		t.Errorf("got %q and %v", ids, labels)
 	}
-	ids, labels = parsed(t, "p", lines(`for = { site = "a" }`, "[[allow]]", `get = ["/"]`)).For()
+	ids, labels = parsed(t, "p", lines(`for = { site = "a" }`, "[[allow]]", `get = ["/"]`)).SubjectSelector()
 	if ids != nil || labels["site"] != "a" {
 		t.Errorf("got %q and %v", ids, labels)
 	}
 	// A list of nobody is not a list of everybody.
 	d := parsed(t, "p", lines("subjects = []", "[[allow]]", `get = ["/"]`))
-	if ids, _ := d.For(); ids == nil || len(ids) != 0 || d.Applies(policy.Subject{ID: "a"}) {
+	if ids, _ := d.SubjectSelector(); ids == nil || len(ids) != 0 || d.AppliesTo(policy.Subject{ID: "a"}) {
 		t.Errorf("nobody: %q", ids)
 	}
 }
@@ -194,8 +194,8 @@ func TestCallContainment(t *testing.T) {
 // A set of a version is another value: what was decided under the one of before keeps its number.
 func TestASetHasTheVersionThatItWasGiven(t *testing.T) {
 	before := policy.NewSet(parsed(t, "p", lines("for = {}", "[[allow]]", `get = ["/x"]`)))
-	after := before.At(7)
-	if before.Version() != 0 || after.Version() != 7 || after.At(8).Version() != 8 || after.Version() != 7 {
+	after := before.WithVersion(7)
+	if before.Version() != 0 || after.Version() != 7 || after.WithVersion(8).Version() != 8 || after.Version() != 7 {
 		t.Errorf("versions %d and %d", before.Version(), after.Version())
 	}
 	if _, ok := after.Document("p"); !ok {

@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/recent"
+	"github.com/watchword-iot/watchword/internal/cache"
 	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/session"
 	"github.com/watchword-iot/watchword/token"
@@ -42,7 +42,7 @@ type Directory struct {
 
 	mu         sync.Mutex
 	generation uint64 // grows with each subject that is forgotten, so that a read begun before it is not remembered after
-	cache      *recent.Sized[subjectRef, *session.Principal]
+	cache      *cache.Sized[subjectRef, *session.Principal]
 }
 
 // version is one version of a policy, parsed.
@@ -58,7 +58,7 @@ type subjectRef struct {
 
 // NewDirectory returns a directory over st. The policies of a tenant are read when they are first asked for.
 func NewDirectory(st DirectoryStore) *Directory {
-	d := &Directory{store: st, reloadPolicies: map[watchword.TenantID]map[string]version{}, cache: recent.NewSized[subjectRef, *session.Principal](directoryCacheBytes)}
+	d := &Directory{store: st, reloadPolicies: map[watchword.TenantID]map[string]version{}, cache: cache.NewSized[subjectRef, *session.Principal](directoryCacheBytes)}
 	d.policies.Store(&map[watchword.TenantID]*policy.Set{})
 	return d
 }
@@ -109,7 +109,7 @@ func (d *Directory) readPolicies(ctx context.Context, t watchword.TenantID) (*po
 		}
 		docs[i], read[row.Name] = v.doc, v
 	}
-	set := policy.NewSet(docs...).At(number)
+	set := policy.NewSet(docs...).WithVersion(number)
 	d.reloadPolicies[t] = read
 	d.put(t, set)
 	return set, nil
@@ -148,8 +148,8 @@ func (d *Directory) hasVersion(t watchword.TenantID, number int64) bool {
 	return set == nil || number <= set.Version()
 }
 
-// Receive forgets what has changed: it is read from the store again. Code: unavailable where policies cannot be read.
-func (d *Directory) Receive(ctx context.Context, c watchword.Change) error {
+// HandleChange forgets what has changed: it is read from the store again. Code: unavailable where policies cannot be read.
+func (d *Directory) HandleChange(ctx context.Context, c watchword.Change) error {
 	switch c.Kind {
 	case watchword.SubjectChanged, watchword.SubjectDeleted:
 		d.forget(c.Tenant, watchword.SubjectID(c.ID))
@@ -205,7 +205,7 @@ func (d *Directory) Principal(ctx context.Context, t watchword.TenantID, id watc
 	case ok && p.Policies == set:
 		return p, nil
 	case ok:
-		p = p.Under(set)
+		p = p.WithPolicies(set)
 	default:
 		s, err := d.store.Subject(ctx, t, id)
 		if err != nil {

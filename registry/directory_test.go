@@ -86,7 +86,7 @@ func TestADirectoryKeepsTenantsApart(t *testing.T) {
 	for range 2 { // from the store, and from memory
 		for _, tenant := range []watchword.TenantID{here, there} {
 			p := principal(t, d, tenant)
-			keys, err := p.Keys.Signing()
+			keys, err := p.Keys.ActiveSigningKeys()
 			if err != nil || len(keys) != 1 || keys[s.subjects[tenant].Keys[0].ID] == nil {
 				t.Errorf("%s: keys %v, %v", tenant, keys, err)
 			}
@@ -98,7 +98,7 @@ func TestADirectoryKeepsTenantsApart(t *testing.T) {
 			}
 		}
 	}
-	if err := d.Receive(t.Context(), watchword.Change{Tenant: here, Kind: watchword.SubjectChanged, ID: "lamp"}); err != nil {
+	if err := d.HandleChange(t.Context(), watchword.Change{Tenant: here, Kind: watchword.SubjectChanged, ID: "lamp"}); err != nil {
 		t.Fatal(err)
 	}
 	before := s.reads.Load()
@@ -161,7 +161,7 @@ func TestRenewReadsNewerPolicies(t *testing.T) {
 }
 
 // A directory that cannot read policies answers nothing: what they deny is not known.
-func TestWithoutPoliciesNobodyGetsAnything(t *testing.T) {
+func TestUnreadablePoliciesGrantNothing(t *testing.T) {
 	s := newTruth(t)
 	s.down.Store(true)
 	d := registry.NewDirectory(s)
@@ -206,7 +206,7 @@ func TestAPrincipalCountsWhatItTakes(t *testing.T) {
 					s.Labels[fmt.Sprint("label-", j)] = fmt.Sprint("value-", i, j)
 				}
 				p := session.NewPrincipal(s, set)
-				if _, err := p.Keys.Signing(); err != nil {
+				if _, err := p.Keys.ActiveSigningKeys(); err != nil {
 					t.Fatal(err)
 				}
 				p.Grant.Perm()

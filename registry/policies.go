@@ -70,7 +70,7 @@ func (r *Registry) checkAllTokenSizes(ctx context.Context, t watchword.TenantID,
 			return err
 		}
 		for _, s := range subjects {
-			if s.State == watchword.Revoked || !doc.Applies(session.PolicySubject(&s)) {
+			if s.State == watchword.Revoked || !doc.AppliesTo(session.PolicySubject(&s)) {
 				continue
 			}
 			if err := r.checkTokenSize(set, s); err != nil {
@@ -171,7 +171,7 @@ func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, sou
 	if err != nil {
 		return row, err
 	}
-	return row, r.notifyChanged(ctx, by.Tenant, version)
+	return row, r.notifyPoliciesChanged(ctx, by.Tenant, version)
 }
 
 // Delete takes a document out of force, as Apply puts it in. Codes: not_found,
@@ -192,7 +192,7 @@ func (p *PolicyEdit) Delete(ctx context.Context, by audit.Actor, name string, if
 	if err != nil {
 		return err
 	}
-	return r.notifyChanged(ctx, by.Tenant, version)
+	return r.notifyPoliciesChanged(ctx, by.Tenant, version)
 }
 
 // replaced is what an entry says of the document that was there before.
@@ -203,8 +203,8 @@ func replaced(before policy.Stored) []string {
 	return []string{"before", jose.Hash(before.Source), "before_version", strconv.FormatInt(before.Version, 10)}
 }
 
-// notifyChanged takes the change of a tenant's policies to every live session.
-func (r *Registry) notifyChanged(ctx context.Context, t watchword.TenantID, version int64) error {
+// notifyPoliciesChanged takes the change of a tenant's policies to every live session.
+func (r *Registry) notifyPoliciesChanged(ctx context.Context, t watchword.TenantID, version int64) error {
 	return r.live.Apply(ctx, watchword.Change{Tenant: t, Kind: watchword.PoliciesChanged, Version: version})
 }
 

@@ -80,7 +80,7 @@ func (r *Registry) CheckTokenSize(ctx context.Context, s watchword.Subject) erro
 }
 
 func (r *Registry) checkTokenSize(set *policy.Set, s watchword.Subject) error {
-	g := set.For(session.PolicySubject(&s))
+	g := set.GrantFor(session.PolicySubject(&s))
 	return token.Grant{Issuer: r.issuers.Of(s.Tenant), Subject: s, Perm: g.Perm(), Deny: g.Deny()}.CheckSize()
 }
 
@@ -98,7 +98,7 @@ func (r *Registry) SetLabels(ctx context.Context, by audit.Actor, id watchword.S
 	if err := r.CheckTokenSize(ctx, s); err != nil {
 		return s, err
 	}
-	return r.told(ctx)(r.store.SetLabels(ctx, by, id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
+	return r.notifySubjectChanged(ctx)(r.store.SetLabels(ctx, by, id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
 		return by.DoneEntry(audit.DeviceLabel, string(id), now, map[string]string{"before": before.Labels.String(), "after": after.Labels.String()})
 	}))
 }
@@ -110,49 +110,49 @@ func (r *Registry) SetProof(ctx context.Context, by audit.Actor, id watchword.Su
 	if err := watchword.CheckProof(proof); err != nil {
 		return watchword.Subject{}, err
 	}
-	return r.told(ctx)(r.store.SetProof(ctx, by, id, proof, now, func(before, after watchword.Subject) audit.Entry {
+	return r.notifySubjectChanged(ctx)(r.store.SetProof(ctx, by, id, proof, now, func(before, after watchword.Subject) audit.Entry {
 		return by.DoneEntry(audit.DeviceProof, string(id), now, map[string]string{"before": before.Proof, "after": after.Proof})
 	}))
 }
 
 // Suspend stops everything of a subject until Resume. Codes: not_found, conflict.
 func (r *Registry) Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
-	return r.told(ctx)(r.store.Suspend(ctx, by, id, now, moved(by, audit.DeviceSuspend, reason, now)))
+	return r.notifySubjectChanged(ctx)(r.store.Suspend(ctx, by, id, now, stateChangeEntry(by, audit.DeviceSuspend, reason, now)))
 }
 
 // Resume gives a suspended subject back all it had. Codes: not_found, conflict.
 func (r *Registry) Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) (watchword.Subject, error) {
-	return r.told(ctx)(r.store.Resume(ctx, by, id, now, moved(by, audit.DeviceResume, "", now)))
+	return r.notifySubjectChanged(ctx)(r.store.Resume(ctx, by, id, now, stateChangeEntry(by, audit.DeviceResume, "", now)))
 }
 
 // Revoke ends a subject's keys, tokens and sessions permanently. When it returns,
 // nothing of the subject passes any more. Code: not_found.
 func (r *Registry) Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
-	return r.told(ctx)(r.store.Revoke(ctx, by, id, now, moved(by, audit.DeviceRevoke, reason, now)))
+	return r.notifySubjectChanged(ctx)(r.store.Revoke(ctx, by, id, now, stateChangeEntry(by, audit.DeviceRevoke, reason, now)))
 }
 
 // Delete revokes a subject and leaves a tombstone: no id means two things over
 // time. Code: not_found.
 func (r *Registry) Delete(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) error {
-	err := r.store.DeleteSubject(ctx, by, id, now, audit.Always[watchword.Subject](by.DoneEntry(audit.DeviceDelete, string(id), now, nil)))
+	err := r.store.DeleteSubject(ctx, by, id, now, audit.FixedEntry[watchword.Subject](by.DoneEntry(audit.DeviceDelete, string(id), now, nil)))
 	if err != nil {
 		return err
 	}
 	return r.live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.SubjectDeleted, ID: string(id), Version: 1})
 }
 
-// told takes the change of a subject to every live session before it is answered.
-func (r *Registry) told(ctx context.Context) func(watchword.Subject, error) (watchword.Subject, error) {
+// notifySubjectChanged takes the change of a subject to every live session before it is answered.
+func (r *Registry) notifySubjectChanged(ctx context.Context) func(watchword.Subject, error) (watchword.Subject, error) {
 	return func(s watchword.Subject, err error) (watchword.Subject, error) {
 		if err == nil {
-			err = r.live.Apply(ctx, watchword.OfSubject(&s))
+			err = r.live.Apply(ctx, watchword.SubjectChange(&s))
 		}
 		return s, err
 	}
 }
 
-// moved makes the entry of a subject whose state changes.
-func moved(by audit.Actor, kind, reason string, now time.Time) audit.EntryOf[watchword.Subject] {
+// stateChangeEntry makes the entry of a subject whose state changes.
+func stateChangeEntry(by audit.Actor, kind, reason string, now time.Time) audit.EntryOf[watchword.Subject] {
 	return func(before, after watchword.Subject) audit.Entry {
 		data := map[string]string{"before": string(before.State), "after": string(after.State)}
 		if reason != "" {

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/watchword-iot/watchword/internal/fair"
-	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/ratelimit"
 )
 
 // Reasons of failed TLS handshakes, as labels of the metric; the set is closed.
@@ -73,7 +73,7 @@ type handshakes struct {
 	log   *slog.Logger
 	now   func() time.Time
 	total *prometheus.CounterVec
-	from  *rates.Map[netip.Prefix]
+	from  *ratelimit.Map[netip.Prefix]
 
 	mu         sync.Mutex
 	logLimiter *rate.Limiter
@@ -82,7 +82,7 @@ type handshakes struct {
 
 func newHandshakes(l *slog.Logger, now func() time.Time) *handshakes {
 	h := &handshakes{
-		log: l, now: now, logLimiter: rate.NewLimiter(handshakeLogRate, handshakeLogBurst), from: rates.NewBurst[netip.Prefix](1, 10, ""),
+		log: l, now: now, logLimiter: rate.NewLimiter(handshakeLogRate, handshakeLogBurst), from: ratelimit.NewBurst[netip.Prefix](1, 10, ""),
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "watchword_tls_handshakes_failed_total", Help: "TLS handshakes that failed, by listener and reason.",
 		}, []string{"listener", "reason"}),

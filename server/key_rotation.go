@@ -53,8 +53,8 @@ type trust struct {
 	bundle string // that clients were told of last
 }
 
-// Receive is the last: what the notice says must be there for who asks then.
-func (t *trust) Receive(ctx context.Context, c watchword.Change) error {
+// HandleChange is the last: what the notice says must be there for who asks then.
+func (t *trust) HandleChange(ctx context.Context, c watchword.Change) error {
 	if c.Kind != watchword.ServerKeysChanged {
 		return nil
 	}

@@ -25,7 +25,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/logbudget"
 	"github.com/watchword-iot/watchword/internal/quota"
-	"github.com/watchword-iot/watchword/internal/rates"
+	"github.com/watchword-iot/watchword/internal/ratelimit"
 	"github.com/watchword-iot/watchword/keyring"
 	"github.com/watchword-iot/watchword/mqtt"
 	"github.com/watchword-iot/watchword/registry"
@@ -188,7 +188,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	reg := registry.New(s.store, directory, s.live, s.keys.Issuer())
 	semaphore := fair.NewSemaphore()
 	enrollment := enroll.New(s.store, enroll.Options{
-		PublicURL: s.info.URL, Issuer: s.keys.Issuer(), Pin: func() string { return token.Pin(s.keys.Root()) },
+		PublicURL: s.info.URL, Issuer: s.keys.Issuer(), TrustPin: func() string { return token.TrustPin(s.keys.Root()) },
 		CheckTokenSize: reg.CheckTokenSize, Live: s.live, PairingLifetime: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Semaphore: semaphore,
 	})
 	credentials, err := authn.New(s.keys.Issuer(), s.keys, directory, s.store, s.live,
@@ -200,8 +200,8 @@ func (s *Server) assemble(ctx context.Context) error {
 		Issuer: s.keys.Issuer(), Epoch: s.keys.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Log: s.checkpoints, Now: s.o.Now,
 		Bounds: command.Bounds{PerOrderer: int64(s.cfg.Limits.SubjectCommands), Total: int64(s.cfg.Limits.Commands)},
 	})
-	controls := rates.NewShared[quota.Key](float64(s.cfg.Limits.ControlRate), "this subject connects, reports its state or hands in receipts too often (limits.control_rate)")
-	publishes := rates.NewShared[quota.Key](float64(s.cfg.Limits.PublishRate), "too many events from this device")
+	controls := ratelimit.NewShared[quota.Key](float64(s.cfg.Limits.ControlRate), "this subject connects, reports its state or hands in receipts too often (limits.control_rate)")
+	publishes := ratelimit.NewShared[quota.Key](float64(s.cfg.Limits.PublishRate), "too many events from this device")
 	options := httpapi.Options{
 		Tenant:  s.tenantOf,
 		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.keys.JWKS, TrustBundle: func(t watchword.TenantID) (string, error) { return s.keys.TenantBundle(t, s.o.Now()) },
@@ -249,7 +249,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		return err
 	}
 	options.MQTTS = s.publicMQTTS()
-	api := httpapi.New(httpapi.Parts{
+	api := httpapi.New(httpapi.Dependencies{
 		Registry: reg, Enrollment: enrollment, Auth: credentials, Guard: s.guard, Commands: s.commands, Bus: messages, Recorder: s.recorder,
 		Twins: twins, Entries: s.store, Audit: s.checkpoints, Keys: s.rotator, Broker: s.broker, SchemaSlots: semaphore, Options: options,
 	})

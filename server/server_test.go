@@ -127,7 +127,7 @@ func TestTheIssuerIsFixedAtFirstStart(t *testing.T) {
 }
 
 // A name that the network knows may mean nothing on the server's own machine.
-func TestTheOperatorOfTheMachineNeedsNoName(t *testing.T) {
+func TestLocalOperatorNeedsNoFlags(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	c := config(t, dir)
 	c.Server.HTTPS, c.Server.Names = "127.0.0.1:0", []string{"hub.invalid", "192.0.2.9"}

@@ -256,7 +256,7 @@ func (u *upgraded) await(c api.Command) api.Command {
 
 // A folder that an earlier build left holds after the upgrade what it held before, and
 // whoever is in it goes on where they were.
-func TestAFolderOfAnEarlierBuildGoesOn(t *testing.T) {
+func TestDataFolderUpgrade(t *testing.T) {
 	archives, err := filepath.Glob("testdata/upgrade/*.tar.gz")
 	check(t, err)
 	if len(archives) == 0 {
@@ -278,7 +278,7 @@ func TestAFolderOfAnEarlierBuildGoesOn(t *testing.T) {
 // A device's folder that an earlier build left keeps its memory: the number of the last
 // command, what it signed for it, and that its counters are known. A device that had lost
 // them would obey only what carries its nonce, and none of these commands does.
-func TestADeviceFolderOfAnEarlierBuildKeepsItsMemory(t *testing.T) {
+func TestDeviceFolderUpgrade(t *testing.T) {
 	archives, err := filepath.Glob("testdata/upgrade/*.tar.gz")
 	check(t, err)
 	if len(archives) == 0 {

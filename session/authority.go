@@ -25,17 +25,17 @@ type Credentials struct {
 	// Permissions is the compiled perm and deny claims of the token.
 	Permissions *policy.Grant
 
-	offline bool // no token is presented, so its expiry is not checked: see [Guard.OpenOffline] and [ByKey]
+	offline bool // no token is presented, so its expiry is not checked: see [Guard.OpenOffline] and [KeyCredentials]
 }
 
-// ByKey returns the credentials of a subject that proved a key by a client assertion, for one
+// KeyCredentials returns the credentials of a subject that proved a key by a client assertion, for one
 // request: there is no token, and policy alone decides.
-func ByKey(t watchword.TenantID, subject watchword.SubjectID, incarnation int64, key watchword.KeyID) Credentials {
+func KeyCredentials(t watchword.TenantID, subject watchword.SubjectID, incarnation int64, key watchword.KeyID) Credentials {
 	return Credentials{Tenant: t, Subject: subject, Incarnation: incarnation, Key: key, KeyProved: true, offline: true}
 }
 
-// ByKey reports whether the credentials were made by [ByKey].
-func (p *Credentials) ByKey() bool { return p.offline && p.Key != "" }
+// WithoutToken reports whether the credentials were made by [KeyCredentials].
+func (p *Credentials) WithoutToken() bool { return p.offline && p.Key != "" }
 
 // Authority is what a session may do: an act is allowed if both the token and the current policy
 // allow it. It is immutable and safe for concurrent use; a change makes a new value.
@@ -158,14 +158,14 @@ func (a *Authority) AnyTopic() bool {
 	return policy.AnyTopic(a.policy, a.credentials.Permissions)
 }
 
-// WithholdsSubscription reports whether policy allows a subscription to filter and the token does
+// TokenLacksSubscribe reports whether policy allows a subscription to filter and the token does
 // not.
-func (a *Authority) WithholdsSubscription(filter string) bool {
+func (a *Authority) TokenLacksSubscribe(filter string) bool {
 	return !a.credentials.offline && a.policy.Subscribe(filter).Allowed && !a.credentials.Permissions.Subscribe(filter).Allowed
 }
 
-// WithholdsPublish is [Authority.WithholdsSubscription] for publishing to a topic.
-func (a *Authority) WithholdsPublish(topic string) bool {
+// TokenLacksPublish is [Authority.TokenLacksSubscribe] for publishing to a topic.
+func (a *Authority) TokenLacksPublish(topic string) bool {
 	return !a.credentials.offline && a.policy.Publish(topic).Allowed && !a.credentials.Permissions.Publish(topic).Allowed
 }
 

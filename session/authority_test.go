@@ -87,7 +87,7 @@ func TestAuthorityAllows(t *testing.T) {
 }
 
 // What policy gives and the token does not is withheld by the token, and by nothing else.
-func TestTokenWithholds(t *testing.T) {
+func TestTokenLacksPermission(t *testing.T) {
 	ctx := context.Background()
 	for _, tc := range []struct {
 		name, policy        string
@@ -113,12 +113,12 @@ func TestTokenWithholds(t *testing.T) {
 		}
 		a, err := g.Check(ctx, p)
 		wantCode(t, err, "")
-		if got := [...]bool{a.WithholdsPublish("a"), a.WithholdsSubscription("a"), a.CoversPolicy(), a.AnyTopic()}; got != [...]bool{tc.pub, tc.sub, tc.whole, tc.any} {
+		if got := [...]bool{a.TokenLacksPublish("a"), a.TokenLacksSubscribe("a"), a.CoversPolicy(), a.AnyTopic()}; got != [...]bool{tc.pub, tc.sub, tc.whole, tc.any} {
 			t.Errorf("%s: withholds publishing, subscribing; whole; any topic: %v", tc.name, got)
 		}
 		a, err = g.OfflineAuthority(ctx, watchword.DefaultTenant, "lamp-7", 1)
 		wantCode(t, err, "")
-		if a.WithholdsPublish("a") || a.WithholdsSubscription("a") || !a.CoversPolicy() || a.AnyTopic() != tc.whenOff {
+		if a.TokenLacksPublish("a") || a.TokenLacksSubscribe("a") || !a.CoversPolicy() || a.AnyTopic() != tc.whenOff {
 			t.Errorf("%s: without a token something is withheld", tc.name)
 		}
 		if p.Permissions, err = policy.FromPermissions(a.Policy().Perm(), a.Policy().Deny()); err != nil {
@@ -177,7 +177,7 @@ func TestATokenWithAllTopics(t *testing.T) {
 }
 
 // What stands on an issuer's key ends when that key is revoked, and nothing else does.
-func TestARevokedIssuerKeyEndsWhatStandsOnIt(t *testing.T) {
+func TestRevokedIssuerKeyEndsSessions(t *testing.T) {
 	ctx := context.Background()
 	var mu sync.Mutex
 	gone := map[watchword.KeyID]bool{}
@@ -254,10 +254,10 @@ func TestSessionList(t *testing.T) {
 	// One that takes the place of another is not counted beside it, in all and of its subject.
 	next, err := g.Reserve(credentialsOf(t, "lamp-1"), session.Options{Replaces: a})
 	wantCode(t, err, "")
-	next.Close(nil)
+	next.End(nil)
 	reason := errors.New("why")
-	b.Close(reason)
-	b.Close(nil) // again: nothing
+	b.End(reason)
+	b.End(nil) // again: nothing
 	if len(opened) != 3 || len(ended) != 1 || ended[0] != b.ID() || causes[0] != reason || b.Cause() != reason {
 		t.Errorf("told of %d that opened and %v that ended for %v", len(opened), ended, causes)
 	}
@@ -302,7 +302,7 @@ func TestPolicyChangeReachesOfflineSessions(t *testing.T) {
 		if told != 1 {
 			t.Errorf("%s: told %d times, want once", src, told)
 		}
-		s.Close(nil)
+		s.End(nil)
 		g.PolicyChanged(ctx, watchword.DefaultTenant, d)
 		g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-7")
 		if told != 1 {
@@ -367,7 +367,7 @@ func TestMayRefresh(t *testing.T) {
 			r.edit(func(r *fakeDirectory) { c.edit(r, &p) })
 		}
 		cover = c.cover
-		wantCode(t, s.MayRefresh(ctx, p), c.code)
+		wantCode(t, s.CheckRefresh(ctx, p), c.code)
 		if s.Authority() != before {
 			t.Errorf("%s: asking changed something", name)
 		}
@@ -385,9 +385,9 @@ func TestMayRefresh(t *testing.T) {
 			p.Expires = time.Now().Add(time.Second)
 			wantCode(t, s.Refresh(ctx, p), c.code)
 		}
-		s.Close(nil)
+		s.End(nil)
 		if c.code != watchword.Denied {
-			wantCode(t, s.MayRefresh(ctx, p), watchword.NotFound)
+			wantCode(t, s.CheckRefresh(ctx, p), watchword.NotFound)
 		}
 	}
 }
@@ -405,10 +405,10 @@ func TestEndedSessionsReleaseMemory(t *testing.T) {
 	}
 	a, b, c := open("lamp-1"), open("lamp-1"), open("lamp-2")
 	held := g.OpenOffline(ctx, session.Credentials{Tenant: watchword.DefaultTenant, Subject: "lamp-1", Incarnation: 1}, session.Options{Withdrawn: func(error) {}})
-	if got, want := fmt.Sprint(g.Held()), "map[absent:1 held:1 labels:1 sessions:3 subjects:2 under:1 unsettled:0]"; got != want {
+	if got, want := fmt.Sprint(g.OfflineCount()), "map[absent:1 held:1 labels:1 sessions:3 subjects:2 under:1 unsettled:0]"; got != want {
 		t.Errorf("while they live: %s, want %s", got, want)
 	}
-	a.Close(nil)
+	a.End(nil)
 	if got := len(g.Sessions(watchword.DefaultTenant, "lamp-1")); got != 1 {
 		t.Errorf("%d sessions of the subject are left, want the other", got)
 	}
@@ -426,13 +426,13 @@ func TestEndedSessionsReleaseMemory(t *testing.T) {
 	p.JTI = "t2"
 	_, err := g.Open(ctx, p, session.Options{})
 	wantCode(t, err, watchword.SubjectRevoked)
-	held.Close(nil)
+	held.End(nil)
 	p.Subject = "lamp-1"
 	over, err := g.Open(ctx, p, session.Options{})
 	wantCode(t, err, "")
-	over.Close(nil)
+	over.End(nil)
 	over.Recompute(ctx) // of one that is over: nothing
-	for what, n := range g.Held() {
+	for what, n := range g.OfflineCount() {
 		if n != 0 {
 			t.Errorf("%d %s are kept", n, what)
 		}

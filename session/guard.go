@@ -64,7 +64,7 @@ type Guard struct {
 	offlineBySubject map[subjectKey][]*Session        // the same, by subject
 	answerCount      int                              // sessions of class ClassAnswer; they do not count against total
 	index            index
-	under            map[watchword.TenantID][]*policy.Set // that settled sessions were computed under
+	policySets       map[watchword.TenantID][]*policy.Set // that settled sessions were computed under
 	closed           bool
 	clockWatch       *clockjump.Watch // runs while there are sessions, whose timers use monotonic time
 }
@@ -79,7 +79,7 @@ func NewGuard(d Directory, o GuardOptions) *Guard {
 	g := &Guard{
 		directory: d, now: o.Now, total: o.Total, maxPerSubject: [classCount]int{ClassConnection: o.PerSubject, ClassWait: o.PerSubjectWaits, ClassAnswer: o.PerSubjectAnswers}, issuerRevoked: o.Revoked,
 		opened: o.Opened, ended: o.Ended,
-		sessions: map[watchword.SessionID]*Session{}, subjects: map[subjectKey][]*Session{}, index: newIndex(), under: map[watchword.TenantID][]*policy.Set{},
+		sessions: map[watchword.SessionID]*Session{}, subjects: map[subjectKey][]*Session{}, index: newIndex(), policySets: map[watchword.TenantID][]*policy.Set{},
 		offline: map[watchword.SessionID]*Session{}, offlineBySubject: map[subjectKey][]*Session{},
 	}
 	if g.now == nil {
@@ -140,7 +140,7 @@ func (g *Guard) Open(ctx context.Context, p Credentials, o Options) (*Session, e
 
 // Reserve counts a session that will start later, within the limits, for a transport that must
 // consume or replace something first. It has no authority and calls no callback until
-// [Session.Start]; [Session.Close] gives it up. Codes: busy, unavailable.
+// [Session.Start]; [Session.End] gives it up. Codes: busy, unavailable.
 func (g *Guard) Reserve(p Credentials, o Options) (*Session, error) {
 	s := g.newSession(p, o)
 	if err := g.add(s); err != nil {
@@ -160,7 +160,7 @@ func (g *Guard) newSession(p Credentials, o Options) *Session {
 // key, issuer key, revocation, proof and permissions count as in [Guard.Open]; only its expiry does
 // not. Changed is called at once and after each change of authority; Withdrawn is called where
 // nothing is allowed: subject_suspended, subject_revoked, token_revoked (also for another
-// incarnation), issuer_revoked, proof_required, unavailable. It ends by [Session.Close]. It appears
+// incarnation), issuer_revoked, proof_required, unavailable. It ends by [Session.End]. It appears
 // in no list and counts against no limit: its transport has its own.
 func (g *Guard) OpenOffline(ctx context.Context, p Credentials, o Options) *Session {
 	p.offline = true
@@ -237,7 +237,7 @@ func (g *Guard) remove(s *Session) {
 	}
 	g.index.remove(s)
 	if len(g.sessions)+len(g.offline) == 0 {
-		clear(g.under)
+		clear(g.policySets)
 	}
 }
 
@@ -293,13 +293,13 @@ func (g *Guard) expireAll() {
 			busy = append(busy, s)
 			continue
 		}
-		s.expireLocked()
+		s.endIfExpiredLocked()
 		s.mu.Unlock()
 	}
 	for _, s := range busy {
-		s.expire()
+		s.endIfExpired()
 	}
-	cutAll(all...)
+	abortAll(all...)
 }
 
 // Close ends every session with cause and refuses new ones.
@@ -312,7 +312,7 @@ func (g *Guard) Close(cause error) {
 	}
 	g.mu.Unlock()
 	for _, s := range all {
-		s.close(cause)
+		s.endAndUnlock(cause)
 	}
-	cutAll(all...)
+	abortAll(all...)
 }

@@ -208,14 +208,14 @@ func TestRefresh(t *testing.T) {
 			if s.Cause() != nil {
 				t.Fatalf("the older token's end took over: %v", s.Cause())
 			}
-			s.Close(nil)
+			s.End(nil)
 		})
 	})
 	t.Run("another key is refused", func(t *testing.T) {
 		g := session.NewGuard(newDirectory(t), session.GuardOptions{})
 		s, err := g.Open(t.Context(), credentials(t, time.Minute), session.Options{})
 		wantCode(t, err, "")
-		defer s.Close(nil)
+		defer s.End(nil)
 		p := credentials(t, time.Hour)
 		p.Key = "k2"
 		wantCode(t, s.Refresh(t.Context(), p), watchword.Denied)
@@ -224,7 +224,7 @@ func TestRefresh(t *testing.T) {
 		g := session.NewGuard(newDirectory(t), session.GuardOptions{})
 		s, err := g.Open(t.Context(), credentials(t, time.Minute), session.Options{})
 		wantCode(t, err, "")
-		s.Close(nil)
+		s.End(nil)
 		wantCode(t, s.Refresh(t.Context(), credentials(t, time.Hour)), watchword.NotFound)
 	})
 }
@@ -265,7 +265,7 @@ func TestChangesReachLiveSessionsBeforeTheAnswer(t *testing.T) {
 	}
 }
 
-func TestATokenNeverGains(t *testing.T) {
+func TestTokenPermissionsNeverGrow(t *testing.T) {
 	r := newDirectory(t)
 	wider := policies(t, `publish = ["#"]`, `subscribe = ["#"]`)
 	r.edit(func(r *fakeDirectory) { r.set = wider })
@@ -308,7 +308,7 @@ func TestSessionsAreBounded(t *testing.T) {
 	wantCode(t, err, "")
 	_, err = g.Open(t.Context(), p, session.Options{})
 	wantCode(t, err, watchword.Busy)
-	a.Close(nil)
+	a.End(nil)
 	_, err = g.Open(t.Context(), p, session.Options{})
 	wantCode(t, err, "")
 }
@@ -337,7 +337,7 @@ func TestManyChangesAtOnce(t *testing.T) {
 					return
 				}
 				g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-7")
-				s.Close(nil)
+				s.End(nil)
 			}
 		})
 	}
@@ -349,7 +349,7 @@ func TestManyChangesAtOnce(t *testing.T) {
 
 // Whatever comes first, a change of policy finds the sessions that it speaks of:
 // by subject, by a label that was edited meanwhile, and while they are being opened.
-func TestAPolicyFindsTheSessionsItSpeaksOf(t *testing.T) {
+func TestPolicyChangeFindsItsSessions(t *testing.T) {
 	ctx := t.Context()
 	for name, c := range map[string]struct {
 		policy string
@@ -367,7 +367,7 @@ func TestAPolicyFindsTheSessionsItSpeaksOf(t *testing.T) {
 			told := 0
 			s, err := g.Open(ctx, credentials(t, time.Minute), session.Options{Changed: func(*session.Authority) { told++ }})
 			wantCode(t, err, "")
-			defer s.Close(nil)
+			defer s.End(nil)
 			if c.edit != nil {
 				r.edit(c.edit)
 				g.SubjectChanged(ctx, watchword.DefaultTenant, "lamp-7")
@@ -530,7 +530,7 @@ func (r *stalledDirectory) Principal(ctx context.Context, t watchword.TenantID, 
 }
 
 // Every change of authority cuts what its sessions are doing, all at the same time and with none of them locked.
-func TestAffectedSessionsAreCutTogether(t *testing.T) {
+func TestAffectedSessionsAreAbortedConcurrently(t *testing.T) {
 	for name, change := range map[string]func(g *session.Guard, ss []*session.Session){
 		"subject": func(g *session.Guard, _ []*session.Session) {
 			g.SubjectChanged(t.Context(), watchword.DefaultTenant, "lamp-7")
@@ -546,7 +546,7 @@ func TestAffectedSessionsAreCutTogether(t *testing.T) {
 		"close": func(_ *session.Guard, ss []*session.Session) {
 			var wg sync.WaitGroup
 			for _, s := range ss {
-				wg.Go(func() { s.Close(watchword.Refuse(watchword.SessionClosed, "closed")) })
+				wg.Go(func() { s.End(watchword.Refuse(watchword.SessionClosed, "closed")) })
 			}
 			wg.Wait()
 		},
@@ -562,7 +562,7 @@ func TestAffectedSessionsAreCutTogether(t *testing.T) {
 				ss := make([]*session.Session, many)
 				for i := range ss {
 					var s *session.Session
-					o := session.Options{Class: session.ClassAnswer, Cut: func() {
+					o := session.Options{Class: session.ClassAnswer, Abort: func() {
 						_ = s.Cause() // takes its lock
 						if cut.Add(1) == many {
 							close(together)
@@ -581,7 +581,7 @@ func TestAffectedSessionsAreCutTogether(t *testing.T) {
 					t.Errorf("%d were cut, want %d", n, many)
 				}
 				for _, s := range ss {
-					s.Close(nil)
+					s.End(nil)
 				}
 			})
 		})
@@ -595,7 +595,7 @@ func TestRequestsThatAreBeingAnsweredAreNotCounted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.Close(nil)
+		defer s.End(nil)
 		if n := g.Count(); n != want {
 			t.Errorf("after one of class %d: %d are counted, want %d", class, n, want)
 		}

@@ -72,6 +72,6 @@ func (g *Guard) markUnindexed(s *Session) {
 func (g *Guard) indexSession(s *Session, labels watchword.Labels, set *policy.Set) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.computedUnder(s.credentials.Tenant, set)
+	g.recordPolicySet(s.credentials.Tenant, set)
 	g.index.put(s, labels)
 }

@@ -6,48 +6,48 @@ import (
 	"sync"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/recent"
+	"github.com/watchword-iot/watchword/internal/cache"
 )
 
-// Receiver is a part of the server that remembers what authority depends on, or acts under it.
-type Receiver interface {
-	// Receive returns when nothing of the receiver goes on under what was before c. It reads the store for what stands
+// ChangeHandler is a part of the server that remembers what authority depends on, or acts under it.
+type ChangeHandler interface {
+	// HandleChange returns when nothing of the receiver goes on under what was before c. It reads the store for what stands
 	// now and takes from c only what has changed, so the same change may come again, a change may be missing before it,
 	// and a later one may have come first. Where the store cannot be read it withholds what it does not know. Only [Live]
 	// calls it. It is safe for concurrent use.
-	Receive(ctx context.Context, c watchword.Change) error
+	HandleChange(ctx context.Context, c watchword.Change) error
 }
 
 // Live takes each change of authority to all receivers of this process. It is safe for concurrent use.
 type Live struct {
-	receivers []Receiver
+	handlers []ChangeHandler
 
-	mu   sync.Mutex
-	past *recent.Sized[object, int64] // the version that all receivers are past
+	mu      sync.Mutex
+	applied *cache.Sized[changeKey, int64] // the version that all receivers are past
 }
 
-// object is what a change is of: its versions are in order.
-type object struct {
+// changeKey is what a change is of: its versions are in order.
+type changeKey struct {
 	tenant watchword.TenantID
 	kind   watchword.ChangeKind
 	id     string
 }
 
-// pastBytes bounds the memory of versions. Of an object that was forgotten a late change is read again.
-const pastBytes = 4 << 20
+// appliedBytes bounds the memory of versions. Of an object that was forgotten a late change is read again.
+const appliedBytes = 4 << 20
 
 // NewLive returns a Live without receivers. Call [Live.Register] once, before the first change.
 func NewLive() *Live {
-	return &Live{past: recent.NewSized[object, int64](pastBytes)}
+	return &Live{applied: cache.NewSized[changeKey, int64](appliedBytes)}
 }
 
 // Register says who receives changes, in this order: a receiver that others ask (the server's keys, the directory) comes
 // before them.
-func (l *Live) Register(receivers ...Receiver) {
-	if l.receivers != nil {
+func (l *Live) Register(handlers ...ChangeHandler) {
+	if l.handlers != nil {
 		panic("session: the receivers of changes are registered once")
 	}
-	l.receivers = receivers
+	l.handlers = handlers
 }
 
 // Apply takes a change that is in the store to every receiver, one after the other, and returns when all are past it. It
@@ -56,26 +56,26 @@ func (l *Live) Register(receivers ...Receiver) {
 // are told all the same, and the error is returned: the receiver withholds what it does not know, and the change may be
 // applied again.
 func (l *Live) Apply(ctx context.Context, c watchword.Change) error {
-	o := object{c.Tenant, c.Kind, c.ID}
+	o := changeKey{c.Tenant, c.Kind, c.ID}
 	l.mu.Lock()
-	past, known := l.past.Get(o)
+	past, known := l.applied.Get(o)
 	l.mu.Unlock()
 	if known && c.Version < past {
 		return nil
 	}
 	ctx = context.WithoutCancel(ctx)
 	var errs []error
-	for _, r := range l.receivers {
-		errs = append(errs, r.Receive(ctx, c))
+	for _, r := range l.handlers {
+		errs = append(errs, r.HandleChange(ctx, c))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if past, known := l.past.Get(o); !known || past < c.Version {
+	if past, known := l.applied.Get(o); !known || past < c.Version {
 		const overhead = 160 // the pair's share of its map
-		l.past.Put(o, c.Version, overhead+len(o.tenant)+len(o.id))
+		l.applied.Put(o, c.Version, overhead+len(o.tenant)+len(o.id))
 	}
 	return nil
 }

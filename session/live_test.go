@@ -20,7 +20,7 @@ type recorder struct {
 	err  error
 }
 
-func (r *recorder) Receive(ctx context.Context, c watchword.Change) error {
+func (r *recorder) HandleChange(ctx context.Context, c watchword.Change) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -103,7 +103,7 @@ func TestAChangeIsPlainValues(t *testing.T) {
 			t.Errorf("%s is a %s, under %q", f.Name, f.Type, f.Tag)
 		}
 	}
-	c := watchword.OfSubject(&watchword.Subject{Tenant: "t", ID: "lamp", Version: 3, AuthorityVersion: 7})
+	c := watchword.SubjectChange(&watchword.Subject{Tenant: "t", ID: "lamp", Version: 3, AuthorityVersion: 7})
 	b, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +116,7 @@ func TestAChangeIsPlainValues(t *testing.T) {
 
 func received(t *testing.T, g *session.Guard, kind watchword.ChangeKind, id string) {
 	t.Helper()
-	if err := g.Receive(t.Context(), watchword.Change{Tenant: watchword.DefaultTenant, Kind: kind, ID: id}); err != nil {
+	if err := g.HandleChange(t.Context(), watchword.Change{Tenant: watchword.DefaultTenant, Kind: kind, ID: id}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -182,7 +182,7 @@ func TestAGuardThatMissedManyChangesRecomputesAll(t *testing.T) {
 }
 
 // A token's end is looked for among its subject's sessions alone; where its subject cannot be read, among all.
-func TestTheEndOfATokenReachesItsSessions(t *testing.T) {
+func TestTokenRevocationReachesSessions(t *testing.T) {
 	for _, known := range []bool{true, false} {
 		r := newSlowDirectory(t, "a", "b")
 		g := session.NewGuard(r, session.GuardOptions{})
@@ -198,7 +198,7 @@ func TestTheEndOfATokenReachesItsSessions(t *testing.T) {
 		if !known {
 			r.edit(func(r *slowDirectory) { r.holder = "" })
 		}
-		received(t, g, watchword.TokenEnded, "t1")
+		received(t, g, watchword.AccessTokenRevoked, "t1")
 		wantEnd(t, a, watchword.TokenRevoked)
 		if other.Ended() || b.Ended() {
 			t.Errorf("known %v: the session of another token ended", known)

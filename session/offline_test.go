@@ -41,7 +41,7 @@ func TestOfflineSessionFollowsPolicyAndSubject(t *testing.T) {
 	if n := len(g.Sessions(watchword.DefaultTenant, "lamp-7")); n != 0 {
 		t.Errorf("%d sessions listed", n)
 	}
-	s.Close(nil)
+	s.End(nil)
 	edit(`publish = ["plant/#"]`)
 	want := []string{"may", "may not", "may", string(watchword.SubjectSuspended), string(watchword.SubjectSuspended), "may", string(watchword.TokenRevoked)}
 	if !slices.Equal(told, want) {
@@ -82,7 +82,7 @@ func TestOfflineSessionEndsWithRevokedToken(t *testing.T) {
 				Withdrawn: func(cause error) { told = append(told, string(watchword.CodeOf(cause))) },
 			})
 			c.act(g, r, revoked)
-			s.Close(nil)
+			s.End(nil)
 			g.TokenRevoked(watchword.DefaultTenant, "lamp-7", "t1")
 			if !slices.Equal(told, c.want) {
 				t.Errorf("told %q, want %q", told, c.want)

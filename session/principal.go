@@ -20,12 +20,12 @@ type Principal struct {
 
 // NewPrincipal compiles the policies of set for s.
 func NewPrincipal(s *watchword.Subject, set *policy.Set) *Principal {
-	return &Principal{Subject: s, Policies: set, Grant: set.For(PolicySubject(s)), Keys: NewKeys(s.Keys)}
+	return &Principal{Subject: s, Policies: set, Grant: set.GrantFor(PolicySubject(s)), Keys: NewKeys(s.Keys)}
 }
 
-// Under returns p with another set of policies.
-func (p *Principal) Under(set *policy.Set) *Principal {
-	return &Principal{Subject: p.Subject, Policies: set, Grant: set.For(PolicySubject(p.Subject)), Keys: p.Keys}
+// WithPolicies returns p with another set of policies.
+func (p *Principal) WithPolicies(set *policy.Set) *Principal {
+	return &Principal{Subject: p.Subject, Policies: set, Grant: set.GrantFor(PolicySubject(p.Subject)), Keys: p.Keys}
 }
 
 // PolicySubject is s as policies see it.
@@ -94,9 +94,9 @@ func (k *Keys) key(i int) (*jose.PublicKey, error) {
 	return pub, nil
 }
 
-// Signing returns the active signing keys by id. The map is shared and must not be changed. Code:
+// ActiveSigningKeys returns the active signing keys by id. The map is shared and must not be changed. Code:
 // internal for a key that is damaged in the store.
-func (k *Keys) Signing() (map[watchword.KeyID]*jose.PublicKey, error) {
+func (k *Keys) ActiveSigningKeys() (map[watchword.KeyID]*jose.PublicKey, error) {
 	if k == nil {
 		return nil, nil
 	}
@@ -110,9 +110,9 @@ func (k *Keys) Signing() (map[watchword.KeyID]*jose.PublicKey, error) {
 	return all, err
 }
 
-// Signed returns the keys whose earlier signatures are valid: active and retired signing keys, not
+// VerificationKeys returns the keys whose earlier signatures are valid: active and retired signing keys, not
 // revoked ones. Code: internal for a key that is damaged in the store.
-func (k *Keys) Signed() (map[watchword.KeyID]*jose.PublicKey, error) {
+func (k *Keys) VerificationKeys() (map[watchword.KeyID]*jose.PublicKey, error) {
 	return k.signed(func(s watchword.KeyState) bool { return s != watchword.KeyRevoked })
 }
 

@@ -40,11 +40,11 @@ func TestReservationPrecedesSessionStart(t *testing.T) {
 	}
 	_, err = g.Reserve(credentials(t, time.Minute), session.Options{Replaces: s})
 	wantCode(t, err, watchword.Busy)
-	s.Close(nil)
+	s.End(nil)
 	if ended != 1 {
 		t.Errorf("ended %d times, want once", ended)
 	}
-	next.Close(nil)
+	next.End(nil)
 	wantCode(t, next.Start(t.Context()), watchword.NotFound)
 
 	// One that ends before it starts says why, and calls nobody.
@@ -76,7 +76,7 @@ func TestARefreshCoversWhatTheSessionHolds(t *testing.T) {
 	}
 	before, newer := s.Authority(), credentials(t, time.Hour)
 	says = narrow
-	for what, err := range map[string]error{"may": s.MayRefresh(t.Context(), newer), "does": s.Refresh(t.Context(), newer)} {
+	for what, err := range map[string]error{"may": s.CheckRefresh(t.Context(), newer), "does": s.Refresh(t.Context(), newer)} {
 		if !errors.Is(err, narrow) {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -85,7 +85,7 @@ func TestARefreshCoversWhatTheSessionHolds(t *testing.T) {
 		t.Error("a refused refresh changed something")
 	}
 	says = nil
-	wantCode(t, s.MayRefresh(t.Context(), newer), "")
+	wantCode(t, s.CheckRefresh(t.Context(), newer), "")
 	if s.Authority() != before {
 		t.Error("a question changed something")
 	}

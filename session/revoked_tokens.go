@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/recent"
+	"github.com/watchword-iot/watchword/internal/cache"
 )
 
 var errRevoked = watchword.Refuse(watchword.TokenRevoked, "this token was revoked")
@@ -15,7 +15,7 @@ var errRevoked = watchword.Refuse(watchword.TokenRevoked, "this token was revoke
 type revokedTokens struct {
 	nonEmpty atomic.Bool // lets the common case skip the lock
 	mu       sync.Mutex
-	recent   *recent.Map[revokedKey, struct{}]
+	recent   *cache.Map[revokedKey, struct{}]
 }
 
 type revokedKey struct {
@@ -30,7 +30,7 @@ func (r *revokedTokens) add(t watchword.TenantID, jti string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.recent == nil {
-		r.recent = recent.New[revokedKey, struct{}](revokedCapacity)
+		r.recent = cache.New[revokedKey, struct{}](revokedCapacity)
 	}
 	r.recent.Put(revokedKey{t, jti}, struct{}{})
 	r.nonEmpty.Store(true)

@@ -35,11 +35,11 @@ type Options struct {
 	// Ended, if not nil, is called once when a session of [Guard.Open] ends, under the same rules.
 	// cause is nil where the transport closed it.
 	Ended func(cause error)
-	// Cut, if not nil, is called after Changed or Ended, with nothing locked and before the change
+	// Abort, if not nil, is called after Changed or Ended, with nothing locked and before the change
 	// of authority is answered. The transport must break off what it is still doing under the old
 	// authority, within a bounded time that clients cannot influence. The sessions of one change
 	// are cut concurrently. It may be called at any time, also after the end.
-	Cut func()
+	Abort func()
 	// Covers, if not nil, is called by [Session.Refresh] with the authority of the new token, under
 	// the same rules as Changed. Where it returns an error, the refresh is refused with it and
 	// nothing changes.
@@ -132,7 +132,7 @@ func (s *Session) recomputeMatching(ctx context.Context, such func(Credentials) 
 		return false
 	}
 	if err := s.recompute(ctx, nil); err != nil {
-		s.end(err)
+		s.endLocked(err)
 	}
 	return true
 }
@@ -150,12 +150,12 @@ func (s *Session) Start(ctx context.Context) error {
 		return watchword.Refuse(watchword.NotFound, "the session has ended")
 	}
 	if err := s.recompute(ctx, nil); err != nil {
-		s.end(err)
+		s.endLocked(err)
 		return err
 	}
 	s.started = true
 	if !s.credentials.offline {
-		s.timer = time.AfterFunc(s.credentials.Expires.Sub(s.guard.now()), s.expire)
+		s.timer = time.AfterFunc(s.credentials.Expires.Sub(s.guard.now()), s.endIfExpired)
 	}
 	if s.guard.opened != nil {
 		s.guard.opened(s)
@@ -201,7 +201,7 @@ func (s *Session) Refresh(ctx context.Context, p Credentials) error {
 	}
 	p.KeyProved = s.credentials.KeyProved
 	if !p.Expires.After(s.credentials.Expires) {
-		if err := s.checkRefresh(ctx, p); watchword.CodeOf(err) == watchword.Denied {
+		if err := s.checkRefreshLocked(ctx, p); watchword.CodeOf(err) == watchword.Denied {
 			return err // compared in whole seconds, so that the answer does not depend on when in a second the token was issued
 		}
 		return nil
@@ -217,20 +217,20 @@ func (s *Session) Refresh(ctx context.Context, p Credentials) error {
 	return nil
 }
 
-// MayRefresh returns the error that [Session.Refresh] with p would return, for callers that must
+// CheckRefresh returns the error that [Session.Refresh] with p would return, for callers that must
 // consume something else first. Codes: as Refresh.
-func (s *Session) MayRefresh(ctx context.Context, p Credentials) error {
+func (s *Session) CheckRefresh(ctx context.Context, p Credentials) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.checkSameHolder(p); err != nil {
 		return err
 	}
 	p.KeyProved = s.credentials.KeyProved
-	return s.checkRefresh(ctx, p)
+	return s.checkRefreshLocked(ctx, p)
 }
 
-// checkRefresh checks that p is valid and covers the session's state. mu is held.
-func (s *Session) checkRefresh(ctx context.Context, p Credentials) error {
+// checkRefreshLocked checks that p is valid and covers the session's state. mu is held.
+func (s *Session) checkRefreshLocked(ctx context.Context, p Credentials) error {
 	a, err := s.guard.Check(ctx, p)
 	if err == nil && s.options.Covers != nil {
 		err = s.options.Covers(a)
@@ -252,17 +252,17 @@ func (s *Session) checkSameHolder(p Credentials) error {
 	return nil
 }
 
-// expire is called by the timer, and where the wall clock ran ahead of it. A refresh may have moved
+// endIfExpired is called by the timer, and where the wall clock ran ahead of it. A refresh may have moved
 // the expiry while it waited for the lock.
-func (s *Session) expire() {
-	defer cutAll(s)
+func (s *Session) endIfExpired() {
+	defer abortAll(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.expireLocked()
+	s.endIfExpiredLocked()
 }
 
-// expireLocked is expire, called with mu held.
-func (s *Session) expireLocked() {
+// endIfExpiredLocked is expire, called with mu held.
+func (s *Session) endIfExpiredLocked() {
 	if s.ended.Load() || s.timer == nil {
 		return
 	}
@@ -270,25 +270,25 @@ func (s *Session) expireLocked() {
 		s.timer.Reset(left)
 		return
 	}
-	s.end(watchword.Refuse(watchword.TokenExpired, "exp has passed"))
+	s.endLocked(watchword.Refuse(watchword.TokenExpired, "exp has passed"))
 }
 
-// Close ends the session; cause is nil where its transport closes it.
-func (s *Session) Close(cause error) {
+// End ends the session; cause is nil where its transport closes it.
+func (s *Session) End(cause error) {
 	if cause != nil {
-		defer cutAll(s)
+		defer abortAll(s)
 	}
-	s.close(cause)
+	s.endAndUnlock(cause)
 }
 
-func (s *Session) close(cause error) {
+func (s *Session) endAndUnlock(cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.end(cause)
+	s.endLocked(cause)
 }
 
-// revoke ends the session if its token is jti; an offline session is withdrawn.
-func (s *Session) revoke(jti string) {
+// endIfRevoked ends the session if its token is jti; an offline session is withdrawn.
+func (s *Session) endIfRevoked(jti string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -296,12 +296,12 @@ func (s *Session) revoke(jti string) {
 	case s.credentials.offline:
 		s.options.Withdrawn(errRevoked)
 	default:
-		s.end(errRevoked)
+		s.endLocked(errRevoked)
 	}
 }
 
-// end is called with mu held.
-func (s *Session) end(cause error) {
+// endLocked is called with mu held.
+func (s *Session) endLocked(cause error) {
 	if s.ended.Load() {
 		return
 	}

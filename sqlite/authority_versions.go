@@ -13,11 +13,11 @@ import (
 // written ([watchword.ErrAuthorityChanged]). es are the audit entries of the step.
 func (w *writer) doAuthorized(ctx context.Context, step func(*tx) error, es ...audit.Entry) error {
 	b, tenant := versionsOfEntries(es)
-	return w.doUnder(ctx, tenant, b, step)
+	return w.doWithVersions(ctx, tenant, b, step)
 }
 
-// doUnder is doAuthorized for a step without an audit entry.
-func (w *writer) doUnder(ctx context.Context, tenant watchword.TenantID, b watchword.AuthorityVersions, step func(*tx) error) error {
+// doWithVersions is doAuthorized for a step without an audit entry.
+func (w *writer) doWithVersions(ctx context.Context, tenant watchword.TenantID, b watchword.AuthorityVersions, step func(*tx) error) error {
 	return w.do(ctx, func(t *tx) error {
 		return t.withVersions(tenant, b, func() error { return step(t) })
 	})
@@ -49,8 +49,8 @@ func (t *tx) checkVersions(tenant watchword.TenantID, b watchword.AuthorityVersi
 	}
 	v, err := queryOne(context.Background(), t, func(r scanner) (v watchword.Versions, err error) {
 		return v, r.Scan(&v.Subject, &v.Policies, &v.Target)
-	}, watchword.ErrAuthorityChanged, `SELECT s.basis, `+policyVersion+`,
-			CASE WHEN ?3 = '' THEN 0 ELSE coalesce((SELECT o.basis FROM subjects o WHERE o.tenant = ?1 AND o.id = ?3), 0) END
+	}, watchword.ErrAuthorityChanged, `SELECT s.authority_version, `+policyVersion+`,
+			CASE WHEN ?3 = '' THEN 0 ELSE coalesce((SELECT o.authority_version FROM subjects o WHERE o.tenant = ?1 AND o.id = ?3), 0) END
 		FROM subjects s WHERE s.tenant = ?1 AND s.id = ?2`, tenant, b.Subject, b.Target)
 	if err != nil {
 		return err

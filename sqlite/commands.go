@@ -43,8 +43,8 @@ func (s *Store) AddCommand(ctx context.Context, by audit.Actor, r command.Row, i
 		row    command.Row
 		replay bool
 	}
-	r.Created, r.Expires = whole(r.Created), whole(r.Expires)
-	out, err := actBy(ctx, s, by, func(t *tx) (result, error) {
+	r.Created, r.Expires = truncateToMillis(r.Created), truncateToMillis(r.Expires)
+	out, err := writeAs(ctx, s, by, func(t *tx) (result, error) {
 		if old, known, err := t.findIdempotent(r.Tenant, idem); err != nil || known {
 			return result{old, known}, err
 		}
@@ -58,7 +58,7 @@ func (s *Store) AddCommand(ctx context.Context, by audit.Actor, r command.Row, i
 				return result{}, err
 			}
 		}
-		return result{row, false}, t.enter(entry(command.Row{}, row))
+		return result{row, false}, t.addEntry(entry(command.Row{}, row))
 	})
 	return out.row, out.replay, err
 }
@@ -178,7 +178,7 @@ func (s *Store) Handovers(ctx context.Context, t watchword.TenantID, id watchwor
 func (t *tx) snapshot(tenant watchword.TenantID, id watchword.CommandID, hash string) (command.Snapshot, error) {
 	return queryOne(context.Background(), t, func(r scanner) (s command.Snapshot, err error) {
 		s.Target.Kind = watchword.Device
-		s.Row, err = scanCommand(extraColumns{r, []any{&s.Target.State, &s.Target.Incarnation, &s.Versions, &s.Known, &s.Logged}})
+		s.Row, err = scanCommand(extraColumns{r, []any{&s.Target.State, &s.Target.Incarnation, &s.Versions, &s.VersionKnown, &s.LoggedSeq}})
 		s.Target.ID = s.Device
 		return s, err
 	}, notFound("command", id), selectSnapshot, hash, tenant, id)
@@ -217,7 +217,7 @@ func (s *Store) AddHandover(ctx context.Context, tenant watchword.TenantID, id w
 		row    command.Row
 		number int64
 	}
-	h.At = whole(h.At)
+	h.At = truncateToMillis(h.At)
 	out, err := write(ctx, s, func(t *tx) (out result, err error) {
 		c, err := t.snapshot(tenant, id, h.Hash)
 		if err != nil {
@@ -227,14 +227,14 @@ func (s *Store) AddHandover(ctx context.Context, tenant watchword.TenantID, id w
 		if err != nil {
 			return out, err
 		}
-		out = result{row, c.Logged}
+		out = result{row, c.LoggedSeq}
 		if isNew {
 			out.number = t.merkle.next()
 			if _, err := t.exec(`INSERT INTO handovers (tenant, command, hash, nonce, jws, at, entry) VALUES (?, ?, ?, ?, ?, ?, ?)`,
 				tenant, id, h.Hash, h.Nonce, h.JWS, toMillis(h.At), out.number); err != nil {
 				return out, err
 			}
-			if err := t.enter(entry(c.Row, row)); err != nil {
+			if err := t.addEntry(entry(c.Row, row)); err != nil {
 				return out, err
 			}
 		}
@@ -267,16 +267,16 @@ var selectAcknowledged = `SELECT ` + prefixed("c.", commandColumns) + `, s.state
 
 // MarkDelivered notes which of its commands a device holds.
 func (s *Store) MarkDelivered(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, a command.Acknowledgement, now time.Time) ([]command.Row, error) {
-	now = whole(now)
+	now = truncateToMillis(now)
 	// Most polls acknowledge nothing new, so they read before they take the writer.
 	waiting, err := acknowledged(ctx, s, tenant, device, a)
-	if err != nil || !slices.ContainsFunc(waiting, func(c command.Snapshot) bool { _, changes := c.Deliver(a, now); return changes }) {
+	if err != nil || !slices.ContainsFunc(waiting, func(c command.Snapshot) bool { _, changes := c.Acknowledge(a, now); return changes }) {
 		return nil, err
 	}
 	return write(ctx, s, func(t *tx) (out []command.Row, err error) {
 		cs, err := acknowledged(context.Background(), t, tenant, device, a)
 		for _, c := range cs {
-			if row, changes := c.Deliver(a, now); changes && err == nil {
+			if row, changes := c.Acknowledge(a, now); changes && err == nil {
 				out = append(out, row)
 				err = t.putCommand(row)
 			}
@@ -293,50 +293,50 @@ type outcome struct {
 
 // MarkUndeliverable ends a command that its device cannot take.
 func (s *Store) MarkUndeliverable(ctx context.Context, u command.UndeliverableUpdate, entry audit.EntryOf[command.Row]) (command.Row, bool, error) {
-	u.SentAt, u.At = whole(u.SentAt), whole(u.At)
+	u.SentAt, u.At = truncateToMillis(u.SentAt), truncateToMillis(u.At)
 	out, err := write(ctx, s, func(t *tx) (out outcome, err error) {
 		before, err := t.command(u.Tenant, u.ID)
 		if err != nil {
 			return out, err
 		}
-		if out.row, out.changed = before.Undeliver(u); !out.changed {
+		if out.row, out.changed = before.MarkUndeliverable(u); !out.changed {
 			return out, nil
 		}
 		if err := t.putCommand(out.row); err != nil {
 			return out, err
 		}
-		return out, t.enter(entry(before, out.row))
+		return out, t.addEntry(entry(before, out.row))
 	})
 	return out.row, out.changed, err
 }
 
 // ApplyReceipt applies a receipt to its command.
 func (s *Store) ApplyReceipt(ctx context.Context, by audit.Actor, r command.ReceiptUpdate, entry audit.EntryOf[command.Row]) (command.Row, bool, error) {
-	r.At = whole(r.At)
-	out, err := actBy(ctx, s, by, func(t *tx) (out outcome, err error) {
+	r.At = truncateToMillis(r.At)
+	out, err := writeAs(ctx, s, by, func(t *tx) (out outcome, err error) {
 		before, err := t.snapshot(r.Tenant, r.ID, r.Hash)
 		if watchword.CodeOf(err) == watchword.NotFound {
-			err = command.ErrUnfitting
+			err = command.ErrReceiptMismatch
 		}
 		if err != nil {
 			return out, err
 		}
-		if out.row, out.changed, err = before.Settle(r); err != nil || !out.changed {
+		if out.row, out.changed, err = before.ApplyReceipt(r); err != nil || !out.changed {
 			return out, err
 		}
 		out.row.Entry = t.merkle.next()
 		if err := t.putCommand(out.row); err != nil {
 			return out, err
 		}
-		return out, t.enter(entry(before.Row, out.row))
+		return out, t.addEntry(entry(before.Row, out.row))
 	})
 	return out.row, out.changed, err
 }
 
 // CancelCommand cancels a queued command.
 func (s *Store) CancelCommand(ctx context.Context, by audit.Actor, id watchword.CommandID, now time.Time, entry audit.EntryOf[command.Row]) (command.Row, error) {
-	now = whole(now)
-	return actBy(ctx, s, by, func(t *tx) (command.Row, error) {
+	now = truncateToMillis(now)
+	return writeAs(ctx, s, by, func(t *tx) (command.Row, error) {
 		before, err := t.command(by.Tenant, id)
 		if err != nil {
 			return before, err
@@ -348,7 +348,7 @@ func (s *Store) CancelCommand(ctx context.Context, by audit.Actor, id watchword.
 		if err := t.putCommand(after); err != nil {
 			return after, err
 		}
-		return after, t.enter(entry(before, after))
+		return after, t.addEntry(entry(before, after))
 	})
 }
 
@@ -357,7 +357,7 @@ const unfinishedStates = `state IN ('queued', 'sent', 'delivered', 'accepted')`
 
 // ExpireCommands ends commands whose end has passed.
 func (s *Store) ExpireCommands(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[command.Row]) ([]command.Row, error) {
-	now = whole(now)
+	now = truncateToMillis(now)
 	return write(ctx, s, func(t *tx) (out []command.Row, err error) {
 		due, err := queryAll(context.Background(), t, scanCommand, `SELECT `+commandColumns+` FROM commands WHERE `+unfinishedStates+` AND expires <= ? ORDER BY expires LIMIT ?`, toMillis(now), limit)
 		if err != nil {
@@ -371,7 +371,7 @@ func (s *Store) ExpireCommands(ctx context.Context, now time.Time, limit int, en
 			if err := t.putCommand(after); err != nil {
 				return nil, err
 			}
-			if err := t.enter(entry(before, after)); err != nil {
+			if err := t.addEntry(entry(before, after)); err != nil {
 				return nil, err
 			}
 			out = append(out, after)
@@ -384,7 +384,7 @@ func (s *Store) ExpireCommands(ctx context.Context, now time.Time, limit int, en
 func (t *tx) abandonCommands(tenant watchword.TenantID, device watchword.SubjectID, now time.Time) error {
 	for _, state := range command.Unfinished {
 		if _, err := t.exec(`UPDATE commands SET settled_at = ?, state = ? WHERE tenant = ? AND device = ? AND state IN ('queued', 'sent', 'delivered', 'accepted') AND state = ?`,
-			toMillis(now), command.Abandoned(state), tenant, device, state); err != nil {
+			toMillis(now), command.StateWithoutDevice(state), tenant, device, state); err != nil {
 			return err
 		}
 	}

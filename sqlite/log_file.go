@@ -65,8 +65,19 @@ func (f *LogFile) ServerKeys(ctx context.Context) ([]keyring.SealedKey, error) {
 	return serverKeys(ctx, f)
 }
 
-// Instance returns the instance's settings from its first start.
-func (f *LogFile) Instance(ctx context.Context) (keyring.Instance, error) { return instance(ctx, f) }
+// Instance returns the instance's settings from its first start. The file may be a copy of before migration 17, which
+// renamed the table: reading a log changes nothing, so nothing has migrated it.
+func (f *LogFile) Instance(ctx context.Context) (keyring.Instance, error) {
+	older, err := queryOne(ctx, f, func(r scanner) (is bool, err error) { return is, r.Scan(&is) },
+		nil, `SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'house')`)
+	if err != nil {
+		return keyring.Instance{}, err
+	}
+	if older {
+		return queryOne(ctx, f, scanInstance, keyring.ErrNotInitialized, `SELECT issuer, epoch, at FROM house`)
+	}
+	return instance(ctx, f)
+}
 
 // Bundles returns every signed bundle, oldest first.
 func (f *LogFile) Bundles(ctx context.Context) ([]keyring.SignedBundle, error) {

@@ -33,7 +33,7 @@ func treeOf(t *testing.T, s *Store) ledger.Tree {
 	return own
 }
 
-func TestTheEdgeIsReadAgainAtStart(t *testing.T) {
+func TestTreeEdgeIsReloaded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db")
 	n := 0
 	for _, more := range []int{1, 254, 1, 1, 255, 3000, 77} {

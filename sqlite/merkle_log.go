@@ -108,9 +108,9 @@ func lastEntry(ctx context.Context, from querier) (int64, error) {
 	return queryOne(ctx, from, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), `SELECT coalesce(max(seq), 0) FROM audit_entries`)
 }
 
-// enter writes audit entries. Their numbers are consecutive, because a rolled back step takes its
+// addEntry writes audit entries. Their numbers are consecutive, because a rolled back step takes its
 // numbers with it.
-func (t *tx) enter(es ...audit.Entry) error {
+func (t *tx) addEntry(es ...audit.Entry) error {
 	if t.merkle.disabled {
 		return nil
 	}
@@ -138,7 +138,7 @@ func (l *merkleLog) next() int64 { return l.Tree.Size() + int64(len(l.added)) + 
 func (s *Store) AddEntry(ctx context.Context, es ...audit.Entry) error {
 	return s.w.do(ctx, func(t *tx) error {
 		for _, e := range es {
-			if err := t.withVersions(e.Tenant, e.Versions, func() error { return t.enter(e) }); err != nil {
+			if err := t.withVersions(e.Tenant, e.Versions, func() error { return t.addEntry(e) }); err != nil {
 				return err
 			}
 		}
@@ -171,7 +171,7 @@ func tile(ctx context.Context, from querier, level int, n int64, width int) ([]b
 	case len(full) == 1:
 		b = full[0]
 	case level == 0:
-		cs, err := commits(ctx, from, n*ledger.TileWidth, width)
+		cs, err := commitments(ctx, from, n*ledger.TileWidth, width)
 		if err != nil {
 			return nil, err
 		}
@@ -196,11 +196,11 @@ func tile(ctx context.Context, from querier, level int, n int64, width int) ([]b
 
 // Commitments returns the leaf hashes of up to limit entries after a number.
 func (s *Store) Commitments(ctx context.Context, after int64, limit int) ([]ledger.Hash, error) {
-	return commits(ctx, s, after, limit)
+	return commitments(ctx, s, after, limit)
 }
 
-// commits refuses gaps.
-func commits(ctx context.Context, from querier, after int64, limit int) ([]ledger.Hash, error) {
+// commitments refuses gaps.
+func commitments(ctx context.Context, from querier, after int64, limit int) ([]ledger.Hash, error) {
 	next := after
 	return queryAll(ctx, from, func(r scanner) (h ledger.Hash, err error) {
 		var seq int64

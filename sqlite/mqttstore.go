@@ -30,7 +30,7 @@ func (s *Store) Sessions(ctx context.Context, session func(mqttstore.Session) er
 			subs = subs[1:]
 		}
 		return session(v)
-	}, `SELECT id, tenant, client, subject, incarnation, expiry, left_at, progress FROM mqtt_sessions ORDER BY id`); err != nil {
+	}, `SELECT id, tenant, client, subject, incarnation, expiry, disconnected_at, progress FROM mqtt_sessions ORDER BY id`); err != nil {
 		return err
 	}
 	return queryEach(ctx, s, func(r scanner) error {
@@ -67,7 +67,7 @@ func (s *Store) Wills(ctx context.Context, will func(mqttstore.Will) error) erro
 		}
 		w.Due = fromMillis(due)
 		return will(w)
-	}, `SELECT id, tenant, client, subject, incarnation, token, key, issuer_key, proved, due, will FROM mqtt_wills ORDER BY id`)
+	}, `SELECT id, tenant, client, subject, incarnation, token, key, issuer_key, key_proved, due, will FROM mqtt_wills ORDER BY id`)
 }
 
 // Messages returns the existing messages among ids.
@@ -107,8 +107,8 @@ func (t *tx) writeMQTT(c mqttstore.Changes) error {
 	}
 	for i := range c.Sessions {
 		v := &c.Sessions[i]
-		if err := do(`INSERT INTO mqtt_sessions (id, tenant, client, subject, incarnation, expiry, left_at, progress) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-			ON CONFLICT (id) DO UPDATE SET subject = excluded.subject, incarnation = excluded.incarnation, expiry = excluded.expiry, left_at = excluded.left_at,
+		if err := do(`INSERT INTO mqtt_sessions (id, tenant, client, subject, incarnation, expiry, disconnected_at, progress) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+			ON CONFLICT (id) DO UPDATE SET subject = excluded.subject, incarnation = excluded.incarnation, expiry = excluded.expiry, disconnected_at = excluded.disconnected_at,
 				progress = excluded.progress`,
 			v.ID, v.Tenant, v.Client, v.Subject, v.Incarnation, int64(v.Expiry), toMillis(v.DisconnectedAt), v.Progress); err != nil {
 			return err
@@ -161,7 +161,7 @@ func (t *tx) writeMQTT(c mqttstore.Changes) error {
 			}
 			continue
 		}
-		if err := do(`INSERT OR REPLACE INTO mqtt_wills (id, tenant, client, subject, incarnation, token, key, issuer_key, proved, due, will) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		if err := do(`INSERT OR REPLACE INTO mqtt_wills (id, tenant, client, subject, incarnation, token, key, issuer_key, key_proved, due, will) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			w.ID, w.Tenant, w.Client, w.Subject, w.Incarnation, w.Token, w.Key, w.IssuerKey, w.KeyProved, toMillis(w.Due), w.Bytes); err != nil {
 			return err
 		}

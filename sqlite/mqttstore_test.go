@@ -7,10 +7,10 @@ import (
 	"github.com/watchword-iot/watchword/mqttstore"
 )
 
-// BenchmarkShelf writes 20 messages that a thousand sessions wait for, as they lie there
+// BenchmarkWriteMQTT writes 20 messages that a thousand sessions wait for, as they lie there
 // (one row for each message) and as they might: one row for each copy beside. The metric
 // is copies a second; docs/decisions/0014 goes by it.
-func BenchmarkShelf(b *testing.B) {
+func BenchmarkWriteMQTT(b *testing.B) {
 	const messages, sessions = 20, 1000
 	for _, x := range []struct {
 		name string

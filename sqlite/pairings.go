@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/enroll"
 )
 
-const pairingColumns = `tenant, id, device, user_code, wish, sign, sign_jwk, seal, seal_jwk, remote, network, state, subject, decider, created, decided, expires`
+const pairingColumns = `tenant, id, device_code_hash, user_code, requested_id, sign, sign_jwk, seal, seal_jwk, remote, network, state, subject, decided_by, created, decided, expires`
 
 func scanPairing(r scanner) (p enroll.Pairing, err error) {
 	var device []byte
@@ -24,13 +24,13 @@ func scanPairing(r scanner) (p enroll.Pairing, err error) {
 
 // AddPairing stores two keys that wait for an operator's word.
 func (s *Store) AddPairing(ctx context.Context, p enroll.Pairing, now time.Time) (enroll.Pairing, error) {
-	p.Created, p.Expires = whole(p.Created), whole(p.Expires)
+	p.Created, p.Expires = truncateToMillis(p.Created), truncateToMillis(p.Expires)
 	return write(ctx, s, func(t *tx) (enroll.Pairing, error) {
-		a, err := t.asker(p, whole(now))
+		a, err := t.pairingRequester(p, truncateToMillis(now))
 		if err != nil {
 			return p, err
 		}
-		out, err := p.Ask(a, whole(now))
+		out, err := p.Request(a, truncateToMillis(now))
 		if err != nil {
 			return out, err
 		}
@@ -47,8 +47,8 @@ func (s *Store) AddPairing(ctx context.Context, p enroll.Pairing, now time.Time)
 	})
 }
 
-// asker reads what there is of a device that asks with the keys of p.
-func (t *tx) asker(p enroll.Pairing, now time.Time) (a enroll.Asker, err error) {
+// pairingRequester reads what there is of a device that asks with the keys of p.
+func (t *tx) pairingRequester(p enroll.Pairing, now time.Time) (a enroll.PairingRequester, err error) {
 	ctx := context.Background()
 	if a.KeysUsed, err = queryOne(ctx, t, func(r scanner) (used bool, err error) { return used, r.Scan(&used) }, nil,
 		`SELECT EXISTS (SELECT 1 FROM subject_keys WHERE tenant = ? AND id IN (?, ?))`, p.Tenant, p.Sign.ID, p.Seal.ID); err != nil {
@@ -59,17 +59,17 @@ func (t *tx) asker(p enroll.Pairing, now time.Time) (a enroll.Asker, err error) 
 		return a, err
 	}
 	if len(old) > 0 {
-		a.Last = old[0]
+		a.LastPairing = old[0]
 	}
-	if a.Last.Subject != "" {
-		if a.Subject, err = t.subject(p.Tenant, a.Last.Subject); err != nil && watchword.CodeOf(err) != watchword.NotFound {
+	if a.LastPairing.Subject != "" {
+		if a.Subject, err = t.subject(p.Tenant, a.LastPairing.Subject); err != nil && watchword.CodeOf(err) != watchword.NotFound {
 			return a, err
 		}
 	}
-	a.Queue, err = queryOne(ctx, t, func(r scanner) (q enroll.Queue, err error) {
+	a.Pending, err = queryOne(ctx, t, func(r scanner) (q enroll.PendingPairings, err error) {
 		var first, nearby int64
-		err = r.Scan(&q.All, &first, &q.Nearby, &nearby)
-		q.First, q.FirstNearby = fromMillis(first), fromMillis(nearby)
+		err = r.Scan(&q.All, &first, &q.SameNetwork, &nearby)
+		q.FirstExpiry, q.FirstExpirySameNetwork = fromMillis(first), fromMillis(nearby)
 		return q, err
 	}, nil, `SELECT count(*), coalesce(min(expires), 0), count(*) FILTER (WHERE network = ?1), coalesce(min(expires) FILTER (WHERE network = ?1), 0)
 		FROM pairings WHERE tenant = ?2 AND state = 'pending' AND expires > ?3 AND sign <> ?4`, p.Network, p.Tenant, toMillis(now), p.Sign.ID)
@@ -79,7 +79,7 @@ func (t *tx) asker(p enroll.Pairing, now time.Time) (a enroll.Asker, err error) 
 // PairingByDeviceCode returns the pairing of a device code, by its SHA-256.
 func (s *Store) PairingByDeviceCode(ctx context.Context, t watchword.TenantID, device [32]byte, now time.Time) (enroll.Pairing, error) {
 	return queryOne(ctx, s, scanPairing, enroll.ErrPairing,
-		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND device = ? AND expires > ?`, t, device[:], toMillis(now))
+		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND device_code_hash = ? AND expires > ?`, t, device[:], toMillis(now))
 }
 
 // PairingByUserCode returns the pairing of a user code.
@@ -100,16 +100,16 @@ func (t *tx) pairing(tenant watchword.TenantID, id string, now time.Time) (enrol
 		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND id = ? AND expires > ?`, tenant, id, toMillis(now))
 }
 
-func (t *tx) decide(p enroll.Pairing) error {
-	_, err := t.exec(`UPDATE pairings SET state = ?, subject = ?, decider = ?, decided = ?, expires = ? WHERE tenant = ? AND id = ?`,
+func (t *tx) decidePairing(p enroll.Pairing) error {
+	_, err := t.exec(`UPDATE pairings SET state = ?, subject = ?, decided_by = ?, decided = ?, expires = ? WHERE tenant = ? AND id = ?`,
 		p.State, p.Subject, p.By, toMillis(p.Decided), toMillis(p.Expires), p.Tenant, p.ID)
 	return err
 }
 
 // ApprovePairing gives the keys of a pairing to a device.
 func (s *Store) ApprovePairing(ctx context.Context, by audit.Actor, a enroll.Approval, now time.Time, entries func(before, after watchword.Subject) []audit.Entry) (watchword.Subject, error) {
-	now, a.AnswerUntil = whole(now), whole(a.AnswerUntil)
-	return actBy(ctx, s, by, func(t *tx) (out watchword.Subject, err error) {
+	now, a.AnswerUntil = truncateToMillis(now), truncateToMillis(a.AnswerUntil)
+	return writeAs(ctx, s, by, func(t *tx) (out watchword.Subject, err error) {
 		tenant, id := a.Subject.Tenant, a.Subject.ID
 		p, err := t.pairing(tenant, a.Pairing, now)
 		if err == nil {
@@ -136,14 +136,14 @@ func (s *Store) ApprovePairing(ctx context.Context, by audit.Actor, a enroll.App
 		if out, err = t.putSubject(before, out, entries(before, out)...); err != nil {
 			return out, err
 		}
-		return out, t.decide(p)
+		return out, t.decidePairing(p)
 	})
 }
 
 // RejectPairing rejects a pairing.
 func (s *Store) RejectPairing(ctx context.Context, by audit.Actor, id string, now time.Time, entry audit.EntryOf[enroll.Pairing]) (enroll.Pairing, error) {
-	now = whole(now)
-	return actBy(ctx, s, by, func(t *tx) (enroll.Pairing, error) {
+	now = truncateToMillis(now)
+	return writeAs(ctx, s, by, func(t *tx) (enroll.Pairing, error) {
 		before, err := t.pairing(by.Tenant, id, now)
 		if err != nil {
 			return before, err
@@ -152,9 +152,9 @@ func (s *Store) RejectPairing(ctx context.Context, by audit.Actor, id string, no
 		if err != nil {
 			return after, err
 		}
-		if err := t.decide(after); err != nil {
+		if err := t.decidePairing(after); err != nil {
 			return after, err
 		}
-		return after, t.enter(entry(before, after))
+		return after, t.addEntry(entry(before, after))
 	})
 }

@@ -40,7 +40,7 @@ type policies struct {
 
 // changePolicy writes a policy as rule says, and its entry. Where rule changes nothing, nothing is written.
 func (s *Store) changePolicy(ctx context.Context, by audit.Actor, name string, rule func(policy.Stored) (policy.Stored, bool, error), entry audit.EntryOf[policy.Stored]) (policy.Stored, int64, error) {
-	out, err := actBy(ctx, s, by, func(t *tx) (out policies, err error) {
+	out, err := writeAs(ctx, s, by, func(t *tx) (out policies, err error) {
 		before, err := t.policy(by.Tenant, name)
 		if err != nil {
 			return out, err
@@ -55,7 +55,7 @@ func (s *Store) changePolicy(ctx context.Context, by audit.Actor, name string, r
 				by.Tenant, name, after.Version, after.Source, toMillis(after.Changed), after.Deleted); err != nil {
 				return out, err
 			}
-			if err := t.enter(entry(before, after)); err != nil {
+			if err := t.addEntry(entry(before, after)); err != nil {
 				return out, err
 			}
 		}
@@ -69,14 +69,14 @@ func (s *Store) changePolicy(ctx context.Context, by audit.Actor, name string, r
 // PutPolicy adds or replaces a policy. It returns the tenant's [Store.PolicyVersion] after that.
 func (s *Store) PutPolicy(ctx context.Context, by audit.Actor, name string, source []byte, ifVersion int64, now time.Time, entry audit.EntryOf[policy.Stored]) (policy.Stored, int64, error) {
 	return s.changePolicy(ctx, by, name, func(before policy.Stored) (policy.Stored, bool, error) {
-		return before.Replace(source, ifVersion, whole(now))
+		return before.Replace(source, ifVersion, truncateToMillis(now))
 	}, entry)
 }
 
 // DeletePolicy removes a policy. It returns the tenant's [Store.PolicyVersion] after that.
 func (s *Store) DeletePolicy(ctx context.Context, by audit.Actor, name string, ifVersion int64, now time.Time, entry audit.EntryOf[policy.Stored]) (int64, error) {
 	_, version, err := s.changePolicy(ctx, by, name, func(before policy.Stored) (policy.Stored, bool, error) {
-		after, err := before.Delete(ifVersion, whole(now))
+		after, err := before.Delete(ifVersion, truncateToMillis(now))
 		return after, true, err
 	}, entry)
 	return version, err

@@ -11,8 +11,8 @@ import (
 
 // Rekey replaces a subject's keys.
 func (s *Store) Rekey(ctx context.Context, by audit.Actor, r enroll.KeyChange, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, bool, error) {
-	now = whole(now)
-	out, err := actBy(ctx, s, by, func(t *tx) (out replayed, err error) {
+	now = truncateToMillis(now)
+	out, err := writeAs(ctx, s, by, func(t *tx) (out replayed, err error) {
 		before, err := t.subject(r.Tenant, r.Subject)
 		if err != nil {
 			return out, err

@@ -16,7 +16,7 @@ func (s *Store) Instance(ctx context.Context) (keyring.Instance, error) {
 
 func instance(ctx context.Context, from querier) (keyring.Instance, error) {
 	return queryOne(ctx, from, scanInstance, keyring.ErrNotInitialized,
-		`SELECT issuer, epoch, at FROM house`)
+		`SELECT issuer, epoch, created FROM instance`)
 }
 
 func scanInstance(r scanner) (f keyring.Instance, err error) {
@@ -29,7 +29,7 @@ func scanInstance(r scanner) (f keyring.Instance, err error) {
 // Initialize writes the instance, its first keys and the first operator, once.
 func (s *Store) Initialize(ctx context.Context, f keyring.Instance, keys []keyring.SealedKey, operator watchword.Subject, es []audit.Entry) error {
 	return s.w.do(ctx, func(t *tx) error {
-		n, err := t.exec(`INSERT INTO house (one, issuer, epoch, at) VALUES (1, ?, ?, ?) ON CONFLICT DO NOTHING`, f.Issuer, f.Epoch, toMillis(f.At))
+		n, err := t.exec(`INSERT INTO instance (one, issuer, epoch, created) VALUES (1, ?, ?, ?) ON CONFLICT DO NOTHING`, f.Issuer, f.Epoch, toMillis(f.At))
 		if err != nil {
 			return err
 		}
@@ -49,7 +49,7 @@ func (s *Store) Initialize(ctx context.Context, f keyring.Instance, keys []keyri
 				return err
 			}
 		}
-		return t.enter(es...)
+		return t.addEntry(es...)
 	})
 }
 
@@ -120,7 +120,7 @@ func (s *Store) RotateKeys(ctx context.Context, turn keyring.KeyUpdate, es ...au
 				return err
 			}
 		}
-		return t.enter(es...)
+		return t.addEntry(es...)
 	}, es...)
 }
 

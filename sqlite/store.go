@@ -116,7 +116,7 @@ func provider(db *sql.DB) (*goose.Provider, error) {
 // Ping returns nil if a write transaction can commit.
 func (s *Store) Ping(ctx context.Context) error {
 	return s.w.do(ctx, func(t *tx) error {
-		if _, err := t.exec(`UPDATE house SET one = one`); err != nil {
+		if _, err := t.exec(`UPDATE instance SET one = one`); err != nil {
 			return err
 		}
 		return t.merkle.checkSingleWriter(t)

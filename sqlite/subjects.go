@@ -14,7 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/enroll"
 )
 
-const subjectColumns = `tenant, id, kind, role, state, labels, version, basis, incarnation, proof, created, changed`
+const subjectColumns = `tenant, id, kind, role, state, labels, version, authority_version, incarnation, proof, created, changed`
 
 // subjectRow is the scan target of a subject's columns.
 type subjectRow struct {
@@ -53,7 +53,7 @@ func subject(ctx context.Context, from querier, t watchword.TenantID, id watchwo
 		k.Added, k.Retired = fromMillis(added), fromMillis(retired)
 		return k, err
 	}
-	const query = `SELECT s.tenant, s.id, s.kind, s.role, s.state, s.labels, s.version, s.basis, s.incarnation, s.proof, s.created, s.changed,
+	const query = `SELECT s.tenant, s.id, s.kind, s.role, s.state, s.labels, s.version, s.authority_version, s.incarnation, s.proof, s.created, s.changed,
 			coalesce(k.id, ''), coalesce(k.purpose, ''), coalesce(k.jwk, x''), coalesce(k.state, ''), coalesce(k.added, 0), coalesce(k.retired, 0)
 		FROM subjects s LEFT JOIN subject_keys k ON k.tenant = s.tenant AND k.subject = s.id
 		WHERE s.tenant = ? AND s.id = ? AND s.deleted = 0`
@@ -161,14 +161,14 @@ func (s *Store) CreateSubject(ctx context.Context, sub watchword.Subject, code *
 				return err
 			}
 		}
-		return t.enter(e)
+		return t.addEntry(e)
 	}, e)
 }
 
-// change changes a subject as rule says, and returns the subject as it stands then. Where rule changes nothing, nothing is
+// changeSubject changes a subject as rule says, and returns the subject as it stands then. Where rule changes nothing, nothing is
 // written.
-func (s *Store) change(ctx context.Context, by audit.Actor, id watchword.SubjectID, rule func(watchword.Subject) (watchword.Subject, bool, error), entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
-	return actBy(ctx, s, by, func(t *tx) (watchword.Subject, error) {
+func (s *Store) changeSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, rule func(watchword.Subject) (watchword.Subject, bool, error), entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return writeAs(ctx, s, by, func(t *tx) (watchword.Subject, error) {
 		before, err := t.subject(by.Tenant, id)
 		if err != nil {
 			return before, err
@@ -186,7 +186,7 @@ func (t *tx) putSubject(before, after watchword.Subject, es ...audit.Entry) (wat
 	if err := errors.Join(t.putRow(before, after), t.putKeys(before, after)); err != nil {
 		return after, err
 	}
-	if err := t.enter(es...); err != nil {
+	if err := t.addEntry(es...); err != nil {
 		return after, err
 	}
 	return t.subject(after.Tenant, after.ID)
@@ -231,34 +231,38 @@ func (t *tx) putKeys(before, after watchword.Subject) error {
 
 // SetLabels replaces the labels.
 func (s *Store) SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
-	return s.change(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
-		after, err := before.Relabel(l, ifVersion, whole(now))
+	return s.changeSubject(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
+		after, err := before.Relabel(l, ifVersion, truncateToMillis(now))
 		return after, true, err
 	}, entry)
 }
 
 // SetProof sets whether a subject must prove its key.
 func (s *Store) SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
-	return s.change(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
-		after, changes := before.SetProof(proof, whole(now))
+	return s.changeSubject(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
+		after, changes := before.SetProof(proof, truncateToMillis(now))
 		return after, changes, nil
 	}, entry)
 }
 
 // Suspend moves a new or active subject to suspended.
 func (s *Store) Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
-	return s.change(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) { return before.Suspend(whole(now)) }, entry)
+	return s.changeSubject(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
+		return before.Suspend(truncateToMillis(now))
+	}, entry)
 }
 
 // Resume returns a suspended subject to its former state.
 func (s *Store) Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
-	return s.change(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) { return before.Resume(whole(now)) }, entry)
+	return s.changeSubject(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
+		return before.Resume(truncateToMillis(now))
+	}, entry)
 }
 
 // Revoke ends a subject's keys, codes, tokens and commands.
 func (s *Store) Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
-	now = whole(now)
-	return actBy(ctx, s, by, func(t *tx) (watchword.Subject, error) {
+	now = truncateToMillis(now)
+	return writeAs(ctx, s, by, func(t *tx) (watchword.Subject, error) {
 		before, err := t.subject(by.Tenant, id)
 		if err != nil {
 			return before, err
@@ -270,7 +274,7 @@ func (s *Store) Revoke(ctx context.Context, by audit.Actor, id watchword.Subject
 		if err := t.endAccess(before, after, now); err != nil {
 			return after, err
 		}
-		if err := t.enter(entry(before, after)); err != nil {
+		if err := t.addEntry(entry(before, after)); err != nil {
 			return after, err
 		}
 		return t.subject(by.Tenant, id)
@@ -279,8 +283,8 @@ func (s *Store) Revoke(ctx context.Context, by audit.Actor, id watchword.Subject
 
 // DeleteSubject revokes a subject and leaves a tombstone.
 func (s *Store) DeleteSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) error {
-	now = whole(now)
-	_, err := actBy(ctx, s, by, func(t *tx) (none struct{}, err error) {
+	now = truncateToMillis(now)
+	_, err := writeAs(ctx, s, by, func(t *tx) (none struct{}, err error) {
 		before, err := t.subject(by.Tenant, id)
 		if err != nil {
 			return none, err
@@ -292,7 +296,7 @@ func (s *Store) DeleteSubject(ctx context.Context, by audit.Actor, id watchword.
 		if _, err := t.exec(`UPDATE subjects SET deleted = 1 WHERE tenant = ? AND id = ?`, by.Tenant, id); err != nil {
 			return none, err
 		}
-		return none, t.enter(entry(before, after))
+		return none, t.addEntry(entry(before, after))
 	})
 	return err
 }

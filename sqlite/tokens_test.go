@@ -13,7 +13,7 @@ import (
 )
 
 // The statement that issues a token has the rule's conditions once more: it issues where the rule does, and nowhere else.
-func TestATokenIsIssuedWhereTheRuleSaysSo(t *testing.T) {
+func TestTokenIssueFollowsRule(t *testing.T) {
 	s := opened(t, filepath.Join(t.TempDir(), "db"))
 	t.Cleanup(func() { _ = s.Close() })
 	at, n, issued := time.Now(), 0, 0
@@ -46,9 +46,9 @@ func TestATokenIsIssuedWhereTheRuleSaysSo(t *testing.T) {
 						t.Fatal(err)
 					}
 					r := token.Record{Tenant: here, JTI: jti, Subject: id, Incarnation: life, Key: watchword.KeyID(jti), Issued: at, Expires: at.Add(time.Minute)}
-					h := token.Holder{Kind: watchword.Device, State: state, Incarnation: 1, Keyed: owner && purpose == watchword.Sign && key == watchword.KeyActive}
+					h := token.SubjectState{Kind: watchword.Device, State: state, Incarnation: 1, HasKey: owner && purpose == watchword.Sign && key == watchword.KeyActive}
 					if deleted {
-						h = token.Holder{}
+						h = token.SubjectState{}
 					}
 					want := watchword.CodeOf(r.Issue(h, used))
 					wants(t, fmt.Sprintf("%+v, used %v", h, used), s.IssueToken(t.Context(), r, spent, audit.Actor{Tenant: here}.DoneEntry(audit.TokenIssue, jti, at, nil)), want)

@@ -18,7 +18,7 @@ func (t *tx) device(tenant watchword.TenantID, id watchword.SubjectID) (watchwor
 
 // SetFunctions replaces the functions that the device announced.
 func (s *Store) SetFunctions(ctx context.Context, tenant watchword.TenantID, b watchword.AuthorityVersions, device watchword.SubjectID, fs []twin.Function, now time.Time) error {
-	return s.w.doUnder(ctx, tenant, b, func(t *tx) error {
+	return s.w.doWithVersions(ctx, tenant, b, func(t *tx) error {
 		if _, err := t.device(tenant, device); err != nil {
 			return err
 		}
@@ -49,7 +49,7 @@ func readTwin(ctx context.Context, from querier, t watchword.TenantID, device wa
 		err = r.Scan(&w.Config, &w.ConfigVersion, &configAt, &w.State, &stateAt, &w.StateVersion, &w.ReportedBy, &w.ReportedByIncarnation)
 		w.ConfigAt, w.StateAt = fromMillis(configAt), fromMillis(stateAt)
 		return w, err
-	}, notFound("device", device), `SELECT w.config, coalesce(w.config_ver, 0), coalesce(w.config_at, 0), w.state, coalesce(w.state_at, 0), coalesce(w.state_count, 0),
+	}, notFound("device", device), `SELECT w.config, coalesce(w.config_version, 0), coalesce(w.config_at, 0), w.state, coalesce(w.state_at, 0), coalesce(w.state_version, 0),
 			coalesce(w.state_by, ''), coalesce(w.state_by_incarnation, 0)
 		FROM subjects s LEFT JOIN twins w ON w.tenant = s.tenant AND w.device = s.id
 		WHERE s.tenant = ? AND s.id = ? AND s.deleted = 0 AND s.kind = 'device'`, t, device)
@@ -73,7 +73,7 @@ func (s *Store) ReportedStates(ctx context.Context, t watchword.TenantID, after 
 
 // ReportState replaces the reported state.
 func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, b watchword.AuthorityVersions, device watchword.SubjectID, state []byte, now time.Time) error {
-	_, err := act(ctx, s, tenant, b, func(t *tx) (none struct{}, err error) {
+	_, err := writeAuthorized(ctx, s, tenant, b, func(t *tx) (none struct{}, err error) {
 		before, err := readTwin(context.Background(), t, tenant, device)
 		if err != nil {
 			return none, err
@@ -84,8 +84,8 @@ func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, b wa
 			return none, err
 		}
 		w := before.Report(state, b.Subject, life, now)
-		_, err = t.exec(`INSERT INTO twins (tenant, device, state, state_at, state_count, state_by, state_by_incarnation) VALUES (?, ?, ?, ?, ?, ?, ?)
-			ON CONFLICT DO UPDATE SET state = excluded.state, state_at = excluded.state_at, state_count = excluded.state_count,
+		_, err = t.exec(`INSERT INTO twins (tenant, device, state, state_at, state_version, state_by, state_by_incarnation) VALUES (?, ?, ?, ?, ?, ?, ?)
+			ON CONFLICT DO UPDATE SET state = excluded.state, state_at = excluded.state_at, state_version = excluded.state_version,
 				state_by = excluded.state_by, state_by_incarnation = excluded.state_by_incarnation`,
 			tenant, device, w.State, toMillis(w.StateAt), w.StateVersion, w.ReportedBy, w.ReportedByIncarnation)
 		return none, err
@@ -95,8 +95,8 @@ func (s *Store) ReportState(ctx context.Context, tenant watchword.TenantID, b wa
 
 // SetConfig replaces the device's configuration.
 func (s *Store) SetConfig(ctx context.Context, tenant watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (twin.Twin, error) {
-	now = whole(now)
-	return act(ctx, s, tenant, e.Versions, func(t *tx) (twin.Twin, error) {
+	now = truncateToMillis(now)
+	return writeAuthorized(ctx, s, tenant, e.Versions, func(t *tx) (twin.Twin, error) {
 		before, err := readTwin(context.Background(), t, tenant, device)
 		if err != nil {
 			return before, err
@@ -105,11 +105,11 @@ func (s *Store) SetConfig(ctx context.Context, tenant watchword.TenantID, device
 		if err != nil {
 			return w, err
 		}
-		if _, err := t.exec(`INSERT INTO twins (tenant, device, config, config_ver, config_at) VALUES (?, ?, ?, ?, ?)
-			ON CONFLICT DO UPDATE SET config = excluded.config, config_at = excluded.config_at, config_ver = excluded.config_ver`,
+		if _, err := t.exec(`INSERT INTO twins (tenant, device, config, config_version, config_at) VALUES (?, ?, ?, ?, ?)
+			ON CONFLICT DO UPDATE SET config = excluded.config, config_at = excluded.config_at, config_version = excluded.config_version`,
 			tenant, device, w.Config, w.ConfigVersion, toMillis(w.ConfigAt)); err != nil {
 			return w, err
 		}
-		return w, t.enter(e)
+		return w, t.addEntry(e)
 	})
 }

@@ -21,9 +21,9 @@ type writer struct {
 	tx       tx
 	maxGroup int
 
-	// twice makes each step run twice: it runs, is rolled back, and runs again, as in a store that
+	// runTwice makes each step run twice: it runs, is rolled back, and runs again, as in a store that
 	// repeats a transaction. For tests.
-	twice bool
+	runTwice bool
 
 	jobs    chan *job // unbuffered: a job that the writer has not accepted waits, bounded by its context
 	closing chan struct{}
@@ -47,13 +47,15 @@ type tx struct {
 	versions watchword.AuthorityVersions // versions that the step was compared with
 }
 
-// memoryMark is how much the open transaction has added to what lies in memory.
-type memoryMark struct{ consumed, log int }
+// memorySavepoint is how much the open transaction has added to what lies in memory.
+type memorySavepoint struct{ consumed, log int }
 
-func (t *tx) mark() memoryMark { return memoryMark{len(t.consumed.added), len(t.merkle.added)} }
+func (t *tx) memorySavepoint() memorySavepoint {
+	return memorySavepoint{len(t.consumed.added), len(t.merkle.added)}
+}
 
-// undo removes what was added to memory since the mark.
-func (t *tx) undo(to memoryMark) {
+// rollbackMemory removes what was added to memory since the savepoint.
+func (t *tx) rollbackMemory(to memorySavepoint) {
 	t.consumed.undo(to.consumed)
 	t.merkle.undo(to.log)
 }
@@ -88,8 +90,8 @@ func (w *writer) doWithoutSavepoint(ctx context.Context, step func(*tx) error) e
 }
 
 func (w *writer) submit(ctx context.Context, j *job) error {
-	if w.twice {
-		j.step = twice(j.step)
+	if w.runTwice {
+		j.step = runTwice(j.step)
 	}
 	select {
 	case w.jobs <- j:
@@ -124,7 +126,7 @@ func (w *writer) commit(first *job) {
 	// The first step needs no savepoint: if it is refused, the transaction is rolled back.
 	w.tx.consumed.added, w.tx.merkle.added = w.tx.consumed.added[:0], w.tx.merkle.added[:0]
 	if first.err = unavailable(first.step(&w.tx)); first.err != nil {
-		w.tx.undo(memoryMark{})
+		w.tx.rollbackMemory(memorySavepoint{})
 		_ = w.tx.control("ROLLBACK") // the error adds nothing to the first one
 		close(first.done)
 		return
@@ -133,7 +135,7 @@ func (w *writer) commit(first *job) {
 	broken := error(nil)
 	for j := w.nextWaiting(len(taken)); j != nil; j = w.nextWaiting(len(taken)) {
 		taken = append(taken, j)
-		if j.err, broken = w.tx.attempt(j); broken != nil {
+		if j.err, broken = w.tx.runInSavepoint(j); broken != nil {
 			break
 		}
 	}
@@ -147,7 +149,7 @@ func (w *writer) commit(first *job) {
 	if broken == nil {
 		w.tx.merkle.commit(grown)
 	} else {
-		w.tx.undo(memoryMark{})
+		w.tx.rollbackMemory(memorySavepoint{})
 		// The error of the rollback adds nothing: SQLite may have rolled back by itself (disk
 		// full).
 		_ = w.tx.control("ROLLBACK")
@@ -181,12 +183,12 @@ func (w *writer) nextWaiting(taken int) *job {
 // groupYields is how often a commit yields to other goroutines before it closes.
 const groupYields = 3
 
-// attempt runs one step under a savepoint. broken means that the transaction cannot continue.
-func (t *tx) attempt(j *job) (err, broken error) {
-	before := t.mark()
+// runInSavepoint runs one step under a savepoint. broken means that the transaction cannot continue.
+func (t *tx) runInSavepoint(j *job) (err, broken error) {
+	before := t.memorySavepoint()
 	if j.withoutSavepoint {
 		if err = j.step(t); err != nil {
-			t.undo(before)
+			t.rollbackMemory(before)
 			if _, refusal := errors.AsType[*watchword.Error](err); !refusal {
 				broken = err
 			}
@@ -197,7 +199,7 @@ func (t *tx) attempt(j *job) (err, broken error) {
 		return nil, broken
 	}
 	if err := j.step(t); err != nil {
-		t.undo(before)
+		t.rollbackMemory(before)
 		if broken := t.control("ROLLBACK TO step"); broken != nil {
 			return unavailable(err), broken
 		}
@@ -206,15 +208,15 @@ func (t *tx) attempt(j *job) (err, broken error) {
 	return nil, t.control("RELEASE step")
 }
 
-// twice returns a step that runs, is rolled back, and runs again.
-func twice(step func(*tx) error) func(*tx) error {
+// runTwice returns a step that runs, is rolled back, and runs again.
+func runTwice(step func(*tx) error) func(*tx) error {
 	return func(t *tx) error {
-		before := t.mark()
+		before := t.memorySavepoint()
 		if err := t.control("SAVEPOINT twice"); err != nil {
 			return err
 		}
 		_ = step(t) // what it says is what the second run says, or a test fails
-		t.undo(before)
+		t.rollbackMemory(before)
 		if err := errors.Join(t.control("ROLLBACK TO twice"), t.control("RELEASE twice")); err != nil {
 			return err
 		}

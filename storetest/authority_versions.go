@@ -43,8 +43,8 @@ func (t *T) authorizedSteps(e audit.Entry) map[string]error {
 	return out
 }
 
-// withoutBasis is why a step that takes an entry compares nothing.
-var withoutBasis = map[string]string{
+// withoutVersions is why a step that takes an entry compares nothing.
+var withoutVersions = map[string]string{
 	"Initialize":        "there is nobody yet",
 	"RedeemCode":        "the code is what allows it, and the step checks the code",
 	"IssueToken":        "the step checks the subject and its key itself",
@@ -63,7 +63,7 @@ func everyActIsListed(t *T) {
 			switch p := in.In(i); {
 			case p == reflect.TypeFor[watchword.AuthorityVersions](), p == reflect.TypeFor[audit.Actor](), isEntry(p):
 				_, tried := acts[name]
-				if _, excused := withoutBasis[name]; tried == excused {
+				if _, excused := withoutVersions[name]; tried == excused {
 					t.Errorf("%s: is it one that authority allows? Put it in one table, and in one only", name)
 				}
 			}

@@ -107,11 +107,11 @@ func (u *UnverifiedAssertion) Verify(keys KeySet) (Assertion, error) {
 		if !ok {
 			return Assertion{}, refuse(watchword.KeyUnknown, "kid must be the thumbprint of an active signing key of the subject")
 		}
-		return u.verifyUnder(k)
+		return u.verifyWithKey(k)
 	}
 	err := refuse(watchword.KeyUnknown, "the subject has no active signing key")
 	for _, k := range keys {
-		a, keyErr := u.verifyUnder(k)
+		a, keyErr := u.verifyWithKey(k)
 		if keyErr == nil {
 			return a, nil
 		}
@@ -122,7 +122,7 @@ func (u *UnverifiedAssertion) Verify(keys KeySet) (Assertion, error) {
 	return Assertion{}, err
 }
 
-func (u *UnverifiedAssertion) verifyUnder(k *jose.PublicKey) (Assertion, error) {
+func (u *UnverifiedAssertion) verifyWithKey(k *jose.PublicKey) (Assertion, error) {
 	if _, err := u.jws.Verify(k); err != nil {
 		return Assertion{}, err
 	}

@@ -239,7 +239,7 @@ func TestNonceAndExpiryLimits(t *testing.T) {
 		strings.Repeat("_", 22): true, strings.Repeat("/", 22): false, strings.Repeat(":", 22): false, strings.Repeat("@", 22): false, strings.Repeat("[", 22): false,
 		strings.Repeat("`", 22): false, strings.Repeat("{", 22): false, strings.Repeat("a", 64): true, "/" + strings.Repeat("a", 22): false, strings.Repeat("a", 22) + "/": false,
 	} {
-		if err := token.CheckNonce(n); (err == nil) != good {
+		if err := token.CheckTimeNonce(n); (err == nil) != good {
 			t.Errorf("nonce %q: %v", n, err)
 		}
 	}
@@ -259,13 +259,13 @@ func TestThePinOfABundle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if pin, err := token.BundlePin(raw); err != nil || pin != token.Pin(next.Public()) {
+	if pin, err := token.TrustPinOfBundle(raw); err != nil || pin != token.TrustPin(next.Public()) {
 		t.Errorf("got %s, %v, want the newest root's", pin, err)
 	}
 	bundle.Roots = nil
-	_, err = token.BundlePin(signedAnyway(t, bundle, old))
+	_, err = token.TrustPinOfBundle(signedAnyway(t, bundle, old))
 	wantCode(t, "a bundle without a root", err, watchword.BundleInvalid)
-	_, err = token.BundlePin("x")
+	_, err = token.TrustPinOfBundle("x")
 	wantCode(t, "what is no bundle", err, watchword.TokenMalformed)
 }
 
@@ -383,7 +383,7 @@ func TestCheckSizeMatchesTheBound(t *testing.T) {
 
 // A claim that nearly always says the same is compared whole: another text of the same
 // length, of another length, or with an escape in it, is what it is.
-func TestAClaimThatIsNearlyTheUsualOne(t *testing.T) {
+func TestSimilarClaimNamesAreIgnored(t *testing.T) {
 	s := signer(t, jose.P256)
 	keys := token.NewKeySet(s.Public())
 	accessToken := map[string]any{

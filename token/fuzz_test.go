@@ -158,7 +158,7 @@ func FuzzVerifyTrust(f *testing.F) {
 	s := signer(f, jose.P256)
 	k := seeds(f, "trust bundle", s)
 	f.Fuzz(func(t *testing.T, payload string) {
-		b, err := token.VerifyTrust(k.resign(t, s, payload), token.Pin(s.Public()), now)
+		b, err := token.VerifyTrust(k.resign(t, s, payload), token.TrustPin(s.Public()), now)
 		if !sound(t, payload, err) {
 			return
 		}
@@ -178,9 +178,9 @@ func FuzzVerifyTrust(f *testing.F) {
 	})
 }
 
-// FuzzPaper gives any bytes to every verifier: what one takes is the credential that
+// FuzzVerifiers gives any bytes to every verifier: what one takes is the credential that
 // the key signed, or, of ES256, its twin; and no other takes it.
-func FuzzPaper(f *testing.F) {
+func FuzzVerifiers(f *testing.F) {
 	s := signer(f, jose.P256)
 	signed := map[string]bool{} // by header and payload, without the signature
 	for _, k := range kinds {
@@ -210,20 +210,20 @@ func FuzzPaper(f *testing.F) {
 func FuzzParseLink(f *testing.F) {
 	code, pin := watchword.NewNonce(), strings.Repeat("p", 42)+"k"
 	for _, l := range []string{
-		token.Link("https://hub.local:8443", code, pin), token.Link("https://[::1]:8443/a%20b", code, pin), "https://x@hub/e#code=" + code + "&pin=" + pin,
+		token.EnrollmentLink("https://hub.local:8443", code, pin), token.EnrollmentLink("https://[::1]:8443/a%20b", code, pin), "https://x@hub/e#code=" + code + "&pin=" + pin,
 		"https://hub/e?x=1#code=" + code + "&pin=" + pin, "https://hub/e#code=" + code + "&pin=" + pin + "&pin=" + pin, "HTTPS://hub//e#pin=" + pin + "&code=" + code,
 	} {
 		f.Add(l)
 	}
 	f.Fuzz(func(t *testing.T, link string) {
-		server, code, pin, err := token.ParseLink(link)
+		server, code, pin, err := token.ParseEnrollmentLink(link)
 		if err != nil {
 			if watchword.CodeOf(err) != watchword.BadRequest {
 				t.Errorf("%q: %v", link, err)
 			}
 			return
 		}
-		s2, c2, p2, err := token.ParseLink(token.Link(server, code, pin))
+		s2, c2, p2, err := token.ParseEnrollmentLink(token.EnrollmentLink(server, code, pin))
 		if err != nil || s2 != server || c2 != code || p2 != pin {
 			t.Errorf("%q is %q %q %q, and then %q %q %q, %v", link, server, code, pin, s2, c2, p2, err)
 		}

@@ -257,7 +257,7 @@ func TestATypIsComparedInAsciiAlone(t *testing.T) {
 	}
 }
 
-func TestAConfirmationThatWeDoNotKnowMakesNoBearer(t *testing.T) {
+func TestUnknownConfirmationIsRefused(t *testing.T) {
 	s := signer(t, jose.P256)
 	accessToken := kinds[1]
 	raw, err := accessToken.sign(s)
@@ -410,7 +410,7 @@ func TestABundleIsReadStrictly(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = token.VerifyTrust(raw, token.Pin(s.Public()), now)
+		_, err = token.VerifyTrust(raw, token.TrustPin(s.Public()), now)
 		return err
 	}
 	root := `"root":[` + key + `]`

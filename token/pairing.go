@@ -22,9 +22,9 @@ func CodeHashClaim(code string) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// BundlePin returns the pin of the newest root that a trust bundle names, as an argument of [VerifyTrust]. It proves
+// TrustPinOfBundle returns the pin of the newest root that a trust bundle names, as an argument of [VerifyTrust]. It proves
 // nothing: the bundle must have come over an authenticated connection. Codes: as there.
-func BundlePin(raw string) (string, error) {
+func TrustPinOfBundle(raw string) (string, error) {
 	t, _, err := readTrust(raw)
 	if err != nil {
 		return "", err
@@ -32,7 +32,7 @@ func BundlePin(raw string) (string, error) {
 	if len(t.Roots) == 0 {
 		return "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle names no root")
 	}
-	return Pin(t.Roots[len(t.Roots)-1]), nil
+	return TrustPin(t.Roots[len(t.Roots)-1]), nil
 }
 
 // VerifyPairing is [VerifyEnrollment] for a proof that is exchanged for a token: it returns the proof's single use, which

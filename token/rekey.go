@@ -49,11 +49,11 @@ func SignRekey(from, to *jose.Signer, sub watchword.SubjectID, issuer string, se
 		one, err := signTyped(to, TypRekey, watchword.MaxToken-len(`[""]`), b, read)
 		return `["` + one + `"]`, err
 	}
-	raw, err := jose.SignPair(from, to, TypRekey, b)
+	raw, err := jose.SignDual(from, to, TypRekey, b)
 	if err != nil {
 		return "", err
 	}
-	p, err := jose.ParsePair(raw, watchword.MaxToken)
+	p, err := jose.ParseDual(raw, watchword.MaxToken)
 	if err == nil {
 		err = read(p.UnverifiedPayload())
 	}
@@ -109,7 +109,7 @@ func openRekey(raw string, from, to *jose.PublicKey) ([]byte, error) {
 		payload, _, err := verifyTyped(list[0], watchword.MaxToken, TypRekey, NewKeySet(from))
 		return payload, err
 	}
-	p, err := jose.ParsePair(raw, watchword.MaxToken)
+	p, err := jose.ParseDual(raw, watchword.MaxToken)
 	if err != nil {
 		return nil, err
 	}

@@ -135,7 +135,7 @@ func TestSignedTokensVerify(t *testing.T) {
 
 		b := token.Trust{Issuer: text, Version: n, Epoch: n, Roots: []*jose.PublicKey{s.Public()}, Witnesses: []string{text}, Quorum: n, Issued: at, Expires: at.Add(time.Hour)}
 		raw, err = token.SignTrust(b, s)
-		_, verr = token.VerifyTrust(raw, token.Pin(s.Public()), at)
+		_, verr = token.VerifyTrust(raw, token.TrustPin(s.Public()), at)
 		holds("bundle "+what, err, verr)
 	})
 	if signed < 1000 || refused < 1000 {

@@ -88,7 +88,7 @@ func runCase(t *testing.T, c hostile.Case) {
 	})
 }
 
-func TestTheGoodServerIsGood(t *testing.T) {
+func TestHonestServerPasses(t *testing.T) {
 	runCase(t, hostile.Case{Name: "good", Duration: 30 * time.Minute})
 }
 

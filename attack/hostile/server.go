@@ -100,7 +100,7 @@ func (s *Server) Close() error {
 
 // Link returns the enrollment link; it can be used any number of times.
 func (s *Server) Link() string {
-	return token.Link(s.url(), s.code, token.Pin(s.keys.root.Public()))
+	return token.EnrollmentLink(s.url(), s.code, token.TrustPin(s.keys.root.Public()))
 }
 
 func (s *Server) url() string { return "https://" + s.address(HTTPS) }

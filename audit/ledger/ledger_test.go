@@ -327,7 +327,7 @@ func TestPathsAreC2SPs(t *testing.T) {
 	}
 }
 
-func TestAProofIsText(t *testing.T) {
+func TestProofFormatIsText(t *testing.T) {
 	s, _ := newKey(t, "example.com/log")
 	salt, body := ledger.NewSalt(), []byte(`{"kind":"x"}`)
 	f := grow(500)

@@ -90,7 +90,7 @@ func printList[T any](a *app, items []T, head string, row func(w *terminal.Write
 		for _, v := range items {
 			var line bytes.Buffer
 			row(terminal.New(&line, false), v)
-			w.Document(clipCells(line.String()))
+			w.Document(truncateCells(line.String()))
 		}
 	})
 }
@@ -98,8 +98,8 @@ func printList[T any](a *app, items []T, head string, row func(w *terminal.Write
 // maxCell is the most characters of one value that a table shows. JSON output is not shortened.
 const maxCell = 100
 
-// clipCells shortens each cell (text between tabs) to maxCell characters.
-func clipCells(lines string) string {
+// truncateCells shortens each cell (text between tabs) to maxCell characters.
+func truncateCells(lines string) string {
 	var out strings.Builder
 	for line := range strings.Lines(lines) {
 		for i, cell := range strings.Split(strings.TrimSuffix(line, "\n"), "\t") {

@@ -397,7 +397,7 @@ func (t *demoRun) audit(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	v, err := command.VerifyEvidence(e, token.Pin(t.devices[0].dev.Trust().Roots[0]))
+	v, err := command.VerifyEvidence(e, token.TrustPin(t.devices[0].dev.Trust().Roots[0]))
 	if err != nil {
 		return "", err
 	}

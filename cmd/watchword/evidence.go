@@ -120,7 +120,7 @@ func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 		if err != nil {
 			return "", watchword.Wrap(err, watchword.CodeOf(err), "--root is missing, and the server of --data does not say: %s", err)
 		}
-		return token.Pin(t.Roots[len(t.Roots)-1]), nil
+		return token.TrustPin(t.Roots[len(t.Roots)-1]), nil
 	}
 	if _, err := os.Stat(root); err != nil && len(root) == 43 { // a pin has so many characters
 		return root, nil
@@ -137,7 +137,7 @@ func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return token.Pin(k), nil
+		return token.TrustPin(k), nil
 	case len(text) == 43:
 		return text, nil
 	}
@@ -153,5 +153,5 @@ func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return token.Pin(k), nil
+	return token.TrustPin(k), nil
 }

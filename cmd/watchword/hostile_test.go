@@ -100,7 +100,7 @@ func newHostileServer(t *testing.T) *hostileServer {
 		Issued: now.Add(-time.Minute), Expires: now.Add(24 * time.Hour),
 	}, signer)
 	must(err)
-	e.pin = token.Pin(root.Public())
+	e.pin = token.TrustPin(root.Public())
 	return e
 }
 
@@ -586,7 +586,9 @@ func newHostileSetup(t *testing.T, e *hostileServer) *hostileSetup {
 	return w
 }
 
-func (w *hostileSetup) link() string { return token.Link(w.e.url, "AAAAAAAAAAAAAAAAAAAAAA", w.e.pin) }
+func (w *hostileSetup) link() string {
+	return token.EnrollmentLink(w.e.url, "AAAAAAAAAAAAAAAAAAAAAA", w.e.pin)
+}
 
 func (w *hostileSetup) run(t *testing.T, c hostileCase, path []string, format string, shows bool) (out, errs string, status int) {
 	t.Helper()

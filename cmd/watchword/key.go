@@ -176,7 +176,7 @@ func (a *app) keyBundle() *cobra.Command {
 			}
 		}
 		for _, k := range t.Roots {
-			b.Pins = append(b.Pins, token.Pin(k))
+			b.Pins = append(b.Pins, token.TrustPin(k))
 		}
 		return a.print(b, func(w *terminal.Writer) {
 			w.Printf("issuer\t%s\nversion\t%d, epoch %d\nsigned\t%s, until %s\n", b.Issuer, b.Version, b.Epoch, formatTime(b.IssuedAt), formatTime(b.ExpiresAt))
@@ -257,7 +257,7 @@ func (a *app) keySign() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			t, err := token.VerifyTrust(raw, token.Pin(root.Public()), time.Time{})
+			t, err := token.VerifyTrust(raw, token.TrustPin(root.Public()), time.Time{})
 			if err != nil {
 				return err
 			}

@@ -141,7 +141,7 @@ func (a *app) report(err error) int {
 		status = 1
 	}
 	if u, ok := errors.AsType[*usageError](err); ok {
-		a.err.Printf("watchword: %s\n", clipReason(u.Error()))
+		a.err.Printf("watchword: %s\n", truncateReason(u.Error()))
 		return 2
 	}
 	e, ours := errors.AsType[*watchword.Error](err)
@@ -159,19 +159,19 @@ func (a *app) report(err error) int {
 	}
 	switch {
 	case !ours:
-		a.err.Printf("watchword: %s\n", clipReason(err.Error()))
+		a.err.Printf("watchword: %s\n", truncateReason(err.Error()))
 		if strings.HasPrefix(err.Error(), "unknown ") || strings.Contains(err.Error(), "arg(s)") || strings.Contains(err.Error(), "flag") {
 			return 2 // cobra's own words for a wrong command line
 		}
 	case e.Field != "" && e.Detail != "":
-		a.err.Printf("watchword: %s %s\n", clipReason(e.Field), clipReason(e.Detail))
+		a.err.Printf("watchword: %s %s\n", truncateReason(e.Field), truncateReason(e.Detail))
 	case e.Detail != "":
-		a.err.Printf("watchword: %s\n", clipReason(e.Detail))
+		a.err.Printf("watchword: %s\n", truncateReason(e.Detail))
 	default:
-		a.err.Printf("watchword: %s\n", clipReason(string(code)))
+		a.err.Printf("watchword: %s\n", truncateReason(string(code)))
 	}
 	if ours && e.Rule != "" {
-		a.err.Printf("rule: %s\n", clipReason(e.Rule))
+		a.err.Printf("rule: %s\n", truncateReason(e.Rule))
 	}
 	if h := hintByCode[code]; h != "" {
 		a.err.Printf("hint: %s\n", runnable(h))
@@ -182,7 +182,7 @@ func (a *app) report(err error) int {
 // maxReason is how much of each text of an error is shown, in bytes: a server may say anything. JSON has it whole.
 const maxReason = 2000
 
-func clipReason(s string) string {
+func truncateReason(s string) string {
 	if len(s) <= maxReason {
 		return s
 	}

@@ -13,7 +13,7 @@ import (
 
 // What an address that serves a log says beside the log's files does not count: it makes the mirror
 // unavailable, and never the log invalid.
-func TestAMirrorsStatementsAreNotTrusted(t *testing.T) {
+func TestMirrorStatementsAreNotTrusted(t *testing.T) {
 	lie := func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Retry-After", "3600")
 		_, _ = io.WriteString(w, `{"code":"log_invalid","detail":"lies","retry_after":3600}`)

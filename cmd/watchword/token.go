@@ -70,7 +70,7 @@ func (a *app) verify(ctx context.Context, p *inspection) {
 	good := p.summarize().Good
 	t, err := a.trust(ctx)
 	if err == nil {
-		if err := p.verifyUnder(t, time.Now()); err != nil {
+		if err := p.verifyWithBundle(t, time.Now()); err != nil {
 			p.addRefusal(err)
 			if good {
 				p.bad("signature", watchword.CodeOf(err), "", "by the server on this machine, %s: %s", t.Issuer, errorText(err))
@@ -96,8 +96,8 @@ func (a *app) verify(ctx context.Context, p *inspection) {
 	}
 }
 
-// verifyUnder asks the real verifiers.
-func (p *inspection) verifyUnder(t token.Trust, now time.Time) (err error) {
+// verifyWithBundle asks the real verifiers.
+func (p *inspection) verifyWithBundle(t token.Trust, now time.Time) (err error) {
 	aud := watchword.SubjectID(p.claim("aud"))
 	switch p.kind.typ {
 	case token.TypAccess:
@@ -146,7 +146,7 @@ func (a *app) trust(ctx context.Context) (token.Trust, error) {
 	if err != nil {
 		return token.Trust{}, err
 	}
-	pin, err := token.BundlePin(string(res.Body))
+	pin, err := token.TrustPinOfBundle(string(res.Body))
 	if err != nil {
 		return token.Trust{}, err
 	}

@@ -18,7 +18,7 @@ func (a *app) trustPin() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			pin, err := cl.Pin(c.Context())
+			pin, err := cl.TrustPin(c.Context())
 			if err != nil {
 				return err
 			}

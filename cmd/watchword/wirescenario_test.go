@@ -45,7 +45,7 @@ var memoryForm = regexp.MustCompile(`"memory":[0-9]+`)
 
 // One scenario over both endpoints is, decoded, what it was: methods, paths, statuses, headers,
 // JSON members with their values and their order, packets with flags, codes and properties.
-func TestTheWireIsWhatItWas(t *testing.T) {
+func TestWireTraceIsUnchanged(t *testing.T) {
 	s := &scenario{hub: newHub(t)}
 	for _, part := range []struct {
 		name string

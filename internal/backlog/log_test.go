@@ -27,7 +27,7 @@ func kept(l *backlog.Log[string, int], number uint64) (out []int) {
 	return out
 }
 
-func TestABurstCostsNobodyElseAValue(t *testing.T) {
+func TestBurstDropsOnlyOwnValues(t *testing.T) {
 	l := backlog.New[string, int](bounds)
 	n := 0
 	add := func(source string, times int) {
@@ -64,7 +64,7 @@ func TestABurstCostsNobodyElseAValue(t *testing.T) {
 	}
 }
 
-func TestAmongEqualsTheOldestGoes(t *testing.T) {
+func TestOldestValueIsDroppedAmongEquals(t *testing.T) {
 	l := backlog.New[string, int](bounds)
 	for n := 1; n <= 1000; n++ {
 		l.Add(uint64(n), fmt.Sprint("lamp-", n), n, tag(n), 100+n%50) // whatever their sizes
@@ -116,7 +116,7 @@ func lost(l *backlog.Log[string, int], number uint64) (out []backlog.Value[strin
 	return out
 }
 
-func TestWhatIsLostIsTold(t *testing.T) {
+func TestLostValuesAreReported(t *testing.T) {
 	l := backlog.New[string, int](bounds)
 	for n := 1; n <= 70; n++ {
 		l.Add(uint64(n), "a", n, tag(n), 1)
@@ -168,7 +168,7 @@ func TestASourceIsForgottenWithItsLastValue(t *testing.T) {
 }
 
 // The log beside one that keeps everything in a slice and looks for who takes most.
-func TestALogIsWhatASlowOneWouldBe(t *testing.T) {
+func TestLogMatchesReferenceModel(t *testing.T) {
 	const grain = 16 << 10
 	type one struct {
 		n, bytes int

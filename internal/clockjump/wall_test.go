@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/clockjump"
 )
 
-func TestAJumpIsToldOnceAndInTime(t *testing.T) {
+func TestClockJumpIsReportedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var off atomic.Int64 // of the wall clock
 		var told atomic.Int64
@@ -37,7 +37,7 @@ func TestAJumpIsToldOnceAndInTime(t *testing.T) {
 }
 
 // A clock of a test stands still unless it is moved.
-func TestAClockThatStands(t *testing.T) {
+func TestStoppedClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now atomic.Int64
 		var told atomic.Int64

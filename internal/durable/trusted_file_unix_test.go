@@ -43,7 +43,7 @@ func put(t *testing.T, path string, mode fs.FileMode) string {
 	return path
 }
 
-func TestABelievedFileBelongsToWhoBelievesIt(t *testing.T) {
+func TestTrustedFileOwner(t *testing.T) {
 	needRoot(t)
 	for name, c := range map[string]struct {
 		make    func(t *testing.T, dir string) string // returns the path that is read
@@ -221,7 +221,7 @@ func link(t *testing.T, to, at string) string {
 	return at
 }
 
-func TestWhatIsNotThereIsNotThere(t *testing.T) {
+func TestMissingTrustedFile(t *testing.T) {
 	d := t.TempDir()
 	for _, path := range []string{d + "/f", d + "/a/b/f", link(t, d+"/nowhere", d+"/l")} {
 		if _, err := durable.ReadTrusted(path, 4); !errors.Is(err, fs.ErrNotExist) {
@@ -241,7 +241,7 @@ func TestWhatIsNotThereIsNotThere(t *testing.T) {
 }
 
 // Somebody else's pipe, put where a file was looked for, is refused before it is opened: that would wait for a writer.
-func TestAPipeOfOthersIsNotWaitedFor(t *testing.T) {
+func TestPipeOfAnotherOwnerIsRefused(t *testing.T) {
 	needRoot(t)
 	d := folder(t, t.TempDir()+"/f", 0o777|fs.ModeSticky)
 	must(t, syscall.Mkfifo(d+"/pipe", 0o600))
@@ -257,7 +257,7 @@ func TestAPipeOfOthersIsNotWaitedFor(t *testing.T) {
 }
 
 // A shell's <(…) is a pipe, which has no place in a folder.
-func TestAPipeOfOnesOwnIsBelieved(t *testing.T) {
+func TestOwnPipeIsTrusted(t *testing.T) {
 	r, w, err := os.Pipe()
 	must(t, err)
 	defer r.Close()
@@ -337,7 +337,7 @@ func folder(t *testing.T, path string, m fs.FileMode) string {
 }
 
 // Who is not root believes root and no third.
-func TestWhoIsNotRootBelievesRootToo(t *testing.T) {
+func TestFilesOfRootAreTrusted(t *testing.T) {
 	if dir := os.Getenv("WATCHWORD_TEST_AS_ANOTHER"); dir != "" {
 		ofOwnGroup := watchword.Code("")
 		if os.Getegid() != other {
@@ -384,7 +384,7 @@ func TestWhoIsNotRootBelievesRootToo(t *testing.T) {
 	must(t, err)
 	must(t, os.WriteFile(dir+"/test", bin, 0o755))
 	for _, group := range []uint32{other, other + 1} {
-		c := exec.Command(dir+"/test", "-test.run", "^TestWhoIsNotRootBelievesRootToo$", "-test.v")
+		c := exec.Command(dir+"/test", "-test.run", "^TestFilesOfRootAreTrusted$", "-test.v")
 		c.Env = append(os.Environ(), "WATCHWORD_TEST_AS_ANOTHER="+dir)
 		c.Dir = "/"
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: other, Gid: group}}

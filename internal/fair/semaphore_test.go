@@ -46,7 +46,7 @@ func queue(t *testing.T, most int, networks ...int) (order []int, refused []int)
 	return order, refused
 }
 
-func TestEachNetworkHasItsTurn(t *testing.T) {
+func TestNetworksAreServedRoundRobin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		got, refused := queue(t, 100, 1, 1, 1, 1, 2, 2, 3)
 		if fmt.Sprint(got) != "[1 2 3 1 2 1 1]" || len(refused) != 0 {
@@ -55,7 +55,7 @@ func TestEachNetworkHasItsTurn(t *testing.T) {
 	})
 }
 
-func TestTheLongestLineLosesItsLast(t *testing.T) {
+func TestLongestQueueDropsItsLast(t *testing.T) {
 	for _, tc := range []struct {
 		in       []int
 		got, out string
@@ -75,7 +75,7 @@ func TestTheLongestLineLosesItsLast(t *testing.T) {
 	}
 }
 
-func TestWhoHasGoneWaitsNoMore(t *testing.T) {
+func TestCancelledWaiterLeavesQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newSemaphore(1, 10)
 		block := make(chan struct{})
@@ -98,7 +98,7 @@ func TestWhoHasGoneWaitsNoMore(t *testing.T) {
 	})
 }
 
-func TestNoPlaceIsLost(t *testing.T) {
+func TestNoSlotIsLost(t *testing.T) {
 	r := newSemaphore(2, 8)
 	var wg sync.WaitGroup
 	for i := range 32 {
@@ -122,7 +122,7 @@ func TestNoPlaceIsLost(t *testing.T) {
 	}
 }
 
-func TestAFreePlaceCostsNoAllocation(t *testing.T) {
+func TestFreeSlotDoesNotAllocate(t *testing.T) {
 	r, ctx, n := NewSemaphore(), from(t, 1), 0
 	if got := testing.AllocsPerRun(100, func() { _ = r.Do(ctx, func() error { n++; return nil }) }); got != 0 {
 		t.Errorf("%v allocations", got)

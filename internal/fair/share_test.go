@@ -26,7 +26,7 @@ func fill(k, most, part int, turns bool) (least, largest, used int) {
 	return least, largest, used
 }
 
-func TestAShareOfAMemory(t *testing.T) {
+func TestShare(t *testing.T) {
 	const most = 1 << 19
 	for _, part := range []int{2, 4, 8} {
 		if _, one, _ := fill(1, most, part, false); one != most/part {

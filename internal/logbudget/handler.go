@@ -13,8 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/watchword-iot/watchword/internal/clip"
 	"github.com/watchword-iot/watchword/internal/fair"
+	"github.com/watchword-iot/watchword/internal/truncate"
 )
 
 // Limits. There are three budgets, so that records of one kind do not displace those of another: of
@@ -81,7 +81,7 @@ func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	out := *h
 	clipped := make([]slog.Attr, len(attrs))
 	for i, a := range attrs {
-		clipped[i] = clipAttr(a)
+		clipped[i] = truncateAttr(a)
 		if s := sourceOf(a); s != "" {
 			out.source = preferredSource(out.source, s)
 		}
@@ -114,9 +114,9 @@ func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 	if !h.shared.take(kind, source, r.Message, time.Now()) {
 		return nil
 	}
-	out := slog.NewRecord(r.Time, r.Level, clip.Text(r.Message, maxText), r.PC)
+	out := slog.NewRecord(r.Time, r.Level, truncate.Text(r.Message, maxText), r.PC)
 	r.Attrs(func(a slog.Attr) bool {
-		out.AddAttrs(clipAttr(a))
+		out.AddAttrs(truncateAttr(a))
 		return true
 	})
 	return h.next.Handle(ctx, out)
@@ -151,7 +151,7 @@ func (b *sharedBudgets) printCounts(ctx context.Context, now time.Time) {
 		b.mu.Unlock()
 		for message, n := range left {
 			r := slog.NewRecord(now, slog.LevelWarn, "log lines left out", 0)
-			r.AddAttrs(slog.String("of", kindNames[kind]), slog.String("line", clip.Text(message, maxText)), slog.Int64("lines", n))
+			r.AddAttrs(slog.String("of", kindNames[kind]), slog.String("line", truncate.Text(message, maxText)), slog.Int64("lines", n))
 			if b.out.Enabled(ctx, r.Level) {
 				_ = b.out.Handle(ctx, r) // an error of the log cannot be logged
 			}
@@ -201,10 +201,10 @@ func sourceOf(a slog.Attr) string {
 	}
 	switch s := v.String(); a.Key {
 	case "subject", "device":
-		return subjectPrefix + clip.Text(s, maxText)
+		return subjectPrefix + truncate.Text(s, maxText)
 	case "client":
 		id, _, _ := strings.Cut(s, "/")
-		return subjectPrefix + clip.Text(id, maxText)
+		return subjectPrefix + truncate.Text(id, maxText)
 	case "remote":
 		return addressPrefix(s)
 	}
@@ -231,8 +231,8 @@ func addressPrefix(s string) string {
 	return fair.Network(a.Unmap()).String()
 }
 
-// clipAttr clips the texts of an attribute.
-func clipAttr(a slog.Attr) slog.Attr {
+// truncateAttr clips the texts of an attribute.
+func truncateAttr(a slog.Attr) slog.Attr {
 	v := a.Value.Resolve()
 	limit := maxText
 	if a.Key == "stack" {
@@ -241,17 +241,17 @@ func clipAttr(a slog.Attr) slog.Attr {
 	switch v.Kind() {
 	case slog.KindString:
 		if s := v.String(); len(s) > limit {
-			return slog.String(a.Key, clip.Text(s, limit))
+			return slog.String(a.Key, truncate.Text(s, limit))
 		}
 	case slog.KindAny:
 		if err, ok := v.Any().(error); ok {
-			return slog.String(a.Key, clip.Text(err.Error(), limit))
+			return slog.String(a.Key, truncate.Text(err.Error(), limit))
 		}
 	case slog.KindGroup:
 		in := v.Group()
 		out := make([]slog.Attr, len(in))
 		for i := range in {
-			out[i] = clipAttr(in[i])
+			out[i] = truncateAttr(in[i])
 		}
 		return slog.Attr{Key: a.Key, Value: slog.GroupValue(out...)}
 	}

@@ -97,7 +97,7 @@ func mute(_ http.ResponseWriter, r *http.Request) {
 const lie = "\x1b[2Jlies"
 
 // Whatever an unauthenticated peer answers: nothing of it counts but the bytes of a 200.
-func TestAStrangersWordDoesNotCount(t *testing.T) {
+func TestUnauthenticatedAnswersAreNotTrusted(t *testing.T) {
 	answers := map[string]http.HandlerFunc{}
 	for _, code := range watchword.Codes {
 		for _, status := range []int{201, 204, 301, 304, 400, 401, 403, 404, 429, 503} {
@@ -164,7 +164,7 @@ func TestAStrangersWordDoesNotCount(t *testing.T) {
 }
 
 // What a certificate says of itself stands in no error: it is a stranger's.
-func TestACertificatesNamesAreNotSaid(t *testing.T) {
+func TestCertificateNamesAreNotPrinted(t *testing.T) {
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo) // that the client hangs up is the point
 	srv.StartTLS()
@@ -411,7 +411,7 @@ func (a answering) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // A token that ends at once is asked for once a second, and one without end once a day.
-func TestTokensHaveAPace(t *testing.T) {
+func TestTokenRequestsArePaced(t *testing.T) {
 	for in, limit := range map[string]int{"1": 61, "9223372036854775807": 1, "3600": 1} {
 		synctest.Test(t, func(t *testing.T) {
 			asked := 0
@@ -432,7 +432,7 @@ func TestTokensHaveAPace(t *testing.T) {
 	}
 }
 
-func TestAPaceGrowsAndBeginsAnew(t *testing.T) {
+func TestPollPaceBacksOffAndResets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := rest.PollPace{Least: time.Second, Most: 10 * time.Second}
 		round := func(took time.Duration, brought bool) time.Duration {

@@ -6,7 +6,7 @@ import (
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
-	"github.com/watchword-iot/watchword/internal/clip"
+	"github.com/watchword-iot/watchword/internal/truncate"
 )
 
 // The budget limits the work of a schema on any value; it is computed from the schema alone. The
@@ -76,7 +76,7 @@ func (b *costBudget) costOf(s *jsonschema.Schema, depth int) (cost, error) {
 	here := schemaPointer(s)
 	switch {
 	case !strings.HasPrefix(s.Location, url+"#"):
-		return cost{}, badSchema(errOther, "refers to another document: %s", clip.Text(s.Location, 100))
+		return cost{}, badSchema(errOther, "refers to another document: %s", truncate.Text(s.Location, 100))
 	case b.inProgress[v]:
 		return cost{}, badSchemaAt(here, "the schema applies to itself on the same value")
 	case s.Format != nil && s.Format.Name == "regex":

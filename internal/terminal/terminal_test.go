@@ -16,7 +16,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/terminal"
 )
 
-func TestWhatDoesNotPrintIsEscaped(t *testing.T) {
+func TestControlCharactersAreEscaped(t *testing.T) {
 	for in, want := range map[string]string{
 		"plain text, ümläut, 日本語, ✓ ❤\ufe0f": "plain text, ümläut, 日本語, ✓ ❤\ufe0f",
 		"":                               "",
@@ -77,7 +77,7 @@ type named string
 
 func (n named) String() string { return string(n) }
 
-func TestNoFieldDoesMoreThanBeRead(t *testing.T) {
+func TestFieldsCannotControlTheTerminal(t *testing.T) {
 	for _, h := range hostile {
 		for what, f := range map[string]func(w *terminal.Writer){
 			"a string":           func(w *terminal.Writer) { w.Printf("%s\n", h) },

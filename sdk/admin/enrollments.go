@@ -18,8 +18,8 @@ func (c *Client) Pairings(ctx context.Context, f func(api.Pairing) error) error 
 	return list(ctx, c, "/v1/enrollments", url.Values{}, func(p api.PairingList) ([]api.Pairing, string) { return p.Pairings, p.NextPageToken }, f)
 }
 
-// Pin returns the pin by which devices verify the server's root.
-func (c *Client) Pin(ctx context.Context) (string, error) {
+// TrustPin returns the pin by which devices verify the server's root.
+func (c *Client) TrustPin(ctx context.Context) (string, error) {
 	var out api.PairingList
 	err := c.call(ctx, http.MethodGet, "/v1/enrollments", url.Values{"page_size": {"1"}}, nil, &out)
 	return out.Pin, err

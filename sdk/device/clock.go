@@ -79,9 +79,9 @@ func (d *Device) Time() time.Time { return d.now() }
 
 // now returns the current time, and the zero time if it is unknown: on a device without a clock, or with a clock that is
 // provably wrong, before the server has sent signed time.
-func (d *Device) now() time.Time { return d.nowUnder(d.trust.Load()) }
+func (d *Device) now() time.Time { return d.nowWithTrust(d.trust.Load()) }
 
-func (d *Device) nowUnder(t *token.Trust) time.Time {
+func (d *Device) nowWithTrust(t *token.Trust) time.Time {
 	wall := d.opts.Now()
 	if at, ok := d.clock.reading(wall); ok {
 		return at
@@ -98,10 +98,10 @@ func isBeforeTrust(wall time.Time, t *token.Trust) bool {
 }
 
 // bestTime returns the best estimate of the time. It is used for signing, never for verifying.
-func (d *Device) bestTime() time.Time { return d.bestTimeUnder(d.trust.Load()) }
+func (d *Device) bestTime() time.Time { return d.bestTimeWithTrust(d.trust.Load()) }
 
-func (d *Device) bestTimeUnder(t *token.Trust) time.Time {
-	if at := d.nowUnder(t); !at.IsZero() {
+func (d *Device) bestTimeWithTrust(t *token.Trust) time.Time {
+	if at := d.nowWithTrust(t); !at.IsZero() {
 		return at
 	}
 	best := d.opts.Now()
@@ -129,12 +129,12 @@ func (d *Device) needsNonce() bool { return d.journal.lost || d.now().IsZero() }
 
 // transportFor returns [newTransport] with the device's own time, and never a time before the trust bundle.
 func (d *Device) transportFor(t *token.Trust) (*http.Transport, error) {
-	tr, err := newTransport(t, d.nowUnder(t), d.connect)
+	tr, err := newTransport(t, d.nowWithTrust(t), d.connect)
 	if err != nil {
 		return nil, err
 	}
 	tr.TLSClientConfig.Time = func() time.Time {
-		if at := d.nowUnder(t); at.After(t.Issued) {
+		if at := d.nowWithTrust(t); at.After(t.Issued) {
 			return at
 		}
 		return t.Issued
@@ -257,7 +257,7 @@ func (d *Device) requestTime(ctx context.Context, server string, t *token.Trust)
 
 // applyTime uses a signed current time, and stores it for the next start.
 func (d *Device) applyTime(at time.Time, t *token.Trust) (changed bool, err error) {
-	before, wall := d.bestTimeUnder(t), d.opts.Now()
+	before, wall := d.bestTimeWithTrust(t), d.opts.Now()
 	off := wall.Sub(at)
 	c := &d.clock
 	c.mu.Lock()

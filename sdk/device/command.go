@@ -10,7 +10,7 @@ import (
 	jsonv2 "github.com/go-json-experiment/json"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/clip"
+	"github.com/watchword-iot/watchword/internal/truncate"
 )
 
 // Command is a verified command, as it is passed to the handler of its function.
@@ -122,22 +122,22 @@ func (d *Device) runHandler(ctx context.Context, c *Command) (st watchword.Recei
 	if refusal, ok := errors.AsType[*Refusal](err); ok {
 		f := failureResult{Code: refusal.Code}
 		if refusal.Err != nil {
-			f.Detail = clip.Text(refusal.Err.Error(), maxFailureText)
+			f.Detail = truncate.Text(refusal.Err.Error(), maxFailureText)
 		}
 		return watchword.StatusRefused, f
 	}
 	if err != nil && ctx.Err() != nil {
-		return watchword.StatusInterrupted, failureResult{"interrupted", clip.Text("the device stopped while it carried this out: "+err.Error(), maxFailureText)}
+		return watchword.StatusInterrupted, failureResult{"interrupted", truncate.Text("the device stopped while it carried this out: "+err.Error(), maxFailureText)}
 	}
 	if failure, ok := errors.AsType[*Failure](err); ok {
 		f := failureResult{Code: failure.Code}
 		if failure.Err != nil {
-			f.Detail = clip.Text(failure.Err.Error(), maxFailureText)
+			f.Detail = truncate.Text(failure.Err.Error(), maxFailureText)
 		}
 		return watchword.StatusFailed, f
 	}
 	if err != nil {
-		return watchword.StatusFailed, failureResult{"failed", clip.Text(err.Error(), maxFailureText)}
+		return watchword.StatusFailed, failureResult{"failed", truncate.Text(err.Error(), maxFailureText)}
 	}
 	return watchword.StatusDone, result
 }

@@ -27,7 +27,7 @@ func (d *Device) Enroll(ctx context.Context, link string) error {
 	if d.lock == nil {
 		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to enroll")
 	}
-	server, code, pin, err := token.ParseLink(link)
+	server, code, pin, err := token.ParseEnrollmentLink(link)
 	if err != nil {
 		return err
 	}
@@ -87,15 +87,15 @@ func (d *Device) verifyServer(ctx context.Context, server, pin string) (*token.T
 	if err != nil {
 		return nil, "", notABundle(err)
 	}
-	if d.nowUnder(&t).IsZero() { // no clock, or one that is earlier than times signed by the root
+	if d.nowWithTrust(&t).IsZero() { // no clock, or one that is earlier than times signed by the root
 		d.syncFirstTime(ctx, server, &t)
 	}
-	if at := d.nowUnder(&t); !at.IsZero() {
+	if at := d.nowWithTrust(&t); !at.IsZero() {
 		if t, err = token.VerifyTrust(string(a.Body), pin, at); err != nil {
 			return nil, "", err
 		}
 	}
-	return &t, string(a.Body), checkPeer(peerCerts(), server, &t, d.nowUnder(&t))
+	return &t, string(a.Body), checkPeer(peerCerts(), server, &t, d.nowWithTrust(&t))
 }
 
 // notABundle returns the error for a document that is not the server's trust bundle: bundle_invalid if it cannot be parsed.
@@ -121,7 +121,7 @@ func (d *Device) register(ctx context.Context, server, code, hash string, t *tok
 		return nil, err
 	}
 	defer tr.CloseIdleConnections()
-	proof, err := token.SignEnrollment(d.signer.Load(), t.Issuer, hash, d.decrypter.Load().Public().ID(), d.bestTimeUnder(t))
+	proof, err := token.SignEnrollment(d.signer.Load(), t.Issuer, hash, d.decrypter.Load().Public().ID(), d.bestTimeWithTrust(t))
 	if err != nil {
 		return nil, err
 	}

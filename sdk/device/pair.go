@@ -103,7 +103,7 @@ func (d *Device) Pair(ctx context.Context, server string, o PairOptions) error {
 	}
 	defer tr.CloseIdleConnections()
 	p := pairer{d: d, o: o, trust: t, prover: &rest.Prover{Sign: func(method, uri, nonce, access string) (string, error) {
-		return token.SignDPoP(d.signer.Load(), method, uri, nonce, access, d.bestTimeUnder(t))
+		return token.SignDPoP(d.signer.Load(), method, uri, nonce, access, d.bestTimeWithTrust(t))
 	}}, client: rest.New(server, tr, nil)}
 	if err := p.begin(ctx); err != nil {
 		return err
@@ -170,7 +170,7 @@ func (d *Device) verifyServerToPair(ctx context.Context, server, pin string) (*t
 		return nil, "", "", err
 	}
 	raw := string(a.Body)
-	if pin, err = token.BundlePin(raw); err != nil {
+	if pin, err = token.TrustPinOfBundle(raw); err != nil {
 		return nil, "", "", err
 	}
 	t, err := token.VerifyTrust(raw, pin, d.now())
@@ -198,7 +198,7 @@ type pairer struct {
 	prover *rest.Prover // so that a policy that requires proofs does not prevent pairing
 }
 
-func (p *pairer) now() time.Time { return p.d.bestTimeUnder(p.trust) }
+func (p *pairer) now() time.Time { return p.d.bestTimeWithTrust(p.trust) }
 
 func (p *pairer) proof(codeHash string) (string, error) {
 	return token.SignEnrollment(p.d.signer.Load(), p.trust.Issuer, codeHash, p.d.decrypter.Load().Public().ID(), p.now())

@@ -279,14 +279,16 @@ func (s *scene) open(o Options) *Device {
 func (s *scene) enrolled(o Options) *Device {
 	s.t.Helper()
 	d := s.open(o)
-	if err := d.persist(&identity{ID: "lamp-1", Issuer: hub, HTTPS: hub, Pin: token.Pin(s.root.Public())}, s.bundle, &s.trust); err != nil {
+	if err := d.persist(&identity{ID: "lamp-1", Issuer: hub, HTTPS: hub, Pin: token.TrustPin(s.root.Public())}, s.bundle, &s.trust); err != nil {
 		s.t.Fatal(err)
 	}
 	d.OnConfig(func(context.Context, Config) error { return nil })
 	return d
 }
 
-func (s *scene) link() string { return token.Link(hub, someCode, token.Pin(s.root.Public())) }
+func (s *scene) link() string {
+	return token.EnrollmentLink(hub, someCode, token.TrustPin(s.root.Public()))
+}
 
 // once gives up where the device would wait.
 var errOnce = errors.New("once is enough")
@@ -307,13 +309,13 @@ var requests = map[string]request{
 	"enrollment: the trust bundle": {route: "GET /v1/trust", new: true, do: func(ctx context.Context, s *scene, d *Device) error { return d.Enroll(ctx, s.link()) }},
 	"enrollment":                   {route: "POST /v1/enroll", new: true, do: func(ctx context.Context, s *scene, d *Device) error { return d.Enroll(ctx, s.link()) }},
 	"pairing: the trust bundle": {route: "GET /v1/trust", new: true, do: func(ctx context.Context, s *scene, d *Device) error {
-		return d.Pair(ctx, hub, PairOptions{Pin: token.Pin(s.root.Public()), Wait: once})
+		return d.Pair(ctx, hub, PairOptions{Pin: token.TrustPin(s.root.Public()), Wait: once})
 	}},
 	"pairing: the codes": {route: "POST /oauth/device_authorization", new: true, do: func(ctx context.Context, s *scene, d *Device) error {
-		return d.Pair(ctx, hub, PairOptions{Pin: token.Pin(s.root.Public()), Wait: once})
+		return d.Pair(ctx, hub, PairOptions{Pin: token.TrustPin(s.root.Public()), Wait: once})
 	}},
 	"pairing: the decision": {route: "POST /oauth/token", new: true, do: func(ctx context.Context, s *scene, d *Device) error {
-		err := d.Pair(ctx, hub, PairOptions{Pin: token.Pin(s.root.Public()), Wait: once})
+		err := d.Pair(ctx, hub, PairOptions{Pin: token.TrustPin(s.root.Public()), Wait: once})
 		if errors.Is(err, errOnce) { // it would ask again
 			err = watchword.Wrap(err, watchword.Unavailable, "not yet")
 		}
@@ -648,7 +650,7 @@ func (s *scene) running(d *Device) {
 
 // A device that meets hostile peers for an hour asks for little meanwhile, and is back within a
 // pause of its server's return.
-func TestADeviceIsBackWithinAPauseOfItsServer(t *testing.T) {
+func TestDeviceReconnectsAfterServerPause(t *testing.T) {
 	for name, hostile := range map[string]func(s *scene) *memoryPeer{
 		"a stranger that says revoked": func(s *scene) *memoryPeer { s.stranger.set("", refusing(watchword.SubjectRevoked)); return s.stranger },
 		"a stranger that says busy":    func(s *scene) *memoryPeer { s.stranger.set("", refusing(watchword.Busy)); return s.stranger },
@@ -846,7 +848,7 @@ func TestAPairingHasAPace(t *testing.T) {
 			s.good.set("POST /oauth/token", func(w http.ResponseWriter, _ *http.Request) { problem(w, 400, watchword.PairingPending, "") })
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 			defer cancel()
-			if err := s.open(s.options()).Pair(ctx, hub, PairOptions{Pin: token.Pin(s.root.Public())}); !errors.Is(err, context.DeadlineExceeded) {
+			if err := s.open(s.options()).Pair(ctx, hub, PairOptions{Pin: token.TrustPin(s.root.Public())}); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("got %v", err)
 			}
 			if n := s.good.times()["POST /oauth/token"]; n < bounds[0] || n > bounds[1] {

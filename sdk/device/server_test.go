@@ -190,7 +190,7 @@ func (s *fakeServer) device(overMQTT bool, o Options) *Device {
 	if err := d.makeKeys(); err != nil {
 		s.t.Fatal(err)
 	}
-	id := &identity{ID: "lamp-1", Issuer: s.https.URL, HTTPS: s.https.URL, Pin: token.Pin(s.root.Public())}
+	id := &identity{ID: "lamp-1", Issuer: s.https.URL, HTTPS: s.https.URL, Pin: token.TrustPin(s.root.Public())}
 	if overMQTT {
 		id.MQTTS = s.mqtt.Addr().String()
 	}

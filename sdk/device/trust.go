@@ -119,7 +119,7 @@ func (d *Device) restoreAnchors(t *token.Trust) {
 // updatePin makes the newest root the pinned one. The bundle on the disk names the old root too, so that the folder can be
 // opened after a power cut between the two writes.
 func (d *Device) updatePin(t *token.Trust) error {
-	pin := token.Pin(t.Roots[len(t.Roots)-1])
+	pin := token.TrustPin(t.Roots[len(t.Roots)-1])
 	if pin == d.identity.Pin || pin == d.pinnedRoot {
 		return nil
 	}

@@ -54,7 +54,7 @@ func TestThePinnedRootIsInTheStoredBundle(t *testing.T) {
 
 	d := &Device{dir: t.TempDir(), opts: Options{Log: slog.New(slog.DiscardHandler), Now: time.Now}}
 	d.counters = &counterFile{disk: durable.OS{}, path: d.path(countersFile)}
-	d.identity = &identity{ID: "lamp-1", Issuer: known.Issuer, HTTPS: srv.URL, Pin: token.Pin(second.Public())}
+	d.identity = &identity{ID: "lamp-1", Issuer: known.Issuer, HTTPS: srv.URL, Pin: token.TrustPin(second.Public())}
 	d.client = rest.New(srv.URL, srv.Client().Transport, nil)
 	d.trust.Store(&known)
 	if err := d.renewTrust(t.Context()); err != nil {

@@ -44,7 +44,7 @@ func TestLatencies(t *testing.T) {
 	}
 }
 
-func TestAPlanIsChecked(t *testing.T) {
+func TestPlanCheck(t *testing.T) {
 	for _, p := range []Plan{{Devices: 1, EventRate: math.NaN()}, {Devices: 20_000, EventRate: 1e-6}, {Devices: 1, CommandRate: math.NaN()}, {Devices: 1, CommandRate: 1e-10}, {Devices: 1, Lossy: math.NaN()}} {
 		if watchword.CodeOf(p.Check()) != watchword.BadRequest {
 			t.Errorf("%+v passes", p)

@@ -63,7 +63,7 @@ func TestOnlyKeysOfTheIssuerAreUsed(t *testing.T) {
 }
 
 // An issuer whose answer stalls is asked again, and its last keys go on.
-func TestAnIssuerThatStallsDoesNoHarm(t *testing.T) {
+func TestStalledIssuerDoesNotBlock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := newSigner(t, jose.P256)
 		w := &web{}

@@ -183,7 +183,7 @@ func TestARequestWaitsABoundedTimeForAKey(t *testing.T) {
 	})
 }
 
-func TestAnIssuerThatIsGoneDoesNoHarmForADay(t *testing.T) {
+func TestUnreachableIssuerKeysAreUsedForADay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, w := newSigner(t, jose.P256), &web{}
 		w.publish(a)
@@ -338,7 +338,7 @@ func TestCacheSurvivesRestart(t *testing.T) {
 	})
 }
 
-func TestADamagedCacheCountsForNothing(t *testing.T) {
+func TestDamagedCacheIsIgnored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, w := newSigner(t, jose.P256), &web{}
 		w.publish(a)

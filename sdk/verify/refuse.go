@@ -11,7 +11,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
-	"github.com/watchword-iot/watchword/internal/clip"
+	"github.com/watchword-iot/watchword/internal/truncate"
 )
 
 // algs is the list of signature algorithms for DPoP proofs (RFC 9449 §7.1).
@@ -44,7 +44,7 @@ func (v *Verifier) Refuse(w http.ResponseWriter, r *http.Request, err error) {
 		level = slog.LevelWarn
 	}
 	v.log.LogAttrs(r.Context(), level, "request refused", slog.String("code", string(code)), slog.String("method", r.Method),
-		slog.String("path", clip.LogText(r.URL.Path)), slog.String("rule", p.Rule), slog.Any("err", err))
+		slog.String("path", truncate.LogText(r.URL.Path)), slog.String("rule", p.Rule), slog.Any("err", err))
 
 	h := w.Header()
 	for _, c := range v.challenges(r, err, status) {

@@ -147,7 +147,7 @@ func TestAProofIsUsedOnce(t *testing.T) {
 	}
 }
 
-func TestProofMemoryIsBoundedAndRefuses(t *testing.T) {
+func TestUsedProofsAreBounded(t *testing.T) {
 	key, busy, quiet := newSigner(t, jose.P256), newSigner(t, jose.Ed), newSigner(t, jose.Ed)
 	other := newSigner(t, jose.Ed)
 	v, c := static(t, jwks(key), verify.Proofs(40))

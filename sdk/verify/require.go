@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/authz"
 )
 
 // Require returns a middleware that passes on a request if its token allows action on resource. The handler gets the token
@@ -33,7 +33,7 @@ func (v *Verifier) Require(resource, action string) func(http.Handler) http.Hand
 // canMatch reports whether a token can have a permission for this resource and action, with names filled in.
 func canMatch(resource, action string) bool {
 	filled, ok := fillPattern(resource, func(string) string { return "x" })
-	g, err := permit.FromPermissions[struct{}]([]watchword.Permission{{Resource: filled, Actions: []string{action}}}, nil)
+	g, err := authz.FromPermissions[struct{}]([]watchword.Permission{{Resource: filled, Actions: []string{action}}}, nil)
 	return ok && err == nil && (&Token{grant: g}).Allows(filled, action).Allowed
 }
 
@@ -94,7 +94,7 @@ func fillPattern(resource string, value func(name string) string) (string, bool)
 		}
 		name, after, closed := strings.Cut(rest, "}")
 		s := value(name)
-		if !closed || s == "." || s == ".." || strings.Contains(s, "/") || !permit.Printable(s) || permit.CheckTopic(s) != nil {
+		if !closed || s == "." || s == ".." || strings.Contains(s, "/") || !authz.Printable(s) || authz.CheckTopic(s) != nil {
 			return "", false
 		}
 		out.WriteString(s)

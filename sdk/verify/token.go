@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/permit"
+	"github.com/watchword-iot/watchword/internal/authz"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -27,10 +27,10 @@ type Token struct {
 	grant *grant
 }
 
-type grant = permit.Grant[struct{}] // a token carries no constraints on arguments
+type grant = authz.Grant[struct{}] // a token carries no constraints on arguments
 
 // Decision is the result of an authorization check: Allowed, and Err with code denied if it is not allowed.
-type Decision = permit.Decision
+type Decision = authz.Decision
 
 // Allows decides whether the token allows an action on a resource. The claim deny takes precedence:
 //
@@ -44,14 +44,14 @@ type Decision = permit.Decision
 // use [Token.AllowsCall] if the labels are known. Constraints on a call's arguments are in policy only; the token does not
 // carry them.
 func (t *Token) Allows(resource, action string) Decision {
-	if !permit.Printable(resource) {
+	if !authz.Printable(resource) {
 		return Decision{}
 	}
 	if topic, ok := strings.CutPrefix(resource, watchword.TopicPrefix); ok {
 		switch {
-		case action == "pub" && permit.CheckTopic(topic) == nil:
+		case action == "pub" && authz.CheckTopic(topic) == nil:
 			return t.grant.Publish(topic)
-		case action == "sub" && permit.CheckFilter(topic) == nil:
+		case action == "sub" && authz.CheckFilter(topic) == nil:
 			return t.grant.Subscribe(topic)
 		}
 		return Decision{}
@@ -61,17 +61,17 @@ func (t *Token) Allows(resource, action string) Decision {
 	}
 	if call, ok := strings.CutPrefix(resource, watchword.FunctionPrefix); ok && action == "call" {
 		device, function, _ := strings.Cut(call, "/")
-		return t.call(permit.Target{ID: watchword.SubjectID(device), Unlabeled: true}, function)
+		return t.call(authz.Target{ID: watchword.SubjectID(device), Unlabeled: true}, function)
 	}
 	return Decision{}
 }
 
 // AllowsCall decides on one function of one device with known labels.
 func (t *Token) AllowsCall(device watchword.SubjectID, labels watchword.Labels, function string) Decision {
-	return t.call(permit.Target{ID: device, Labels: labels}, function)
+	return t.call(authz.Target{ID: device, Labels: labels}, function)
 }
 
-func (t *Token) call(target permit.Target, function string) Decision {
+func (t *Token) call(target authz.Target, function string) Decision {
 	if !watchword.ValidName(string(target.ID)) || !watchword.ValidName(function) {
 		return Decision{}
 	}
@@ -94,7 +94,7 @@ func newToken(a *token.Access, raw string) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := permit.FromPermissions[struct{}](perm, deny)
+	g, err := authz.FromPermissions[struct{}](perm, deny)
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/recent"
+	"github.com/watchword-iot/watchword/internal/cache"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -28,7 +28,7 @@ type Verifier struct {
 	usedProofs *usedProofs
 
 	mu       sync.Mutex
-	verified *recent.Map[[sha256.Size]byte, *Token] // by the hash of the whole token; nil: no cache
+	verified *cache.Map[[sha256.Size]byte, *Token] // by the hash of the whole token; nil: no cache
 }
 
 // New fetches the issuer's keys by its metadata (RFC 8414) and refreshes them until ctx ends or [Verifier.Close] is called:
@@ -54,7 +54,7 @@ func New(ctx context.Context, issuer string, opts ...Option) (*Verifier, error) 
 		v.nonces = &nonces{o.secret()}
 	}
 	if o.remembered > 0 {
-		v.verified = recent.New[[sha256.Size]byte, *Token](o.remembered)
+		v.verified = cache.New[[sha256.Size]byte, *Token](o.remembered)
 	}
 	if o.keysGiven {
 		set, err := parseJWKS(o.jwks)

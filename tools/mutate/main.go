@@ -38,7 +38,7 @@ type target struct {
 // targets is what decides about authority, and is what a run goes over, in this order.
 var targets = []target{
 	{dir: "policy"},
-	{dir: "internal/permit", tests: []string{"internal/permit", "policy"}},
+	{dir: "internal/authz", tests: []string{"internal/authz", "policy"}},
 	{dir: "session"},
 	{dir: "command"},
 	{dir: "token"},

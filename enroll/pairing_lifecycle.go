@@ -1,0 +1,83 @@
+package enroll
+
+import (
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// The functions of this file decide what becomes of a pairing. They read and write nothing: a store calls them between
+// loading and writing, in one transaction.
+
+// ErrPairing is the refusal of a pairing that there is not, or whose end has passed.
+var ErrPairing = watchword.Refuse(watchword.NotFound, "no pairing waits under this code; it may be over, and the device must ask anew")
+
+// ErrUserCodeTaken says that another pairing of the tenant has the user code.
+var ErrUserCodeTaken = watchword.Refuse(watchword.Conflict, "another pairing has this user code")
+
+// PendingPairings is the pairings of a tenant that wait for an operator, as one transaction sees them.
+type PendingPairings struct {
+	All, SameNetwork                    int       // how many, and how many of them come from the network that asks
+	FirstExpiry, FirstExpirySameNetwork time.Time // when the first of them ends; zero where there is none
+}
+
+// checkRoom refuses one more. Codes: rate_limited, busy; both with RetryAfter.
+func (q PendingPairings) checkRoom(now time.Time) error {
+	switch {
+	case q.SameNetwork >= MaxPairingsPerNetwork:
+		return &watchword.Error{Code: watchword.RateLimited, Detail: "too many pairings from this network wait for an operator", RetryAfter: q.FirstExpirySameNetwork.Sub(now)}
+	case q.All >= MaxPairings:
+		return &watchword.Error{Code: watchword.Busy, Detail: "too many pairings wait for an operator", RetryAfter: q.FirstExpiry.Sub(now)}
+	}
+	return nil
+}
+
+// PairingRequester is what a transaction knows of a device that asks to be paired.
+type PairingRequester struct {
+	KeysUsed    bool              // the tenant knows one of its keys as a subject's
+	LastPairing Pairing           // the last pairing of its signing key; zero where there is none
+	Subject     watchword.Subject // that Last became; zero where it became none, or the subject was deleted
+	Pending     PendingPairings   // without Last
+}
+
+// Request decides whether p is stored, in place of a.Last: as pending, or as approved where an operator has approved these keys
+// and the device has lost its device code. Codes: conflict for a key that was used; rate_limited, busy.
+func (p Pairing) Request(a PairingRequester, now time.Time) (Pairing, error) {
+	if !a.KeysUsed {
+		return p, a.Pending.checkRoom(now)
+	}
+	_, signs := a.Subject.SignKey(p.Sign.ID)
+	if a.LastPairing.State != PairingApproved || !a.LastPairing.Expires.After(now) || a.LastPairing.Seal.ID != p.Seal.ID || !signs {
+		return p, watchword.Refuse(watchword.Conflict, "a key that was used before cannot be paired; make new keys")
+	}
+	p.State, p.Subject, p.By, p.Decided, p.Expires = a.LastPairing.State, a.LastPairing.Subject, a.LastPairing.By, a.LastPairing.Decided, a.LastPairing.Expires
+	return p, nil
+}
+
+// Approve makes the keys of a pending pairing those of the device s, until the end of a. Code: conflict where the pairing is
+// decided, where s is no device, or neither new nor revoked.
+func (p Pairing) Approve(a Approval, by watchword.SubjectID, s watchword.Subject, now time.Time) (Pairing, watchword.Subject, error) {
+	if err := p.CheckPending(); err != nil {
+		return p, s, err
+	}
+	if s.Kind != watchword.Device {
+		return p, s, watchword.Refuse(watchword.Conflict, "the id %q is taken", s.ID)
+	}
+	p.Sign.State, p.Seal.State = watchword.KeyActive, watchword.KeyActive
+	p.Sign.Added, p.Seal.Added = now, now
+	s, err := s.Enroll(p.Sign, p.Seal, now)
+	if err != nil {
+		return p, s, err
+	}
+	p.State, p.Subject, p.By, p.Decided, p.Expires = PairingApproved, s.ID, by, now, a.AnswerUntil
+	return p, s, nil
+}
+
+// Reject turns a pending pairing down. Code: conflict where it is decided.
+func (p Pairing) Reject(by watchword.SubjectID, now time.Time) (Pairing, error) {
+	if err := p.CheckPending(); err != nil {
+		return p, err
+	}
+	p.State, p.By, p.Decided = PairingRejected, by, now
+	return p, nil
+}

@@ -1,0 +1,53 @@
+package cache_test
+
+import (
+	"testing"
+
+	"github.com/watchword-iot/watchword/internal/cache"
+)
+
+func TestMapKeepsAtMostTwiceItsSize(t *testing.T) {
+	const size = 100
+	m := cache.New[int, int](size)
+	for i := range 10 * size {
+		m.Put(i, i)
+		if m.Len() > 2*size {
+			t.Fatalf("holds %d after %d puts, bound %d", m.Len(), i, 2*size)
+		}
+		if j := i - size/4; j >= 0 { // since j was put, 2×size/4 keys were put or asked for
+			if _, ok := m.Get(j); !ok {
+				t.Fatalf("forgot %d after %d", j, i)
+			}
+		}
+	}
+	if _, ok := m.Get(0); ok {
+		t.Error("still knows the first of many")
+	}
+}
+
+func TestDeleteForgetsBothGenerations(t *testing.T) {
+	m := cache.New[string, int](1)
+	m.Put("a", 1)
+	m.Put("b", 2) // a is old now
+	m.Delete("a")
+	m.Delete("b")
+	if _, ok := m.Get("a"); ok {
+		t.Error("a is remembered")
+	}
+	if _, ok := m.Get("b"); ok {
+		t.Error("b is remembered")
+	}
+}
+
+func TestDeleteFuncForgetsInBothGenerations(t *testing.T) {
+	m := cache.New[int, int](4)
+	for i := range 8 {
+		m.Put(i, i)
+	}
+	m.DeleteFunc(func(k, _ int) bool { return k%2 == 1 })
+	for i := range 8 {
+		if _, ok := m.Get(i); ok != (i%2 == 0) {
+			t.Errorf("%d: %v", i, ok)
+		}
+	}
+}
