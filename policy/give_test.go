@@ -370,8 +370,11 @@ func TestMayGiveCounts(t *testing.T) {
 		t.Errorf("who has more lacks %v", p)
 	}
 	for _, w := range []policy.Subject{
-		{ID: "x", Kind: watchword.Operator, Role: "other"}, {ID: "x", Kind: watchword.Operator}, {ID: "plain", Kind: watchword.Operator, Labels: watchword.Labels{"role": "plain"}},
-		{ID: "x", Kind: watchword.Device, Role: "plain"}, {ID: "x", Kind: watchword.Service, Role: "plain"},
+		{ID: "x", Kind: watchword.Operator, Role: "other"},
+		{ID: "x", Kind: watchword.Operator},
+		{ID: "plain", Kind: watchword.Operator, Labels: watchword.Labels{"role": "plain"}},
+		{ID: "x", Kind: watchword.Device, Role: "plain"},
+		{ID: "x", Kind: watchword.Service, Role: "plain"},
 	} {
 		if d := set.GrantFor(w).Publish("a"); d.Allowed {
 			t.Errorf("%+v has the role's permissions", w)
