@@ -9,10 +9,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -358,6 +360,52 @@ func TestTransportsShareEvents(t *testing.T) {
 	must(t, err)
 	if p := <-c.got; p.Topic != "devices/meter-1/config" || strings.Count(string(p.Payload), ".") != 2 {
 		t.Errorf("configuration: %+v", p)
+	}
+}
+
+// Events of one stream that are published over HTTP and over MQTT at the same time reach a stream of server-sent events and
+// an MQTT client in one order.
+func TestTransportsHaveOneOrderOfEvents(t *testing.T) {
+	srv, one, two := meterServer(t)
+	_, err := srv.admin.ApplyPolicy(t.Context(), "listeners", []byte("subjects = [\"meter-2\"]\n[[allow]]\nsubscribe = [\"devices/+/events/#\"]\n"), 0)
+	must(t, err)
+	op, err := srv.admin.Tokens().Renew(t.Context())
+	must(t, err)
+	reader, publisher := connectPaho(t, two, ""), connectPaho(t, one, "")
+	reader.subscribe(t, "devices/meter-1/events/#")
+	stream := srv.stream("/v1/events?device=meter-1", op)
+	const each = 60
+	failed := make(chan error, 2)
+	go func() {
+		var err error
+		for n := 0; n < each && err == nil; n++ {
+			err = one.Publish(t.Context(), "lux", fmt.Sprint("http ", n)) // over HTTP: the device does not run
+		}
+		failed <- err
+	}()
+	go func() {
+		var err error
+		for n := 0; n < each && err == nil; n++ {
+			_, err = publisher.client.Publish(t.Context(), &paho.Publish{Topic: "devices/meter-1/events/lux", QoS: 1, Payload: fmt.Appendf(nil, "%q", fmt.Sprint("mqtt ", n))})
+		}
+		failed <- err
+	}()
+	overMQTT, overSSE := make([]string, 2*each), make([]string, 2*each)
+	for i := range overMQTT {
+		var e api.Event
+		must(t, json.Unmarshal([]byte(next(t, stream, "event").Data), &e))
+		overSSE[i] = string(e.Data)
+		select {
+		case p := <-reader.got:
+			overMQTT[i] = string(p.Payload)
+		case <-time.After(20 * time.Second):
+			t.Fatalf("MQTT: no event after %d", i)
+		}
+	}
+	must(t, <-failed)
+	must(t, <-failed)
+	if !slices.Equal(overMQTT, overSSE) {
+		t.Errorf("over MQTT %q, over SSE %q", overMQTT, overSSE)
 	}
 }
 

@@ -193,10 +193,10 @@ func (a *API) reportState(w http.ResponseWriter, r *http.Request, c *caller) err
 	if err := a.ControlRates.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, twin.ReportCost, time.Now()); err != nil {
 		return err
 	}
-	if err := a.Twins.ReportState(r.Context(), c.Tenant(), c.Versions(), c.Subject(), doc, a.Now()); err != nil {
-		return err
+	publish := func() error {
+		return a.Bus.Tenant(c.Tenant()).PublishDocument(&bus.Document{Name: selfTopic(c, "state"), ContentType: "application/json", Payload: doc}, nil)
 	}
-	if err := a.Bus.Tenant(c.Tenant()).PublishDocument(&bus.Document{Name: selfTopic(c, "state"), ContentType: "application/json", Payload: doc}, nil); err != nil {
+	if err := a.Twins.ReportState(r.Context(), c.Tenant(), c.Versions(), c.Subject(), doc, a.Now(), publish); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

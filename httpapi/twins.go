@@ -80,17 +80,19 @@ func (a *API) twinRoutes() {
 				return nil, fieldError("config", err, "must be one JSON object, no member twice, at most 7 deep")
 			}
 			e := c.actor.DoneEntry(audit.ConfigSet, string(in.ID), a.Now(), map[string]string{"sha256": jose.Hash(doc)})
-			t, err := a.Twins.SetConfig(ctx, c.Tenant(), in.ID, doc, v, a.Now(), e)
+			t, err := a.Twins.SetConfig(ctx, c.Tenant(), in.ID, doc, v, a.Now(), e, func(t twin.Twin) error {
+				signed, err := a.Commands.SignConfig(c.Tenant(), in.ID, t.ConfigVersion, doc)
+				if err != nil {
+					return err
+				}
+				d := &bus.Document{Name: "devices/" + string(in.ID) + "/config", ContentType: "application/jose", Payload: []byte(signed)}
+				if err := a.Bus.Tenant(c.Tenant()).PublishDocument(d, nil); err != nil {
+					a.Log.WarnContext(ctx, "a configuration that is set is not stored for an offline session", slog.String("device", string(in.ID)), slog.Any("err", err))
+				}
+				return nil
+			})
 			if err != nil {
 				return nil, err
-			}
-			signed, err := a.Commands.SignConfig(c.Tenant(), in.ID, t.ConfigVersion, doc)
-			if err != nil {
-				return nil, err
-			}
-			d := &bus.Document{Name: "devices/" + string(in.ID) + "/config", ContentType: "application/jose", Payload: []byte(signed)}
-			if err := a.Bus.Tenant(c.Tenant()).PublishDocument(d, nil); err != nil {
-				a.Log.WarnContext(ctx, "a configuration that is set does not wait for a session that is away", slog.String("device", string(in.ID)), slog.Any("err", err))
 			}
 			return &twinOut{etag(t.ConfigVersion), viewTwin(t)}, nil
 		})

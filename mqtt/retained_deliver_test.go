@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,6 +25,8 @@ type fakeTwins struct {
 	states map[watchword.SubjectID][]byte
 	by     map[watchword.SubjectID]watchword.SubjectID // who reported them; nobody, if absent
 	hold   chan struct{}
+
+	stored func() // called when a state is stored, before its report is answered; nil: no call
 }
 
 func (f *fakeTwins) Twin(_ context.Context, _ watchword.TenantID, d watchword.SubjectID) (twin.Twin, error) {
@@ -34,11 +37,15 @@ func (f *fakeTwins) Twin(_ context.Context, _ watchword.TenantID, d watchword.Su
 
 func (f *fakeTwins) ReportState(_ context.Context, _ watchword.TenantID, b watchword.AuthorityVersions, d watchword.SubjectID, state []byte, _ time.Time) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if f.by == nil {
 		f.by = map[watchword.SubjectID]watchword.SubjectID{}
 	}
 	f.states[d], f.by[d] = state, b.Subject
+	stored := f.stored
+	f.mu.Unlock()
+	if stored != nil {
+		stored()
+	}
 	return nil
 }
 
@@ -202,4 +209,35 @@ func TestStateIsDeliveredWhileReporterMayPublish(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Of two clients that report a state of one device at once, the last state that subscribers have is the one stored, also
+// where the first report is slow between its store and its publication.
+func TestTheLastStatePublishedIsTheOneStored(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *testServer) {
+		reader, one, two := srv.device("reader"), srv.device("lamp-1"), srv.device("gateway")
+		reader.subscribe(1, "devices/lamp-1/state")
+		slow := make(chan struct{})
+		var reports atomic.Int32
+		srv.twins.stored = func() {
+			if reports.Add(1) == 1 {
+				<-slow
+			}
+		}
+		report := func(c *testClient, state string) {
+			c.send(&packet.Publish{Topic: "devices/lamp-1/state", QoS: 1, ID: c.id(), Payload: []byte(state)})
+			synctest.Wait()
+		}
+		report(one, `{"n":1}`) // stored, and not published yet
+		report(two, `{"n":2}`)
+		close(slow)
+		want[*packet.Ack](one)
+		want[*packet.Ack](two)
+		reader.wantMessage("devices/lamp-1/state", `{"n":1}`)
+		reader.wantMessage("devices/lamp-1/state", `{"n":2}`)
+		reader.wantNothing()
+		if tw, _ := srv.twins.Twin(t.Context(), "", "lamp-1"); string(tw.State) != `{"n":2}` {
+			t.Errorf("%s is stored", tw.State)
+		}
+	})
 }

@@ -145,18 +145,17 @@ func (st *sessionState) reportState(ctx context.Context, w *workBatch, sys syste
 	if err := jose.Walk(m.payload, func(string, jsontext.Value) error { return nil }); err != nil {
 		return &watchword.Error{Code: watchword.BadRequest, Field: "state", Detail: "must be one JSON object, no member twice, at most 8 deep", Err: err}
 	}
-	if st.broker.deps.Twins != nil {
-		var doc bytes.Buffer
-		if err := json.Compact(&doc, m.payload); err != nil {
-			return watchword.RefuseField("state", "must be one JSON object")
-		}
-		if err := st.runAuthorized(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
-			return st.broker.deps.Twins.ReportState(ctx, st.tenant.id, a.Versions(), sys.device, doc.Bytes(), w.now)
-		}); err != nil {
-			return err
-		}
+	publish := func() error { return st.tenant.bus.Publish(p, &w.Batch, o) }
+	if st.broker.deps.Twins == nil {
+		return publish()
 	}
-	return st.tenant.bus.Publish(p, &w.Batch, o)
+	var doc bytes.Buffer
+	if err := json.Compact(&doc, m.payload); err != nil {
+		return watchword.RefuseField("state", "must be one JSON object")
+	}
+	return st.runAuthorized(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
+		return st.broker.deps.Twins.ReportState(ctx, st.tenant.id, a.Versions(), sys.device, doc.Bytes(), w.now, publish)
+	})
 }
 
 func (st *sessionState) takeReceipt(ctx context.Context, sys systemTopic, m *message, by publisher) error {

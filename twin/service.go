@@ -32,12 +32,13 @@ type Sealer interface {
 
 // Service keeps twins, sealed at rest. It is safe for concurrent use.
 type Service struct {
-	store  Store
-	sealer Sealer
+	store     Store
+	sealer    Sealer
+	documents documentLocks
 }
 
 // New returns a service over st.
-func New(st Store, sealer Sealer) *Service { return &Service{st, sealer} }
+func New(st Store, sealer Sealer) *Service { return &Service{store: st, sealer: sealer} }
 
 func sealContext(field string, t watchword.TenantID, device watchword.SubjectID) string {
 	return field + "/" + string(t) + "/" + string(device)
@@ -79,27 +80,41 @@ func (svc *Service) ReportedStates(ctx context.Context, t watchword.TenantID, af
 	return ts, err
 }
 
-// ReportState replaces the reported state, one JSON object. b is what the report was decided on.
-func (svc *Service) ReportState(ctx context.Context, t watchword.TenantID, b watchword.AuthorityVersions, device watchword.SubjectID, state []byte, now time.Time) error {
+// ReportState replaces the reported state, one JSON object, and then calls publish, whose error it returns. b is what the
+// report was decided on. States of one device are stored and published one after the other: the last one published is
+// the one stored.
+func (svc *Service) ReportState(ctx context.Context, t watchword.TenantID, b watchword.AuthorityVersions, device watchword.SubjectID, state []byte, now time.Time, publish func() error) error {
 	sealed, err := svc.sealer.Seal(sealContext("state", t, device), state)
 	if err != nil {
 		return err
 	}
-	return svc.store.ReportState(ctx, t, b, device, sealed, now)
+	return svc.documents.do(ctx, document{t, device, "state"}, func() error {
+		if err := svc.store.ReportState(ctx, t, b, device, sealed, now); err != nil {
+			return err
+		}
+		return publish()
+	})
 }
 
-// SetConfig replaces the wanted configuration, one JSON object. ifVersion is -1
-// for any, 0 for never set, else the current version. Codes: not_found, precondition_failed.
-func (svc *Service) SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (Twin, error) {
+// SetConfig replaces the wanted configuration, one JSON object, and then calls publish with the new twin, under the rule of
+// [Service.ReportState]. ifVersion is -1 for any, 0 for never set, else the current version. Codes: not_found,
+// precondition_failed.
+func (svc *Service) SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry, publish func(Twin) error) (tw Twin, err error) {
 	sealed, err := svc.sealer.Seal(sealContext("config", t, device), config)
 	if err != nil {
 		return Twin{}, err
 	}
-	tw, err := svc.store.SetConfig(ctx, t, device, sealed, ifVersion, now, e)
-	if err != nil {
-		return tw, err
-	}
-	return svc.open(tw, t, device)
+	err = svc.documents.do(ctx, document{t, device, "config"}, func() error {
+		stored, err := svc.store.SetConfig(ctx, t, device, sealed, ifVersion, now, e)
+		if err != nil {
+			return err
+		}
+		if tw, err = svc.open(stored, t, device); err != nil {
+			return err
+		}
+		return publish(tw)
+	})
+	return tw, err
 }
 
 // SetFunctions replaces what the device announced. b is what that was decided on.
