@@ -72,14 +72,28 @@ func sources(t *testing.T) []source {
 			return err
 		}
 		file = filepath.ToSlash(file)
-		room, _, _ := strings.Cut(path.Dir(file), "/")
-		out = append(out, source{file, room, strings.HasSuffix(file, "_test.go"), f})
+		out = append(out, source{file, roomOf(path.Dir(file)), strings.HasSuffix(file, "_test.go"), f})
 		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// roomOf returns the first part of a folder's path, in the module of the server what comes after server/: a package has
+// one name on all floors, whichever module it is in.
+func roomOf(folder string) string {
+	room, _, _ := strings.Cut(strings.TrimPrefix(folder, "server/"), "/")
+	return room
+}
+
+// moduleOf returns the folder of the module that a folder is in.
+func moduleOf(folder string) string {
+	if first, _, _ := strings.Cut(folder, "/"); first == "server" || first == "cmd" {
+		return first
+	}
+	return "."
 }
 
 func (s source) imports() []string {
@@ -110,9 +124,9 @@ func TestImportsGoDown(t *testing.T) {
 			if !ours {
 				continue
 			}
-			other, _, _ := strings.Cut(strings.TrimPrefix(rel, "/"), "/")
-			if other == "" {
-				other = "."
+			other := "."
+			if rel != "" {
+				other = roomOf(strings.TrimPrefix(rel, "/"))
 			}
 			if other != s.pkg && floor[other] >= here {
 				t.Errorf("%s imports %s, which is not on a lower floor", s.path, other)
@@ -178,51 +192,88 @@ func TestEveryPackageHasADocComment(t *testing.T) {
 	}
 }
 
-func TestNoReplace(t *testing.T) {
-	b, err := os.ReadFile("go.mod")
-	if err != nil {
-		t.Fatal(err)
+// A program that uses an SDK package has in its module graph what the root module requires. So that module requires nothing of
+// the server's: not for a test either. The module of the server requires nothing of the command's.
+func TestModulesRequireOnlyThoseBelow(t *testing.T) {
+	level := map[string]int{".": 0, "server": 1, "cmd": 2}
+	looked := map[string]int{}
+	for _, s := range sources(t) {
+		here := moduleOf(path.Dir(s.path))
+		looked[here]++
+		for _, imp := range s.imports() {
+			if rel, ours := strings.CutPrefix(imp, module+"/"); ours && level[moduleOf(rel)] > level[here] {
+				t.Errorf("%s imports %s, which is in a module above", s.path, imp)
+			}
+		}
 	}
-	if strings.Contains(string(b), "replace") {
-		t.Error("go.mod has a replace: go install …@latest would fail")
+	for m := range level {
+		if looked[m] < 40 {
+			t.Errorf("looked at %d files of the module in %s", looked[m], m)
+		}
 	}
 }
 
-// What only tests need is in everybody's module graph all the same where go.mod requires it. So what go.mod requires is
-// imported by code that is no test, but for the packages in needed with its reason; libraries of others that tests
-// compare with are in the module peers.
-func TestGoModRequiresNothingForTestsAlone(t *testing.T) {
-	needed := map[string]string{
-		"github.com/rogpeppe/go-internal": "testscript runs the CLI's main inside its test",
+func TestNoReplace(t *testing.T) {
+	for m := range goModsNeed {
+		if strings.Contains(goMod(t, m), "replace") {
+			t.Errorf("%s/go.mod has a replace: go install …@latest would fail", m)
+		}
 	}
-	b, err := os.ReadFile("go.mod")
+}
+
+// goModsNeed lists, by the folder of a module, what its go.mod requires for tests alone, and why.
+var goModsNeed = map[string]map[string]string{
+	".": {},
+	"server": {
+		"github.com/eclipse/paho.golang": "a client that tests connect with; the root module requires it anyway",
+		"golang.org/x/mod":               "checkpoints that tests read; likewise",
+	},
+	"cmd": {
+		"github.com/rogpeppe/go-internal": "testscript runs the CLI's main inside its test",
+		"github.com/spf13/pflag":          "tests go over the flags of cobra's commands; cobra requires it",
+	},
+}
+
+func goMod(t *testing.T, folder string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(folder, "go.mod"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	product := map[string]bool{}
+	return string(b)
+}
+
+// What only tests need is in everybody's module graph all the same where go.mod requires it. So what the go.mod of each module
+// requires is imported by code of that module that is no test, but for what goModsNeed lists; libraries of others that tests
+// compare with are in the module peers.
+func TestGoModRequiresNothingForTestsAlone(t *testing.T) {
+	product := map[string]map[string]bool{".": {}, "server": {}, "cmd": {}}
 	for _, s := range sources(t) {
 		if s.test {
 			continue
 		}
 		for _, imp := range s.imports() {
-			product[imp] = true
+			product[moduleOf(path.Dir(s.path))][imp] = true
 			if imp == module+"/internal/peers" {
 				t.Errorf("%s imports internal/peers, which is for tests alone", s.path)
 			}
 		}
 	}
-	direct := regexp.MustCompile(`(?m)^\t(\S+) v\S+$`).FindAllStringSubmatch(string(b), -1)
-	if len(direct) < 10 {
-		t.Fatalf("found %d requirements", len(direct))
+	all := 0
+	for folder, needed := range goModsNeed {
+		for _, m := range regexp.MustCompile(`(?m)^(?:require |\t)(\S+) v\S+$`).FindAllStringSubmatch(goMod(t, folder), -1) {
+			all++
+			used := false
+			for imp := range product[folder] {
+				used = used || imp == m[1] || strings.HasPrefix(imp, m[1]+"/")
+			}
+			if used == (needed[m[1]] != "") {
+				t.Errorf("%s/go.mod requires %s, product uses it: %v, needed for tests: %q", folder, m[1], used, needed[m[1]])
+			}
+		}
 	}
-	for _, m := range direct {
-		used := false
-		for imp := range product {
-			used = used || imp == m[1] || strings.HasPrefix(imp, m[1]+"/")
-		}
-		if used == (needed[m[1]] != "") {
-			t.Errorf("go.mod requires %s, product uses it: %v, needed for tests: %q", m[1], used, needed[m[1]])
-		}
+	if all < 20 {
+		t.Errorf("found %d requirements", all)
 	}
 }
 

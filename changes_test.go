@@ -11,7 +11,7 @@ import (
 // Live authority changes on one path: a change is in the store, session.Live takes it to every receiver, and nobody else calls
 // a receiver. A receiver that is not registered where the server is assembled would miss every change.
 func TestChangesGoThroughLiveAlone(t *testing.T) {
-	const live = "session/live.go"
+	const live = "server/session/live.go"
 	declared, registered := map[string]bool{}, 0
 	for _, s := range sources(t) {
 		if s.test || s.pkg == "bench" || s.pkg == "attack" {

@@ -18,7 +18,7 @@ var openers = map[string]bool{
 
 // untrustedOpens is where files are opened in another way, as "file function call", and why that may be.
 var untrustedOpens = map[string]string{
-	"sqlite/store.go Open os.OpenFile":           "server.openData checked the folder and the file",
+	"server/sqlite/store.go Open os.OpenFile":    "server.openData checked the folder and the file",
 	"server/verify_log.go VerifyLog os.ReadFile": "one more checkpoint that the log must extend; it can only refuse",
 
 	"sdk/agent/tree_linux.go makeCgroup os.Mkdir":       "a control group below the own one: the kernel's file system",

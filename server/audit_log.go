@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/durable"
-	"github.com/watchword-iot/watchword/session"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/session"
 )
 
 // startLogSigning starts signing the log, which must extend its last checkpoint.

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/audit"
-	"github.com/watchword-iot/watchword/enroll"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/enroll"
 	"github.com/watchword-iot/watchword/token"
 )
 

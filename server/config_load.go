@@ -16,7 +16,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/spelling"
-	"github.com/watchword-iot/watchword/internal/tomlpos"
+	"github.com/watchword-iot/watchword/server/internal/tomlpos"
 )
 
 // Source says where [Load] reads the configuration from.

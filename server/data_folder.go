@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/jose"
-	"github.com/watchword-iot/watchword/keyring"
-	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/server/keyring"
+	"github.com/watchword-iot/watchword/server/policy"
 )
 
 // File names in a data folder (mode 0700).

@@ -3,7 +3,7 @@ package server
 import (
 	"context"
 
-	"github.com/watchword-iot/watchword/audit"
+	"github.com/watchword-iot/watchword/server/audit"
 )
 
 // Beside has part run beside the server's own parts, with a context that ends when the server stops. add writes an entry.

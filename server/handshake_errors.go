@@ -15,7 +15,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/watchword-iot/watchword/internal/fair"
-	"github.com/watchword-iot/watchword/internal/ratelimit"
+	"github.com/watchword-iot/watchword/server/internal/ratelimit"
 )
 
 // Reasons of failed TLS handshakes, as labels of the metric; the set is closed.

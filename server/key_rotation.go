@@ -9,11 +9,11 @@ import (
 	"sync"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/internal/durable"
-	"github.com/watchword-iot/watchword/keyring"
-	"github.com/watchword-iot/watchword/session"
-	"github.com/watchword-iot/watchword/sqlite"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/keyring"
+	"github.com/watchword-iot/watchword/server/session"
+	"github.com/watchword-iot/watchword/server/sqlite"
 )
 
 // startKeyRotation starts the rotation of keys and registers who is notified of it.

@@ -12,7 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/mqtt"
+	"github.com/watchword-iot/watchword/server/mqtt"
 )
 
 // operationsServer serves /metrics, /healthz and /readyz on a listener of its own. It has no TLS;

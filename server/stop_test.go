@@ -7,9 +7,9 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/server"
+	"github.com/watchword-iot/watchword/server/audit"
 )
 
 // After a clean stop every entry is signed, also those of a part that was still at work when all others had ended.

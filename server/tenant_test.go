@@ -18,14 +18,14 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/audit"
-	"github.com/watchword-iot/watchword/enroll"
 	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/jose"
-	"github.com/watchword-iot/watchword/policy"
 	"github.com/watchword-iot/watchword/sdk/verify"
 	"github.com/watchword-iot/watchword/server"
-	"github.com/watchword-iot/watchword/sqlite"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/enroll"
+	"github.com/watchword-iot/watchword/server/policy"
+	"github.com/watchword-iot/watchword/server/sqlite"
 	"github.com/watchword-iot/watchword/token"
 )
 

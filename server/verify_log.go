@@ -9,11 +9,11 @@ import (
 	"slices"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/jose"
-	"github.com/watchword-iot/watchword/keyring"
-	"github.com/watchword-iot/watchword/sqlite"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/keyring"
+	"github.com/watchword-iot/watchword/server/sqlite"
 	"github.com/watchword-iot/watchword/token"
 )
 

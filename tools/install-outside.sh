@@ -15,13 +15,13 @@ if ((${#missing[@]})); then
   $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
 fi
 # What package-lock.json names, unless this very one was installed already.
-(cd attack/npm && cmp -s package-lock.json node_modules/.installed || { npm ci --silent --no-audit --no-fund && cp package-lock.json node_modules/.installed; })
+(cd server/attack/npm && cmp -s package-lock.json node_modules/.installed || { npm ci --silent --no-audit --no-fund && cp package-lock.json node_modules/.installed; })
 # A witness and a checker of transparency logs, both of others' making.
 out=$PWD/bin/outside
 want="litewitness v0.6.1, fsck v1.0.2"
 if [ "$(cat "$out/.installed" 2>/dev/null)" != "$want" ]; then
-  GOBIN=$out GOFLAGS=-mod=mod go install filippo.io/torchwood/cmd/litewitness@v0.6.1
-  GOBIN=$out GOFLAGS=-mod=mod go install github.com/transparency-dev/tessera/cmd/fsck@v1.0.2
+  GOBIN=$out GOWORK=off GOFLAGS=-mod=mod go install filippo.io/torchwood/cmd/litewitness@v0.6.1
+  GOBIN=$out GOWORK=off GOFLAGS=-mod=mod go install github.com/transparency-dev/tessera/cmd/fsck@v1.0.2
   mv "$out/fsck" "$out/tlog-fsck" # the other fsck is for disks
   echo "$want" >"$out/.installed"
 fi

@@ -10,9 +10,9 @@ import (
 	"strings"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/server/audit"
 )
 
 // logKeys is what --key names: keys with their names, and bare keys of the log,

@@ -17,11 +17,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/audit"
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/server"
+	"github.com/watchword-iot/watchword/server/audit"
 )
 
 // verification is what audit verify prints.

@@ -16,12 +16,12 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
-	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
+	"github.com/watchword-iot/watchword/server/command"
 	"github.com/watchword-iot/watchword/token"
 )
 

@@ -16,11 +16,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/command"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/server/command"
 	"github.com/watchword-iot/watchword/token"
 )
 

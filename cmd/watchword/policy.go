@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/internal/terminal"
-	"github.com/watchword-iot/watchword/policy"
+	"github.com/watchword-iot/watchword/server/policy"
 )
 
 func (a *app) policyCommand() *cobra.Command {

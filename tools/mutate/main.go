@@ -37,14 +37,14 @@ type target struct {
 
 // targets is what decides about authority, and is what a run goes over, in this order.
 var targets = []target{
-	{dir: "policy"},
-	{dir: "internal/authz", tests: []string{"internal/authz", "policy"}},
-	{dir: "session"},
-	{dir: "command"},
+	{dir: "server/policy"},
+	{dir: "internal/authz", tests: []string{"internal/authz", "server/policy"}},
+	{dir: "server/session"},
+	{dir: "server/command"},
 	{dir: "token"},
-	{dir: "enroll"},
+	{dir: "server/enroll"},
 	{dir: "jose"},
-	{dir: "mqtt", files: []string{"ace", "commands", "connect", "own", "publish", "return", "share", "subscribe", "will"}},
+	{dir: "server/mqtt", files: []string{"ace", "commands", "connect", "own", "publish", "return", "share", "subscribe", "will"}},
 }
 
 // result is a line of the state file.

@@ -75,12 +75,12 @@ func TestARunFindsWhatNoTestHolds(t *testing.T) {
 		}
 	}
 	write("go.mod", "module example.org/x\n\ngo 1.26\n")
-	write("policy/p.go", "package policy\n\nfunc May(owner, open bool) bool { return owner && open }\n\nfunc Not(owner bool) bool { return owner != true }\n")
-	write("policy/p_test.go", "package policy\n\nimport \"testing\"\n\nfunc TestMay(t *testing.T) {\n\tif !May(true, true) {\n\t\tt.Fatal()\n\t}\n}\n")
+	write("server/policy/p.go", "package policy\n\nfunc May(owner, open bool) bool { return owner && open }\n\nfunc Not(owner bool) bool { return owner != true }\n")
+	write("server/policy/p_test.go", "package policy\n\nimport \"testing\"\n\nfunc TestMay(t *testing.T) {\n\tif !May(true, true) {\n\t\tt.Fatal()\n\t}\n}\n")
 	state := filepath.Join(root, "state.jsonl")
 	at := func(again bool) map[string]string {
 		t.Helper()
-		if err := run(t.Context(), root, state, "policy", 1, 200, again, false); err != nil {
+		if err := run(t.Context(), root, state, "server/policy", 1, 200, again, false); err != nil {
 			t.Fatal(err)
 		}
 		known, err := load(state)
@@ -107,7 +107,7 @@ func TestARunFindsWhatNoTestHolds(t *testing.T) {
 	if after, err := os.ReadFile(state); err != nil || !bytes.Equal(before, after) {
 		t.Errorf("a further run judged again: %v\n%s", err, after[len(before):])
 	}
-	write("policy/p_test.go", "package policy\n\nimport \"testing\"\n\nfunc TestMay(t *testing.T) {\n\tif !May(true, true) || May(true, false) || May(false, true) {\n\t\tt.Fatal()\n\t}\n}\n")
+	write("server/policy/p_test.go", "package policy\n\nimport \"testing\"\n\nfunc TestMay(t *testing.T) {\n\tif !May(true, true) || May(true, false) || May(false, true) {\n\t\tt.Fatal()\n\t}\n}\n")
 	if got := at(true); got["&& → ||"] != killed {
 		t.Errorf("with a test of the other half: %q", got["&& → ||"])
 	}
@@ -149,7 +149,7 @@ func TestASwitchedMutantIsTheOneBuiltAlone(t *testing.T) {
 	root := t.TempDir()
 	for name, text := range map[string]string{
 		"go.mod": "module example.org/x\n\ngo 1.26\n",
-		"policy/p.go": `package policy
+		"server/policy/p.go": `package policy
 
 const yes = true
 
@@ -177,7 +177,7 @@ func Last(a bool) int {
 	}
 }
 `,
-		"policy/p_test.go": `package policy
+		"server/policy/p_test.go": `package policy
 
 import "testing"
 
@@ -208,7 +208,7 @@ func TestRule(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &suite{root: root, under: "policy", dir: "policy", work: t.TempDir()}
+	s := &suite{root: root, under: "server/policy", dir: "server/policy", work: t.TempDir()}
 	if err := s.measure(t.Context()); err != nil {
 		t.Fatal(err)
 	}

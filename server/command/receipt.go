@@ -1,0 +1,161 @@
+package command
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/clockjump"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// ReceiptCost is what a receipt counts against limits.control_rate of who hands it in, over HTTP and MQTT: its signature
+// is checked, and it is written.
+const ReceiptCost = 1
+
+// ApplyReceipt verifies a receipt that device handed in and settles its command.
+// The same receipt again changes nothing and is not an error. b is what the device's right to hand it in
+// was decided on: run it in [session.Session.RunAuthorized]. trace is the request's.
+//
+// Codes: receipt_invalid where the receipt does not verify or matches nothing that was delivered, so
+// that its fault is not taken for one of the caller's token; too_large; conflict where the command was
+// settled otherwise.
+func (svc *Service) ApplyReceipt(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, b watchword.AuthorityVersions, raw, trace string) (Row, error) {
+	now := svc.opts.Now()
+	who, err := svc.directory.Principal(ctx, t, device)
+	if err != nil {
+		return Row{}, err
+	}
+	keys, err := who.Keys.VerificationKeys() // a retired key may have signed before it was replaced
+	if err != nil {
+		return Row{}, err
+	}
+	r, key, err := token.VerifyReceipt(raw, keys, device, svc.issuer(t))
+	switch code := watchword.CodeOf(err); {
+	case code == watchword.TooLarge:
+		return Row{}, err
+	case err != nil:
+		return Row{}, watchword.Wrap(err, watchword.ReceiptInvalid, "the receipt is not valid: %s", code)
+	}
+	if err := svc.checkRetiredKey(ctx, who.Subject, key, r); err != nil {
+		return Row{}, err
+	}
+	sealed, err := svc.sealer.Seal(receiptContext(r.Command), []byte(raw))
+	if err != nil {
+		return Row{}, err
+	}
+	kind := audit.CommandSettle
+	if r.Status == watchword.StatusConflict {
+		kind = audit.CommandConflict
+		slog.ErrorContext(ctx, "device saw two commands with one number",
+			slog.String("device", string(device)), slog.String("command", string(r.Command)), slog.Int64("seq", r.Seq))
+	}
+	by := audit.Actor{Tenant: t, Subject: device, Key: key, Trace: trace, Versions: b}
+	row, changed, err := svc.store.ApplyReceipt(ctx, by, ReceiptUpdate{
+		Tenant: t, Device: device, ID: r.Command, Epoch: r.Epoch, Seq: r.Seq, Hash: r.Hash, Status: r.Status, Key: key, JWS: sealed, At: now,
+	}, audit.FixedEntry[Row](by.DoneEntry(kind, string(r.Command), now, map[string]string{
+		"st": string(r.Status), "ch": r.Hash, "epoch": strconv.FormatInt(r.Epoch, 10), "seq": strconv.FormatInt(r.Seq, 10), "receipt": jose.HashString(raw),
+	})))
+	if err == nil && changed {
+		svc.notify(row)
+	}
+	return row, err
+}
+
+// checkRetiredKey refuses a receipt by a retired key for what was handed over after it was
+// replaced: whoever finds an old key answers for nothing new. What was handed over
+// before may have been answered before. Code: receipt_invalid.
+func (svc *Service) checkRetiredKey(ctx context.Context, s *watchword.Subject, key watchword.KeyID, r token.Receipt) error {
+	i := slices.IndexFunc(s.Keys, func(k watchword.Key) bool { return k.ID == key })
+	if i < 0 || s.Keys[i].State == watchword.KeyActive {
+		return nil
+	}
+	hs, err := svc.store.Handovers(ctx, s.Tenant, r.Command)
+	if err != nil {
+		return err
+	}
+	for _, h := range hs {
+		if h.Hash == r.Hash && !h.At.After(s.Keys[i].Retired) {
+			return nil
+		}
+	}
+	return watchword.Refuse(watchword.ReceiptInvalid, "the key was replaced before this command was handed over")
+}
+
+// expireBatch is how many commands end in one transaction.
+const expireBatch = 500
+
+// Run ends commands on time until ctx ends.
+func (svc *Service) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	ahead := clockjump.Start(svc.opts.Now, svc.wakeExpiryTimer) // the timer counts monotonic time
+	defer ahead.Stop()
+	for {
+		select {
+		case <-timer.C:
+			if err := svc.expireCommands(ctx); err != nil && ctx.Err() == nil {
+				slog.ErrorContext(ctx, "commands not expired", slog.Any("err", err))
+			}
+		case <-svc.wakeExpiry:
+		case <-ctx.Done():
+			return nil
+		}
+		next, err := svc.store.NextExpiry(ctx)
+		if err != nil {
+			next = svc.opts.Now().Add(time.Second) // the store is asked again soon; what has expired is not handed out meanwhile
+		}
+		svc.mu.Lock()
+		svc.nextExpiry = next
+		svc.mu.Unlock()
+		timer.Stop()
+		if !next.IsZero() {
+			timer.Reset(max(next.Sub(svc.opts.Now()), time.Millisecond))
+		}
+	}
+}
+
+// expireCommands ends what has expired.
+func (svc *Service) expireCommands(ctx context.Context) error {
+	for {
+		now := svc.opts.Now()
+		rows, err := svc.store.ExpireCommands(ctx, now, expireBatch, func(r, _ Row) audit.Entry {
+			return audit.Actor{Tenant: r.Tenant}.DoneEntry(audit.CommandExpire, string(r.ID), now, map[string]string{"before": string(r.State), "device": string(r.Device)})
+		})
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			svc.notify(r)
+		}
+		if len(rows) < expireBatch {
+			return nil
+		}
+	}
+}
+
+// scheduleExpiry tells Run of a new end, if it is nearer than the one Run waits for.
+func (svc *Service) scheduleExpiry(end time.Time) {
+	svc.mu.Lock()
+	sooner := svc.nextExpiry.IsZero() || end.Before(svc.nextExpiry)
+	if sooner {
+		svc.nextExpiry = end
+	}
+	svc.mu.Unlock()
+	if sooner {
+		svc.wakeExpiryTimer()
+	}
+}
+
+// wakeExpiryTimer has Run ask for the next end.
+func (svc *Service) wakeExpiryTimer() {
+	select {
+	case svc.wakeExpiry <- struct{}{}:
+	default:
+	}
+}

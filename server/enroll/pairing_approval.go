@@ -1,0 +1,127 @@
+package enroll
+
+import (
+	"context"
+	"crypto/subtle"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/audit"
+)
+
+// PairingApproval is what an operator says to a pairing. Sign is the whole thumbprint of
+// the signing key, as the device shows it: whoever read the code over somebody's
+// shoulder, or asked with keys of their own, has another one.
+type PairingApproval struct {
+	UserCode string
+	Sign     watchword.KeyID
+	// ID is the id of the device; empty means the requested id. Only an id that is given
+	// here may be that of a device that is there already.
+	ID     watchword.SubjectID
+	Labels watchword.Labels // of a device that is added
+}
+
+// TrustPin is what devices check this server's root by.
+func (svc *Service) TrustPin() string { return svc.opts.TrustPin() }
+
+// Pairing returns the pairing of a code that a person typed. Codes: bad_request, not_found.
+func (svc *Service) Pairing(ctx context.Context, t watchword.TenantID, userCode string, now time.Time) (Pairing, error) {
+	code, err := ParseUserCode(userCode)
+	if err != nil {
+		return Pairing{}, err
+	}
+	return svc.store.PairingByUserCode(ctx, t, code, now)
+}
+
+// Pairings lists pairings that have not expired, newest first, with ids below before
+// (empty: from the newest).
+func (svc *Service) Pairings(ctx context.Context, t watchword.TenantID, before string, limit int, now time.Time) ([]Pairing, error) {
+	return svc.store.Pairings(ctx, t, before, limit, now)
+}
+
+// ApprovePairing makes the pairing's keys those of a device, which is added for it
+// unless a.ID is there already and new or revoked. Of two operators who decide at
+// once one wins. What the device is called is its own wish only where nobody has
+// that name yet.
+//
+// Codes: bad_request; not_found for a code that is unknown or over; conflict
+// where the thumbprint is another one, the pairing is decided, or the id is taken;
+// token_too_large.
+func (svc *Service) ApprovePairing(ctx context.Context, by audit.Actor, a PairingApproval, now time.Time) (watchword.Subject, error) {
+	p, err := svc.Pairing(ctx, by.Tenant, a.UserCode, now)
+	if err != nil {
+		return watchword.Subject{}, err
+	}
+	if subtle.ConstantTimeCompare([]byte(a.Sign), []byte(p.Sign.ID)) != 1 {
+		return watchword.Subject{}, &watchword.Error{
+			Code: watchword.Conflict, Field: "sign", Detail: "is not the thumbprint behind this code: compare with what the device shows, whole",
+		}
+	}
+	if err := p.CheckPending(); err != nil {
+		return watchword.Subject{}, err
+	}
+	id := a.ID
+	if id == "" {
+		id = p.RequestedID
+	}
+	if id == "" {
+		return watchword.Subject{}, watchword.RefuseField("id", "the device has no wish: say who it shall be")
+	}
+	approval, err := svc.buildApproval(ctx, by, p, id, a, now)
+	if err != nil {
+		return watchword.Subject{}, err
+	}
+	s, err := svc.store.ApprovePairing(ctx, by, approval, now, func(before, after watchword.Subject) (es []audit.Entry) {
+		if approval.Create {
+			es = append(es, by.DoneEntry(audit.DeviceCreate, string(id), now, map[string]string{"labels": a.Labels.String(), "pairing": p.ID}))
+		}
+		return append(es, by.DoneEntry(audit.DeviceEnroll, string(id), now, map[string]string{
+			"sign": string(p.Sign.ID), "seal": string(p.Seal.ID), "sign_jwk": string(p.Sign.JWK), "seal_jwk": string(p.Seal.JWK), "pairing": p.ID, "user_code": FormatUserCode(p.UserCode),
+			"before": string(before.State), "after": string(after.State),
+		}))
+	})
+	if err == nil {
+		err = svc.opts.Live.Apply(ctx, watchword.SubjectChange(&s))
+	}
+	return s, err
+}
+
+func (svc *Service) buildApproval(ctx context.Context, by audit.Actor, p Pairing, id watchword.SubjectID, a PairingApproval, now time.Time) (Approval, error) {
+	out := Approval{Pairing: p.ID, AnswerUntil: now.Add(ApprovedPairingLifetime), Create: true, Subject: watchword.Subject{
+		Tenant: by.Tenant, ID: id, Kind: watchword.Device, State: watchword.New, Labels: a.Labels,
+		Version: 1, Incarnation: 1, Created: now, Changed: now,
+	}}
+	if err := watchword.CheckName("id", string(id)); err != nil {
+		return out, err
+	}
+	if err := watchword.CheckLabels(a.Labels); err != nil {
+		return out, err
+	}
+	if err := svc.opts.CheckTokenSize(ctx, out.Subject); err != nil {
+		return out, err
+	}
+	switch s, err := svc.store.Subject(ctx, by.Tenant, id); {
+	case watchword.CodeOf(err) == watchword.NotFound:
+		return out, nil
+	case err != nil:
+		return out, err
+	case a.ID == "":
+		return out, watchword.Refuse(watchword.Conflict, "the device wishes to be %q, which is there already: say that id if you mean it, or another", id)
+	case len(a.Labels) > 0:
+		return out, watchword.RefuseField("labels", "the device is there already, with labels of its own")
+	default:
+		out.Create, out.Subject = false, s
+		return out, nil
+	}
+}
+
+// RejectPairing turns a pairing down. Codes: bad_request, not_found, conflict.
+func (svc *Service) RejectPairing(ctx context.Context, by audit.Actor, userCode string, now time.Time) (Pairing, error) {
+	p, err := svc.Pairing(ctx, by.Tenant, userCode, now)
+	if err != nil {
+		return p, err
+	}
+	return svc.store.RejectPairing(ctx, by, p.ID, now, audit.FixedEntry[Pairing](by.DoneEntry(audit.PairingReject, p.ID, now, map[string]string{
+		"sign": string(p.Sign.ID), "seal": string(p.Seal.ID), "user_code": FormatUserCode(p.UserCode),
+	})))
+}

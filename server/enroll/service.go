@@ -1,0 +1,217 @@
+package enroll
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/fair"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Store is what the service needs from the store.
+type Store interface {
+	CreateSubject(ctx context.Context, s watchword.Subject, code *Code, e audit.Entry) error
+	AddCode(ctx context.Context, c Code, e audit.Entry) error
+	RedeemCode(ctx context.Context, r Redemption, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
+	RekeyStore
+	PairingStore
+}
+
+// Options is what a service needs to know beside the store.
+type Options struct {
+	PublicURL string        // where links of the default tenant point, without a path
+	Issuer    string        // of the default tenant
+	TrustPin  func() string // of the root of this moment
+	// CheckTokenSize refuses a subject whose token would outgrow its bound.
+	CheckTokenSize func(ctx context.Context, s watchword.Subject) error
+	// Live is told of each subject that has changed in the store, before the answer. It is a [session.Live].
+	Live interface {
+		Apply(ctx context.Context, c watchword.Change) error
+	}
+	// How long a pairing waits for an operator, and how often its device may ask; 0
+	// means PairingLife and PairingInterval.
+	PairingLifetime, PairingInterval time.Duration
+	// Semaphore is where signatures are checked; nil lets everybody in at once.
+	Semaphore *fair.Semaphore
+}
+
+// Service lets subjects in. It is safe for concurrent use.
+type Service struct {
+	store    Store
+	opts     Options
+	throttle *throttle
+	polls    *pollLimiter
+}
+
+// New returns a service that writes to st.
+func New(st Store, o Options) *Service {
+	if o.PairingLifetime == 0 {
+		o.PairingLifetime = DefaultPairingLifetime
+	}
+	if o.PairingInterval == 0 {
+		o.PairingInterval = DefaultPairingInterval
+	}
+	return &Service{store: st, opts: o, throttle: newThrottle(), polls: newPollLimiter(o.PairingInterval)}
+}
+
+// issuer returns the issuer identifier of a tenant.
+func (svc *Service) issuer(t watchword.TenantID) string {
+	return watchword.Issuers(svc.opts.Issuer).Of(t)
+}
+
+// CreateDevice writes a new device down and returns the link by which it comes in. ttl 0
+// means [DefaultCodeLifetime]. Codes: bad_request, conflict, token_too_large.
+func (svc *Service) CreateDevice(ctx context.Context, by audit.Actor, id watchword.SubjectID, labels watchword.Labels, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
+	return svc.CreateDeviceWithProof(ctx, by, id, labels, "", ttl, now)
+}
+
+// CreateDeviceWithProof is [Service.CreateDevice] for a device that gets nothing without a proof of its
+// key, where proof is [watchword.RequireProof].
+func (svc *Service) CreateDeviceWithProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, labels watchword.Labels, proof string, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
+	s := watchword.Subject{
+		Tenant: by.Tenant, ID: id, Kind: watchword.Device, State: watchword.New, Labels: labels, Proof: proof,
+		Version: 1, Incarnation: 1, Created: now, Changed: now,
+	}
+	if err := watchword.CheckName("id", string(id)); err != nil {
+		return s, Link{}, err
+	}
+	if err := watchword.CheckLabels(labels); err != nil {
+		return s, Link{}, err
+	}
+	if err := watchword.CheckProof(proof); err != nil {
+		return s, Link{}, err
+	}
+	if err := svc.opts.CheckTokenSize(ctx, s); err != nil {
+		return s, Link{}, err
+	}
+	code, link, err := svc.newCode(by, id, ttl, now)
+	if err != nil {
+		return s, Link{}, err
+	}
+	data := map[string]string{"labels": labels.String()}
+	if proof != "" {
+		data["proof"] = proof
+	}
+	if err := svc.store.CreateSubject(ctx, s, &code, by.DoneEntry(audit.DeviceCreate, string(id), now, data)); err != nil {
+		return s, Link{}, err
+	}
+	return s, link, svc.opts.Live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.SubjectChanged, ID: string(id), Version: 1})
+}
+
+// CreateLink makes a new link for a device that is new or revoked; an older one dies.
+// Codes: bad_request, not_found, conflict.
+func (svc *Service) CreateLink(ctx context.Context, by audit.Actor, id watchword.SubjectID, ttl time.Duration, now time.Time) (Link, error) {
+	code, link, err := svc.newCode(by, id, ttl, now)
+	if err != nil {
+		return Link{}, err
+	}
+	return link, svc.store.AddCode(ctx, code, by.DoneEntry(audit.DeviceLink, string(id), now, nil))
+}
+
+func (svc *Service) newCode(by audit.Actor, id watchword.SubjectID, ttl time.Duration, now time.Time) (Code, Link, error) {
+	if ttl == 0 {
+		ttl = DefaultCodeLifetime
+	}
+	if ttl < time.Second || ttl > MaxCodeLifetime {
+		return Code{}, Link{}, watchword.RefuseField("ttl", "must lie between 1 s and 30 days")
+	}
+	code := watchword.NewNonce()
+	link := newLink(svc.opts.PublicURL+watchword.TenantPath(by.Tenant), code, svc.opts.TrustPin(), now.Add(ttl))
+	return Code{Tenant: by.Tenant, Hash: token.CodeDigest(code), Subject: id, Expires: link.Expires, CreatedBy: by.Subject}, link, nil
+}
+
+// EnrollRequest is what a device presents: the code, its two public keys as JWK, and
+// the proof that it holds the signing key.
+type EnrollRequest struct {
+	Code  string
+	Sign  []byte
+	Seal  []byte
+	Proof string
+}
+
+// Enroll turns the holder of a code into an active subject. Everything that
+// needs no store is checked first. The same code with the same keys gets the
+// same answer until the code expires.
+//
+// Codes: rate_limited, busy, bad_request, proof_invalid (and the codes of
+// [token.VerifyEnrollment] behind it), code_invalid, conflict.
+func (svc *Service) Enroll(ctx context.Context, t watchword.TenantID, r EnrollRequest, from netip.Addr, trace string, now time.Time) (watchword.Subject, error) {
+	if err := svc.throttle.check(from, now); err != nil {
+		return watchword.Subject{}, err
+	}
+	redemption, err := svc.verifyRequest(ctx, t, r, now)
+	if err == nil {
+		var s watchword.Subject
+		entry := func(before, after watchword.Subject) audit.Entry {
+			by := audit.Actor{Tenant: t, Subject: after.ID, Key: redemption.Sign.ID, Trace: trace}
+			return by.DoneEntry(audit.DeviceEnroll, string(after.ID), now, map[string]string{
+				"sign": string(redemption.Sign.ID), "seal": string(redemption.Seal.ID), "sign_jwk": string(redemption.Sign.JWK), "seal_jwk": string(redemption.Seal.JWK),
+				"before": string(before.State), "after": string(after.State),
+			})
+		}
+		var replay bool
+		if s, replay, err = svc.store.RedeemCode(ctx, redemption, now, entry); err == nil {
+			if !replay {
+				err = svc.opts.Live.Apply(ctx, watchword.SubjectChange(&s))
+			}
+			return s, err
+		}
+	}
+	if watchword.CodeOf(err) == watchword.CodeInvalid {
+		svc.throttle.fail(from, now)
+	}
+	return watchword.Subject{}, err
+}
+
+func (svc *Service) verifyRequest(ctx context.Context, t watchword.TenantID, r EnrollRequest, now time.Time) (Redemption, error) {
+	if !token.WellFormedCode(r.Code) {
+		return Redemption{}, watchword.Refuse(watchword.CodeInvalid, "the code is unknown, used, or over")
+	}
+	sign, seal, err := parseKeys("keys.sign", r.Sign, "keys.seal", r.Seal)
+	if err != nil {
+		return Redemption{}, err
+	}
+	if err := svc.opts.Semaphore.Do(ctx, func() error {
+		return proofInvalid(token.VerifyEnrollment(r.Proof, sign, svc.issuer(t), token.CodeHashClaim(r.Code), seal.ID(), now))
+	}); err != nil {
+		return Redemption{}, err
+	}
+	return Redemption{
+		Tenant: t, Hash: token.CodeDigest(r.Code),
+		Sign: watchword.Key{ID: sign.ID(), Purpose: watchword.Sign, JWK: sign.JWK(), State: watchword.KeyActive, Added: now},
+		Seal: watchword.Key{ID: seal.ID(), Purpose: watchword.Seal, JWK: seal.JWK(), State: watchword.KeyActive, Added: now},
+	}, nil
+}
+
+// parseKeys reads the two public keys of a device that is not enrolled. Code: bad_request.
+func parseKeys(signField string, signJWK []byte, sealField string, sealJWK []byte) (sign, seal *jose.PublicKey, err error) {
+	if sign, err = parseKey(signField, signJWK, jose.ForSigning); err != nil {
+		return nil, nil, err
+	}
+	if seal, err = parseKey(sealField, sealJWK, jose.ForEncryption); err != nil {
+		return nil, nil, err
+	}
+	if sign.ID() == seal.ID() {
+		return nil, nil, watchword.RefuseField(sealField, "must be another key than %s", signField)
+	}
+	return sign, seal, nil
+}
+
+func parseKey(field string, jwk []byte, use jose.Use) (*jose.PublicKey, error) {
+	k, err := jose.ParseJWK(jwk, use)
+	if err != nil {
+		return nil, &watchword.Error{Code: watchword.BadRequest, Field: field, Detail: "is no public JWK that this server takes (P-256, Ed25519 to sign; P-256, X25519 to seal; use, key_ops and alg, where it has them, for that)", Err: err}
+	}
+	return k, nil
+}
+
+func proofInvalid(err error) error {
+	if err == nil {
+		return nil
+	}
+	return watchword.Wrap(err, watchword.ProofInvalid, "the proof of possession does not hold: %s", watchword.CodeOf(err))
+}

@@ -1,0 +1,263 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
+	"github.com/watchword-iot/watchword/internal/truncate"
+	"github.com/watchword-iot/watchword/server/enroll"
+	"github.com/watchword-iot/watchword/server/registry"
+	"github.com/watchword-iot/watchword/server/twin"
+)
+
+func viewDevice(s watchword.Subject) api.Device {
+	d := api.Device{
+		ID: s.ID, Kind: s.Kind, State: s.State, Labels: s.Labels, Version: s.Version, Incarnation: s.Incarnation, Proof: s.Proof,
+		CreatedAt: s.Created.UTC(), ChangedAt: s.Changed.UTC(),
+	}
+	if d.Labels == nil {
+		d.Labels = watchword.Labels{}
+	}
+	for _, k := range s.Keys {
+		d.Keys = append(d.Keys, api.DeviceKey{ID: k.ID, Purpose: k.Purpose, State: k.State, AddedAt: k.Added.UTC(), Retired: optionalTime(k.Retired), JWK: k.JWK})
+	}
+	return d
+}
+
+func viewLink(l enroll.Link) *api.Enrollment {
+	return &api.Enrollment{Link: l.URL, Code: l.Code, Pin: l.Pin, ExpiresAt: l.Expires.UTC()}
+}
+
+func viewFunctions(fs []twin.Function) []api.Function {
+	out := make([]api.Function, len(fs))
+	for i, f := range fs {
+		out[i] = api.Function{Name: f.Name, Schema: f.Schema}
+	}
+	return out
+}
+
+type deviceOut struct {
+	ETag string `header:"ETag"`
+	Body api.Device
+}
+
+func deviceAnswer(s watchword.Subject, err error) (*deviceOut, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &deviceOut{ETag: etag(s.Version), Body: viewDevice(s)}, nil
+}
+
+type DevicePath struct {
+	ID watchword.SubjectID `path:"id" maxLength:"64"`
+}
+
+type reasonIn struct {
+	DevicePath
+	Body *api.ReasonRequest `required:"false"`
+}
+
+func (in *reasonIn) reason() string {
+	if in.Body == nil {
+		return ""
+	}
+	return in.Body.Reason
+}
+
+func (a *API) deviceRoutes() {
+	type deviceCreateIn struct {
+		Once string `header:"Idempotency-Key" maxLength:"128"`
+		Body api.CreateDeviceRequest
+	}
+	register(a, operation{method: http.MethodPost, path: "/v1/devices", summary: "Add a device; out comes a one-time enrollment link", status: http.StatusCreated},
+		func(ctx context.Context, c *caller, in *deviceCreateIn) (*deviceOut, error) {
+			ttl, err := parseDuration("ttl", in.Body.TTL)
+			if err != nil {
+				return nil, err
+			}
+			s, link, err := a.Enrollment.CreateDeviceWithProof(ctx, c.actor, watchword.SubjectID(in.Body.ID), in.Body.Labels, in.Body.Proof, ttl, a.Now())
+			if watchword.CodeOf(err) == watchword.Conflict && in.Once != "" {
+				// The id makes creation idempotent: the same request again returns the device that
+				// the first one created.
+				old, oerr := a.Registry.Subject(ctx, c.Tenant(), watchword.SubjectID(in.Body.ID))
+				if oerr == nil && old.Version == 1 && old.Labels.String() == watchword.Labels(in.Body.Labels).String() && old.Proof == in.Body.Proof {
+					return deviceAnswer(old, nil)
+				}
+			}
+			out, err := deviceAnswer(s, err)
+			if err == nil {
+				out.Body.Enrollment = viewLink(link)
+			}
+			return out, err
+		})
+
+	type deviceListIn struct {
+		Page
+		Label []string        `query:"label,explode" maxItems:"16" doc:"key=value; all must fit"`
+		State watchword.State `query:"state" enum:"new,active,suspended,revoked"`
+	}
+	type deviceListOut struct{ Body api.DeviceList }
+	register(a, operation{method: http.MethodGet, path: "/v1/devices", summary: "List devices by label and state, in order of id"},
+		func(ctx context.Context, c *caller, in *deviceListIn) (*deviceListOut, error) {
+			sel, err := parseSelector(in.Label)
+			if err != nil {
+				return nil, err
+			}
+			rows, err := a.Registry.List(ctx, c.Tenant(), registry.Query{
+				Kind: watchword.Device, State: in.State, Labels: sel, After: watchword.SubjectID(in.Token), Limit: in.Size + 1,
+			})
+			if err != nil {
+				return nil, err
+			}
+			out := &deviceListOut{}
+			out.Body.Devices = []api.Device{}
+			for _, s := range rows {
+				out.Body.Devices = append(out.Body.Devices, viewDevice(s))
+			}
+			var more bool
+			if out.Body.Devices, more, err = cutPage(out.Body.Devices, in.Size); more {
+				out.Body.NextPageToken = string(out.Body.Devices[len(out.Body.Devices)-1].ID)
+			}
+			return out, err
+		})
+
+	register(a, operation{method: http.MethodGet, path: "/v1/devices/{id}", summary: "One device with its keys, functions and live sessions"},
+		func(ctx context.Context, c *caller, in *DevicePath) (*deviceOut, error) {
+			s, err := a.device(ctx, c, in.ID)
+			if err != nil {
+				return nil, err
+			}
+			out, _ := deviceAnswer(s, nil)
+			fs, err := a.Twins.Functions(ctx, c.Tenant(), in.ID)
+			if err != nil {
+				return nil, err
+			}
+			out.Body.Functions = viewFunctions(fs)
+			out.Body.Sessions = viewSessions(a.Guard.Sessions(c.Tenant(), in.ID), a.Now())
+			return out, nil
+		})
+
+	type deviceLabelsIn struct {
+		DevicePath
+		Match string `header:"If-Match"`
+		Body  api.LabelsRequest
+	}
+	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/labels", summary: "Replace a device's labels; live sessions follow at once"},
+		func(ctx context.Context, c *caller, in *deviceLabelsIn) (*deviceOut, error) {
+			v, err := ifMatch(in.Match, 0)
+			if err != nil {
+				return nil, err
+			}
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			return deviceAnswer(a.Registry.SetLabels(ctx, c.actor, in.ID, in.Body.Labels, v, a.Now()))
+		})
+
+	type deviceProofIn struct {
+		DevicePath
+		Body api.ProofRequest
+	}
+	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/proof", summary: "Say whether a device gets anything without a proof of its key; live sessions follow at once"},
+		func(ctx context.Context, c *caller, in *deviceProofIn) (*deviceOut, error) {
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			return deviceAnswer(a.Registry.SetProof(ctx, c.actor, in.ID, in.Body.Proof, a.Now()))
+		})
+
+	type deviceLinkIn struct {
+		DevicePath
+		Body *api.LinkRequest `required:"false"`
+	}
+	type deviceLinkOut struct{ Body *api.Enrollment }
+	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/link", summary: "A new one-time link for a device that is new or revoked; the old one dies"},
+		func(ctx context.Context, c *caller, in *deviceLinkIn) (*deviceLinkOut, error) {
+			var ttl time.Duration
+			if in.Body != nil {
+				var err error
+				if ttl, err = parseDuration("ttl", in.Body.TTL); err != nil {
+					return nil, err
+				}
+			}
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			l, err := a.Enrollment.CreateLink(ctx, c.actor, in.ID, ttl, a.Now())
+			if err != nil {
+				return nil, err
+			}
+			return &deviceLinkOut{viewLink(l)}, nil
+		})
+
+	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/suspend", summary: "Stop everything of a device until it is resumed"},
+		func(ctx context.Context, c *caller, in *reasonIn) (*deviceOut, error) {
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			return deviceAnswer(a.Registry.Suspend(ctx, c.actor, in.ID, in.reason(), a.Now()))
+		})
+	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/resume", summary: "Give a suspended device back all it had"},
+		func(ctx context.Context, c *caller, in *reasonIn) (*deviceOut, error) {
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			return deviceAnswer(a.Registry.Resume(ctx, c.actor, in.ID, a.Now()))
+		})
+	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/revoke", summary: "End a device's keys, tokens and sessions for good"},
+		func(ctx context.Context, c *caller, in *reasonIn) (*deviceOut, error) {
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			return deviceAnswer(a.Registry.Revoke(ctx, c.actor, in.ID, in.reason(), a.Now()))
+		})
+	register(a, operation{method: http.MethodDelete, path: "/v1/devices/{id}", summary: "Revoke a device and never use its id again", status: http.StatusNoContent},
+		func(ctx context.Context, c *caller, in *DevicePath) (*noBody, error) {
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			return nil, a.Registry.Delete(ctx, c.actor, in.ID, a.Now())
+		})
+}
+
+// device returns a subject of kind device. Operators and services have other paths and are not
+// found here. Code: not_found.
+func (a *API) device(ctx context.Context, c *caller, id watchword.SubjectID) (watchword.Subject, error) {
+	s, err := a.Registry.Subject(ctx, c.Tenant(), id)
+	if err == nil && s.Kind != watchword.Device || watchword.CodeOf(err) == watchword.NotFound {
+		return s, watchword.Refuse(watchword.NotFound, "device %q not found", truncate.LogText(string(id)))
+	}
+	return s, err
+}
+
+// parseDuration parses a duration member of a body; empty is 0. Code: bad_request, with Field.
+func parseDuration(field, s string) (time.Duration, error) {
+	if s == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d <= 0 {
+		return 0, watchword.RefuseField(field, "must be a duration as 90s or 24h")
+	}
+	return d, nil
+}
+
+// parseSelector parses key=value label pairs. Code: bad_request.
+func parseSelector(pairs []string) (watchword.Labels, error) {
+	sel := watchword.Labels{}
+	for _, p := range pairs {
+		k, v, ok := strings.Cut(p, "=")
+		if !ok || !watchword.ValidName(k) || !watchword.ValidName(v) {
+			return nil, watchword.RefuseField("label", "must be key=value")
+		}
+		if old, twice := sel[k]; twice && old != v {
+			return nil, watchword.RefuseField("label", "asks for two values of one key")
+		}
+		sel[k] = v
+	}
+	return sel, nil
+}

@@ -1,0 +1,163 @@
+package registry
+
+import (
+	"context"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/policy"
+	"github.com/watchword-iot/watchword/server/session"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// Store is what a [Registry] needs from the store.
+type Store interface {
+	DirectoryStore
+	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
+	SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	DeleteSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) error
+	// PutPolicy stores a policy and returns it with the version of all policies; ifVersion is the
+	// policy's version before, 0 for one that is not there, -1 for any. Codes: precondition_failed,
+	// too_large, busy (authority that changed).
+	PutPolicy(ctx context.Context, by audit.Actor, name string, source []byte, ifVersion int64, now time.Time, entry audit.EntryOf[policy.Stored]) (p policy.Stored, version int64, err error)
+	// DeletePolicy returns the version of all policies. Codes: not_found, precondition_failed, busy.
+	DeletePolicy(ctx context.Context, by audit.Actor, name string, ifVersion int64, now time.Time, entry audit.EntryOf[policy.Stored]) (version int64, err error)
+}
+
+// Live is told of each change that is in the store. Apply returns only when nothing passes any more that the change took
+// away. It is a [session.Live].
+type Live interface {
+	Apply(ctx context.Context, c watchword.Change) error
+}
+
+// Registry changes subjects and policies. It is safe for concurrent use.
+type Registry struct {
+	store     Store
+	directory *Directory
+	live      Live
+	issuers   watchword.Issuers
+
+	editLock editLock
+}
+
+// New returns a registry that writes to st, asks d, and takes its changes to live.
+func New(st Store, d *Directory, live Live, issuer string) *Registry {
+	return &Registry{store: st, directory: d, live: live, issuers: watchword.Issuers(issuer), editLock: newEditLock()}
+}
+
+// Subject returns one subject with its keys. Code: not_found.
+func (r *Registry) Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
+	return r.store.Subject(ctx, t, id)
+}
+
+// Query chooses subjects for a list, in order of their ids. Empty fields choose all.
+type Query struct {
+	Kind   watchword.Kind
+	State  watchword.State
+	Labels watchword.Labels
+	After  watchword.SubjectID
+	Limit  int
+}
+
+// List returns up to q.Limit subjects without their keys.
+func (r *Registry) List(ctx context.Context, t watchword.TenantID, q Query) ([]watchword.Subject, error) {
+	return r.store.Subjects(ctx, t, q.Kind, q.State, q.Labels, q.After, q.Limit)
+}
+
+// CheckTokenSize refuses a subject whose token would outgrow 4 KiB under the current policies.
+// Code: token_too_large.
+func (r *Registry) CheckTokenSize(ctx context.Context, s watchword.Subject) error {
+	set, err := r.directory.Policies(ctx, s.Tenant)
+	if err != nil {
+		return err
+	}
+	return r.checkTokenSize(set, s)
+}
+
+func (r *Registry) checkTokenSize(set *policy.Set, s watchword.Subject) error {
+	g := set.GrantFor(session.PolicySubject(&s))
+	return token.Grant{Issuer: r.issuers.Of(s.Tenant), Subject: s, Perm: g.Perm(), Deny: g.Deny()}.CheckSize()
+}
+
+// SetLabels replaces the labels and recomputes what they decide. Codes:
+// bad_request, not_found, precondition_failed, token_too_large.
+func (r *Registry) SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time) (watchword.Subject, error) {
+	if err := watchword.CheckLabels(l); err != nil {
+		return watchword.Subject{}, err
+	}
+	s, err := r.store.Subject(ctx, by.Tenant, id)
+	if err != nil {
+		return s, err
+	}
+	s.Labels = l // the only thing of it that another edit may change and that a token's size depends on
+	if err := r.CheckTokenSize(ctx, s); err != nil {
+		return s, err
+	}
+	return r.notifySubjectChanged(ctx)(r.store.SetLabels(ctx, by, id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
+		return by.DoneEntry(audit.DeviceLabel, string(id), now, map[string]string{"before": before.Labels.String(), "after": after.Labels.String()})
+	}))
+}
+
+// SetProof says whether a subject gets anything without a proof of its key: proof is
+// [watchword.RequireProof] or empty. Sessions without one end at once. Codes:
+// bad_request, not_found.
+func (r *Registry) SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time) (watchword.Subject, error) {
+	if err := watchword.CheckProof(proof); err != nil {
+		return watchword.Subject{}, err
+	}
+	return r.notifySubjectChanged(ctx)(r.store.SetProof(ctx, by, id, proof, now, func(before, after watchword.Subject) audit.Entry {
+		return by.DoneEntry(audit.DeviceProof, string(id), now, map[string]string{"before": before.Proof, "after": after.Proof})
+	}))
+}
+
+// Suspend stops everything of a subject until Resume. Codes: not_found, conflict.
+func (r *Registry) Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
+	return r.notifySubjectChanged(ctx)(r.store.Suspend(ctx, by, id, now, stateChangeEntry(by, audit.DeviceSuspend, reason, now)))
+}
+
+// Resume gives a suspended subject back all it had. Codes: not_found, conflict.
+func (r *Registry) Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) (watchword.Subject, error) {
+	return r.notifySubjectChanged(ctx)(r.store.Resume(ctx, by, id, now, stateChangeEntry(by, audit.DeviceResume, "", now)))
+}
+
+// Revoke ends a subject's keys, tokens and sessions permanently. When it returns,
+// nothing of the subject passes any more. Code: not_found.
+func (r *Registry) Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
+	return r.notifySubjectChanged(ctx)(r.store.Revoke(ctx, by, id, now, stateChangeEntry(by, audit.DeviceRevoke, reason, now)))
+}
+
+// Delete revokes a subject and leaves a tombstone: no id means two things over
+// time. Code: not_found.
+func (r *Registry) Delete(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) error {
+	err := r.store.DeleteSubject(ctx, by, id, now, audit.FixedEntry[watchword.Subject](by.DoneEntry(audit.DeviceDelete, string(id), now, nil)))
+	if err != nil {
+		return err
+	}
+	return r.live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.SubjectDeleted, ID: string(id), Version: 1})
+}
+
+// notifySubjectChanged takes the change of a subject to every live session before it is answered.
+func (r *Registry) notifySubjectChanged(ctx context.Context) func(watchword.Subject, error) (watchword.Subject, error) {
+	return func(s watchword.Subject, err error) (watchword.Subject, error) {
+		if err == nil {
+			err = r.live.Apply(ctx, watchword.SubjectChange(&s))
+		}
+		return s, err
+	}
+}
+
+// stateChangeEntry makes the entry of a subject whose state changes.
+func stateChangeEntry(by audit.Actor, kind, reason string, now time.Time) audit.EntryOf[watchword.Subject] {
+	return func(before, after watchword.Subject) audit.Entry {
+		data := map[string]string{"before": string(before.State), "after": string(after.State)}
+		if reason != "" {
+			data["reason"] = reason
+		}
+		return by.DoneEntry(kind, string(after.ID), now, data)
+	}
+}

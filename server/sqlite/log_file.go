@@ -1,0 +1,140 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"math"
+	"os"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/keyring"
+)
+
+// LogFile reads the log from a database that another process may be writing, in the state at which
+// it was opened. It changes nothing. It is not safe for concurrent use.
+type LogFile struct {
+	db   *sql.DB
+	conn *sql.Conn
+}
+
+// OpenLog opens the log in the database at path. Codes: not_found, unavailable.
+func OpenLog(ctx context.Context, path string) (_ *LogFile, err error) {
+	if _, err := os.Stat(path); err != nil {
+		return nil, watchword.Wrap(err, watchword.NotFound, "there is no database %s", path)
+	}
+	f, err := openLog(ctx, dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "cache_size(-16000)"))
+	if err != nil { // read-only medium
+		still, again := openLog(ctx, dsn(path, "ro", "query_only(1)")+"&immutable=1")
+		if again != nil {
+			return nil, unavailable(errors.Join(err, again))
+		}
+		f = still
+	}
+	return f, nil
+}
+
+func openLog(ctx context.Context, dsn string) (_ *LogFile, err error) {
+	f := &LogFile{}
+	if f.db, err = sql.Open("sqlite", dsn); err != nil {
+		return nil, err
+	}
+	if f.conn, err = f.db.Conn(ctx); err == nil {
+		if _, err = f.conn.ExecContext(ctx, `BEGIN`); err == nil {
+			var n int
+			err = f.conn.QueryRowContext(ctx, `SELECT count(*) FROM audit_checkpoints`).Scan(&n) // the first read starts the snapshot
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.db.Close())
+	}
+	return f, nil
+}
+
+// Close closes the file.
+func (f *LogFile) Close() error { return errors.Join(f.conn.Close(), f.db.Close()) }
+
+func (f *LogFile) query(ctx context.Context, q string, args ...any) (*sql.Rows, error) {
+	return f.conn.QueryContext(ctx, q, args...)
+}
+
+// ServerKeys returns the server's keys from the file.
+func (f *LogFile) ServerKeys(ctx context.Context) ([]keyring.SealedKey, error) {
+	return serverKeys(ctx, f)
+}
+
+// Instance returns the instance's settings from its first start. The file may be a copy of before migration 17, which
+// renamed the table: reading a log changes nothing, so nothing has migrated it.
+func (f *LogFile) Instance(ctx context.Context) (keyring.Instance, error) {
+	older, err := queryOne(ctx, f, func(r scanner) (is bool, err error) { return is, r.Scan(&is) },
+		nil, `SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'house')`)
+	if err != nil {
+		return keyring.Instance{}, err
+	}
+	if older {
+		return queryOne(ctx, f, scanInstance, keyring.ErrNotInitialized, `SELECT issuer, epoch, at FROM house`)
+	}
+	return instance(ctx, f)
+}
+
+// Bundles returns every signed bundle, oldest first.
+func (f *LogFile) Bundles(ctx context.Context) ([]keyring.SignedBundle, error) {
+	return bundles(ctx, f)
+}
+
+// Each calls do for every entry, in order.
+func (f *LogFile) Each(ctx context.Context, do func(audit.Record) error) error {
+	// In pages: between them tiles are read on the same connection.
+	const page = 16 * ledger.TileWidth
+	for after := int64(math.MinInt64); ; { // includes invalid numbers
+		rs, err := records(ctx, f, after, page)
+		if err != nil {
+			return err
+		}
+		for _, r := range rs {
+			if err := do(r); err != nil {
+				return err
+			}
+		}
+		if len(rs) < page {
+			return nil
+		}
+		after = rs[len(rs)-1].Seq
+	}
+}
+
+// FullTile returns a full tile.
+func (f *LogFile) FullTile(ctx context.Context, level int, n int64) ([]byte, ledger.Hash, error) {
+	type tile struct {
+		hashes []byte
+		root   ledger.Hash
+	}
+	t, err := queryOne(ctx, f, func(r scanner) (t tile, err error) {
+		var root []byte
+		if err = r.Scan(&t.hashes, &root); err == nil && len(root) != len(t.root) {
+			err = watchword.Refuse(watchword.LogInvalid, "entry %d: the root of %s was changed", n<<(ledger.TileHeight*(level+1))+1, ledger.Path(level, n, ledger.TileWidth))
+		}
+		copy(t.root[:], root)
+		return t, err
+	}, notFound("tile", n), `SELECT hashes, root FROM audit_tiles WHERE level = ? AND n = ?`, level, n)
+	return t.hashes, t.root, err
+}
+
+// TileFilter returns the search terms of a full tile.
+func (f *LogFile) TileFilter(ctx context.Context, n int64) (audit.TileFilter, error) {
+	return queryOne(ctx, f, scanTerms, notFound("tile", n), `SELECT first, last, bits FROM audit_terms WHERE n = ?`, n)
+}
+
+// Counts counts tiles and their search terms.
+func (f *LogFile) Counts(ctx context.Context) (tiles, terms int64, err error) {
+	_, err = queryAll(ctx, f, func(r scanner) (none struct{}, err error) { return none, r.Scan(&tiles, &terms) },
+		`SELECT (SELECT count(*) FROM audit_tiles), (SELECT count(*) FROM audit_terms)`)
+	return tiles, terms, err
+}
+
+// Checkpoints returns all checkpoints, by size.
+func (f *LogFile) Checkpoints(ctx context.Context) ([]audit.SignedCheckpoint, error) {
+	return queryAll(ctx, f, scanCheckpoint, `SELECT size, note, at FROM audit_checkpoints ORDER BY size`)
+}

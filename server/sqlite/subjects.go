@@ -1,0 +1,321 @@
+package sqlite
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/enroll"
+)
+
+const subjectColumns = `tenant, id, kind, role, state, labels, version, authority_version, incarnation, proof, created, changed`
+
+// subjectRow is the scan target of a subject's columns.
+type subjectRow struct {
+	watchword.Subject
+	labels           []byte
+	created, changed int64
+}
+
+func (r *subjectRow) columns() []any {
+	return []any{&r.Tenant, &r.ID, &r.Kind, &r.Role, &r.State, &r.labels, &r.Version, &r.AuthorityVersion, &r.Incarnation, &r.Proof, &r.created, &r.changed}
+}
+
+func (r *subjectRow) subject() (watchword.Subject, error) {
+	r.Created, r.Changed = fromMillis(r.created), fromMillis(r.changed)
+	if string(r.labels) == "{}" {
+		return r.Subject, nil
+	}
+	return r.Subject, json.Unmarshal(r.labels, &r.Labels)
+}
+
+func scanSubject(r scanner) (watchword.Subject, error) {
+	var row subjectRow
+	if err := r.Scan(row.columns()...); err != nil {
+		return row.Subject, err
+	}
+	return row.subject()
+}
+
+// subject reads one subject with its active keys and its newest ones, as a rule in one query, since
+// it runs for every subject that is not cached.
+func subject(ctx context.Context, from querier, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
+	var row subjectRow
+	scanKey := func(r scanner) (k watchword.Key, err error) {
+		var added, retired int64
+		err = r.Scan(append(row.columns(), &k.ID, &k.Purpose, &k.JWK, &k.State, &added, &retired)...)
+		k.Added, k.Retired = fromMillis(added), fromMillis(retired)
+		return k, err
+	}
+	const query = `SELECT s.tenant, s.id, s.kind, s.role, s.state, s.labels, s.version, s.authority_version, s.incarnation, s.proof, s.created, s.changed,
+			coalesce(k.id, ''), coalesce(k.purpose, ''), coalesce(k.jwk, x''), coalesce(k.state, ''), coalesce(k.added, 0), coalesce(k.retired, 0)
+		FROM subjects s LEFT JOIN subject_keys k ON k.tenant = s.tenant AND k.subject = s.id
+		WHERE s.tenant = ? AND s.id = ? AND s.deleted = 0`
+	keys, err := queryAll(ctx, from, scanKey, query+` ORDER BY k.n DESC LIMIT ?`, t, id, watchword.MaxKeysReturned)
+	if err == nil && len(keys) == 0 {
+		err = notFound("subject", id)
+	}
+	if err == nil && len(keys) == watchword.MaxKeysReturned { // an active key may be older than all of these
+		var older []watchword.Key
+		older, err = queryAll(ctx, from, scanKey, query+` AND k.state = 'active' AND k.n < (SELECT n FROM subject_keys WHERE tenant = ? AND id = ?) ORDER BY k.n DESC`,
+			t, id, t, keys[len(keys)-1].ID)
+		keys = append(keys, older...)
+	}
+	if err != nil {
+		return watchword.Subject{}, err
+	}
+	s, err := row.subject()
+	if keys[0].ID != "" { // the subject has keys
+		slices.Reverse(keys)
+		s.Keys = keys
+	}
+	return s, err
+}
+
+func (t *tx) subject(tenant watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
+	return subject(context.Background(), t, tenant, id)
+}
+
+// Subject returns one subject with its keys.
+func (s *Store) Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
+	return subject(ctx, s, t, id)
+}
+
+// Subjects returns a page of a tenant's subjects, without their keys.
+func (s *Store) Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error) {
+	var q strings.Builder
+	args := []any{t, after}
+	q.WriteString(`SELECT ` + subjectColumns + ` FROM subjects s WHERE tenant = ? AND id > ? AND deleted = 0`)
+	if kind != "" {
+		q.WriteString(` AND kind = ?`)
+		args = append(args, kind)
+	}
+	if state != "" {
+		q.WriteString(` AND state = ?`)
+		args = append(args, state)
+	}
+	for _, k := range slices.Sorted(maps.Keys(sel)) {
+		q.WriteString(` AND EXISTS (SELECT 1 FROM labels l WHERE l.tenant = s.tenant AND l.key = ? AND l.value = ? AND l.subject = s.id)`)
+		args = append(args, k, sel[k])
+	}
+	q.WriteString(` ORDER BY id LIMIT ?`)
+	return queryAll(ctx, unpreparedQueries{s}, scanSubject, q.String(), append(args, limit)...)
+}
+
+func (t *tx) addSubject(s watchword.Subject) error {
+	labels, err := labelText(s.Labels)
+	if err != nil {
+		return err
+	}
+	n, err := t.exec(`INSERT INTO subjects (`+subjectColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+		s.Tenant, s.ID, s.Kind, s.Role, s.State, labels, s.Version, s.Incarnation, s.Proof, toMillis(s.Created), toMillis(s.Changed))
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return watchword.IDTaken(s.ID)
+	}
+	return t.addLabels(s.Tenant, s.ID, s.Labels)
+}
+
+func (t *tx) addLabels(tenant watchword.TenantID, id watchword.SubjectID, l watchword.Labels) error {
+	for k, v := range l {
+		if _, err := t.exec(`INSERT INTO labels (tenant, key, value, subject) VALUES (?, ?, ?, ?)`, tenant, k, v, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func labelText(l watchword.Labels) (string, error) {
+	if len(l) == 0 {
+		return "{}", nil
+	}
+	b, err := json.Marshal(l)
+	return string(b), err
+}
+
+func (t *tx) addKey(tenant watchword.TenantID, id watchword.SubjectID, k watchword.Key) error {
+	n, err := t.exec(`INSERT INTO subject_keys (tenant, subject, id, purpose, jwk, state, added) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+		tenant, id, k.ID, k.Purpose, k.JWK, k.State, toMillis(k.Added))
+	if err == nil && n == 0 {
+		err = watchword.ErrKeyUsed
+	}
+	return err
+}
+
+// CreateSubject adds a subject, and its first code if it has one.
+func (s *Store) CreateSubject(ctx context.Context, sub watchword.Subject, code *enroll.Code, e audit.Entry) error {
+	return s.w.doAuthorized(ctx, func(t *tx) error {
+		if err := t.addSubject(sub.Added()); err != nil {
+			return err
+		}
+		if code != nil {
+			if err := t.putCode(*code); err != nil {
+				return err
+			}
+		}
+		return t.addEntry(e)
+	}, e)
+}
+
+// changeSubject changes a subject as rule says, and returns the subject as it stands then. Where rule changes nothing, nothing is
+// written.
+func (s *Store) changeSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, rule func(watchword.Subject) (watchword.Subject, bool, error), entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return writeAs(ctx, s, by, func(t *tx) (watchword.Subject, error) {
+		before, err := t.subject(by.Tenant, id)
+		if err != nil {
+			return before, err
+		}
+		after, changes, err := rule(before)
+		if err != nil || !changes {
+			return before, err
+		}
+		return t.putSubject(before, after, entry(before, after))
+	})
+}
+
+// putSubject writes a subject and its entries, and returns the subject as it stands then.
+func (t *tx) putSubject(before, after watchword.Subject, es ...audit.Entry) (watchword.Subject, error) {
+	if err := errors.Join(t.putRow(before, after), t.putKeys(before, after)); err != nil {
+		return after, err
+	}
+	if err := t.addEntry(es...); err != nil {
+		return after, err
+	}
+	return t.subject(after.Tenant, after.ID)
+}
+
+// putRow writes what a subject is beside its keys.
+func (t *tx) putRow(before, after watchword.Subject) error {
+	labels, err := labelText(after.Labels)
+	if err != nil {
+		return err
+	}
+	if _, err := t.exec(`UPDATE subjects SET role = ?, state = ?, labels = ?, proof = ?, version = ?, incarnation = ?, changed = ? WHERE tenant = ? AND id = ?`,
+		after.Role, after.State, labels, after.Proof, after.Version, after.Incarnation, toMillis(after.Changed), after.Tenant, after.ID); err != nil {
+		return err
+	}
+	if maps.Equal(before.Labels, after.Labels) {
+		return nil
+	}
+	if _, err := t.exec(`DELETE FROM labels INDEXED BY labels_of WHERE tenant = ? AND subject = ?`, after.Tenant, after.ID); err != nil {
+		return err
+	}
+	return t.addLabels(after.Tenant, after.ID, after.Labels)
+}
+
+// putKeys adds the keys that stand behind those of before, and writes what changed of the others.
+func (t *tx) putKeys(before, after watchword.Subject) error {
+	for i, k := range after.Keys {
+		switch {
+		case i >= len(before.Keys):
+			if err := t.addKey(after.Tenant, after.ID, k); err != nil {
+				return err
+			}
+		case k.State != before.Keys[i].State:
+			if _, err := t.exec(`UPDATE subject_keys SET state = ?, retired = ? WHERE tenant = ? AND id = ? AND subject = ?`,
+				k.State, toMillis(k.Retired), after.Tenant, k.ID, after.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// SetLabels replaces the labels.
+func (s *Store) SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return s.changeSubject(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
+		after, err := before.Relabel(l, ifVersion, truncateToMillis(now))
+		return after, true, err
+	}, entry)
+}
+
+// SetProof sets whether a subject must prove its key.
+func (s *Store) SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return s.changeSubject(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
+		after, changes := before.SetProof(proof, truncateToMillis(now))
+		return after, changes, nil
+	}, entry)
+}
+
+// Suspend moves a new or active subject to suspended.
+func (s *Store) Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return s.changeSubject(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
+		return before.Suspend(truncateToMillis(now))
+	}, entry)
+}
+
+// Resume returns a suspended subject to its former state.
+func (s *Store) Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return s.changeSubject(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
+		return before.Resume(truncateToMillis(now))
+	}, entry)
+}
+
+// Revoke ends a subject's keys, codes, tokens and commands.
+func (s *Store) Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	now = truncateToMillis(now)
+	return writeAs(ctx, s, by, func(t *tx) (watchword.Subject, error) {
+		before, err := t.subject(by.Tenant, id)
+		if err != nil {
+			return before, err
+		}
+		after, changes := before.Revoke(now)
+		if !changes {
+			return before, nil
+		}
+		if err := t.endAccess(before, after, now); err != nil {
+			return after, err
+		}
+		if err := t.addEntry(entry(before, after)); err != nil {
+			return after, err
+		}
+		return t.subject(by.Tenant, id)
+	})
+}
+
+// DeleteSubject revokes a subject and leaves a tombstone.
+func (s *Store) DeleteSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) error {
+	now = truncateToMillis(now)
+	_, err := writeAs(ctx, s, by, func(t *tx) (none struct{}, err error) {
+		before, err := t.subject(by.Tenant, id)
+		if err != nil {
+			return none, err
+		}
+		after := before.Delete(now)
+		if err := t.endAccess(before, after, now); err != nil {
+			return none, err
+		}
+		if _, err := t.exec(`UPDATE subjects SET deleted = 1 WHERE tenant = ? AND id = ?`, by.Tenant, id); err != nil {
+			return none, err
+		}
+		return none, t.addEntry(entry(before, after))
+	})
+	return err
+}
+
+// endAccess writes a subject that is revoked, and takes from it whatever it could act with: also the keys that do not come with it.
+func (t *tx) endAccess(before, after watchword.Subject, now time.Time) error {
+	if err := t.putRow(before, after); err != nil {
+		return err
+	}
+	for _, q := range []string{
+		`UPDATE subject_keys SET state = 'revoked' WHERE tenant = ? AND subject = ?`,
+		`DELETE FROM codes INDEXED BY codes_of WHERE tenant = ? AND subject = ?`,
+		`DELETE FROM twins WHERE tenant = ? AND device = ?`,
+		`DELETE FROM functions WHERE tenant = ? AND device = ?`,
+		`DELETE FROM idempotency WHERE tenant = ? AND caller = ?`,
+	} {
+		if _, err := t.exec(q, after.Tenant, after.ID); err != nil {
+			return err
+		}
+	}
+	return t.abandonCommands(after.Tenant, after.ID, now)
+}

@@ -1,0 +1,123 @@
+package storetest
+
+import (
+	"context"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/command"
+	"github.com/watchword-iot/watchword/server/enroll"
+	"github.com/watchword-iot/watchword/server/policy"
+)
+
+// The methods of this file are those of the store that take an actor and a function that makes the entry, for contracts that
+// look at neither: the entry is finished, and says who acts on which versions.
+
+func actor(e audit.Entry) audit.Actor {
+	return audit.Actor{Tenant: e.Tenant, Subject: e.Actor, Key: e.Key, Versions: e.Versions}
+}
+
+// in is the actor of an entry who acts in that tenant.
+func in(tenant watchword.TenantID, e audit.Entry) audit.Actor {
+	by := actor(e)
+	by.Tenant = tenant
+	return by
+}
+
+// AddCommand is [Store.AddCommand].
+func (t *T) AddCommand(ctx context.Context, r command.Row, idem command.Idempotency, b command.Bounds, e audit.Entry) (command.Row, bool, error) {
+	return t.Store.AddCommand(ctx, actor(e), r, idem, b, audit.FixedEntry[command.Row](e))
+}
+
+// AddHandover is [Store.AddHandover].
+func (t *T) AddHandover(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, h command.Handover, e audit.Entry) (command.Row, int64, error) {
+	return t.Store.AddHandover(ctx, tenant, id, h, audit.FixedEntry[command.Row](e))
+}
+
+// MarkUndeliverable is [Store.MarkUndeliverable].
+func (t *T) MarkUndeliverable(ctx context.Context, u command.UndeliverableUpdate, e audit.Entry) (command.Row, bool, error) {
+	return t.Store.MarkUndeliverable(ctx, u, audit.FixedEntry[command.Row](e))
+}
+
+// ApplyReceipt is [Store.ApplyReceipt].
+func (t *T) ApplyReceipt(ctx context.Context, s command.ReceiptUpdate, e audit.Entry) (command.Row, bool, error) {
+	return t.Store.ApplyReceipt(ctx, actor(e), s, audit.FixedEntry[command.Row](e))
+}
+
+// CancelCommand is [Store.CancelCommand].
+func (t *T) CancelCommand(ctx context.Context, tenant watchword.TenantID, id watchword.CommandID, now time.Time, e audit.Entry) (command.Row, error) {
+	return t.Store.CancelCommand(ctx, in(tenant, e), id, now, audit.FixedEntry[command.Row](e))
+}
+
+// Suspend is [Store.Suspend].
+func (t *T) Suspend(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.Suspend(ctx, in(tenant, e), id, now, audit.FixedEntry[watchword.Subject](e))
+}
+
+// Resume is [Store.Resume].
+func (t *T) Resume(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.Resume(ctx, in(tenant, e), id, now, audit.FixedEntry[watchword.Subject](e))
+}
+
+// Revoke is [Store.Revoke].
+func (t *T) Revoke(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.Revoke(ctx, in(tenant, e), id, now, audit.FixedEntry[watchword.Subject](e))
+}
+
+// DeleteSubject is [Store.DeleteSubject].
+func (t *T) DeleteSubject(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) error {
+	return t.Store.DeleteSubject(ctx, in(tenant, e), id, now, audit.FixedEntry[watchword.Subject](e))
+}
+
+// SetLabels is [Store.SetLabels]; the entry says which labels were there, and are.
+func (t *T) SetLabels(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.SetLabels(ctx, in(tenant, e), id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
+		return e.With("before", before.Labels.String(), "after", after.Labels.String())
+	})
+}
+
+// SetProof is [Store.SetProof].
+func (t *T) SetProof(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, proof string, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.SetProof(ctx, in(tenant, e), id, proof, now, audit.FixedEntry[watchword.Subject](e))
+}
+
+// RedeemCode is [Store.RedeemCode]; the entry's actor and object are the subject.
+func (t *T) RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, e audit.Entry) (watchword.Subject, bool, error) {
+	return t.Store.RedeemCode(ctx, r, now, func(_, after watchword.Subject) audit.Entry {
+		out := e
+		out.Actor, out.Object = after.ID, string(after.ID)
+		return out
+	})
+}
+
+// Rekey is [Store.Rekey].
+func (t *T) Rekey(ctx context.Context, r enroll.KeyChange, now time.Time, e audit.Entry) (watchword.Subject, bool, error) {
+	return t.Store.Rekey(ctx, actor(e), r, now, audit.FixedEntry[watchword.Subject](e))
+}
+
+// ApprovePairing is [Pairings.ApprovePairing].
+func (t *T) ApprovePairing(ctx context.Context, a enroll.Approval, now time.Time, es ...audit.Entry) (watchword.Subject, error) {
+	by := actor(es[0])
+	if by.Subject == "" {
+		by.Subject = "operator"
+	}
+	return t.Store.ApprovePairing(ctx, by, a, now, func(_, _ watchword.Subject) []audit.Entry { return es })
+}
+
+// RejectPairing is [Pairings.RejectPairing].
+func (t *T) RejectPairing(ctx context.Context, tenant watchword.TenantID, id string, who watchword.SubjectID, now time.Time, e audit.Entry) (enroll.Pairing, error) {
+	by := in(tenant, e)
+	by.Subject = who
+	return t.Store.RejectPairing(ctx, by, id, now, audit.FixedEntry[enroll.Pairing](e))
+}
+
+// PutPolicy is [Store.PutPolicy].
+func (t *T) PutPolicy(ctx context.Context, tenant watchword.TenantID, name string, source []byte, ifVersion int64, now time.Time, e audit.Entry) (policy.Stored, int64, error) {
+	return t.Store.PutPolicy(ctx, in(tenant, e), name, source, ifVersion, now, audit.FixedEntry[policy.Stored](e))
+}
+
+// DeletePolicy is [Store.DeletePolicy].
+func (t *T) DeletePolicy(ctx context.Context, tenant watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) (int64, error) {
+	return t.Store.DeletePolicy(ctx, in(tenant, e), name, ifVersion, now, audit.FixedEntry[policy.Stored](e))
+}
