@@ -14,8 +14,8 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// The kinds of signatures under a checkpoint: the log's own (signed-note), and a
-// witness's, which says when (tlog-cosignature).
+// The kinds of signatures under a checkpoint: the log's own (signed-note), and a witness's, which includes the time
+// (tlog-cosignature).
 const (
 	algLog         = 1
 	algCosignature = 4
@@ -28,10 +28,10 @@ type Key struct {
 	pub  ed25519.PublicKey
 }
 
-// LogKey is the log's own key: name is the log's origin.
+// LogKey returns the log's own key: name is the log's origin.
 func LogKey(name string, pub ed25519.PublicKey) Key { return Key{name, algLog, pub} }
 
-// LogKeys is the keys of the log that an issuer keeps; those that are not Ed25519 are none.
+// LogKeys returns the keys of an issuer's log; keys that are not Ed25519 are left out.
 func LogKeys(issuer string, keys ...*jose.PublicKey) (out []Key) {
 	for _, k := range keys {
 		if pub, ok := k.Crypto().(ed25519.PublicKey); ok {
@@ -41,8 +41,8 @@ func LogKeys(issuer string, keys ...*jose.PublicKey) (out []Key) {
 	return out
 }
 
-// VerifierKeys is everybody whose signature under an issuer's log counts: the log's keys,
-// and its witnesses by their verifier keys. Code: bad_request for one that is none.
+// VerifierKeys returns all keys whose signatures under an issuer's log are accepted: the log's keys, and its witnesses by
+// their verifier keys. Code: bad_request for an invalid verifier key.
 func VerifierKeys(issuer string, logs []*jose.PublicKey, witnesses []string) ([]Key, error) {
 	keys := LogKeys(issuer, logs...)
 	for _, w := range witnesses {
@@ -58,8 +58,7 @@ func VerifierKeys(issuer string, logs []*jose.PublicKey, witnesses []string) ([]
 	return keys, nil
 }
 
-// ParseKey reads a verifier key (signed-note, Verifier keys): name+hash+material.
-// Code: bad_request.
+// ParseKey parses a verifier key (signed-note, Verifier keys): name+hash+material. Code: bad_request.
 func ParseKey(vkey string) (Key, error) {
 	invalid := watchword.Refuse(watchword.BadRequest, "this is no key of a log or witness: it has the form name+hash+base64, of Ed25519")
 	parts := strings.SplitN(vkey, "+", 3)
@@ -85,7 +84,7 @@ func validName(s string) bool {
 	return s != "" && !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == '+' || r >= 0x7f })
 }
 
-// String is the verifier key.
+// String returns the verifier key.
 func (k Key) String() string {
 	return fmt.Sprintf("%s+%08x+%s", k.name, k.KeyHash(), strictBase64.EncodeToString(append([]byte{k.alg}, k.pub...)))
 }
@@ -93,16 +92,16 @@ func (k Key) String() string {
 // Name returns the log's origin, or the witness's name.
 func (k Key) Name() string { return k.name }
 
-// Witness reports whether it signs as a witness.
+// Witness reports whether it is the key of a witness.
 func (k Key) Witness() bool { return k.alg == algCosignature }
 
-// KeyHash is what a signature names the key by.
+// KeyHash returns the number by which a signature names the key.
 func (k Key) KeyHash() uint32 {
 	sum := sha256.Sum256(append([]byte(k.name+"\n"+string(k.alg)), k.pub...))
 	return binary.BigEndian.Uint32(sum[:])
 }
 
-// Verify checks a signature over a note's text.
+// Verify verifies a signature over a note's text.
 func (k Key) Verify(msg, sig []byte) bool {
 	if k.alg == algLog {
 		return ed25519.Verify(k.pub, msg, sig)
@@ -114,7 +113,7 @@ func (k Key) Verify(msg, sig []byte) bool {
 	return at < 1<<63 && ed25519.Verify(k.pub, cosignedMessage(at, msg), sig[8:])
 }
 
-// cosignedMessage is what a witness signs (tlog-cosignature, Ed25519 signed message).
+// cosignedMessage returns the message that a witness signs (tlog-cosignature, Ed25519 signed message).
 func cosignedMessage(at uint64, msg []byte) []byte {
 	return append([]byte("cosignature/v1\ntime "+strconv.FormatUint(at, 10)+"\n"), msg...)
 }
@@ -128,8 +127,8 @@ type Signer struct {
 // Sign signs a note's text.
 func (s Signer) Sign(msg []byte) ([]byte, error) { return s.SignFunc(msg) }
 
-// Origin is the name of the log that an issuer keeps: its address without the scheme, and without the path of a tenant
-// ([watchword.TenantPath]), since the tenants of a server have one log.
+// Origin returns the name of an issuer's log: its address without the scheme, and without the path of a tenant
+// ([watchword.TenantPath]), since the tenants of a server share one log.
 func Origin(issuer string) string {
 	_, rest, ok := strings.Cut(issuer, "://")
 	if !ok {

@@ -22,7 +22,7 @@ func (a *app) agentCommand() *cobra.Command {
 
 func dirFlag(c *cobra.Command) *string {
 	dir := c.Flags().String("dir", "", "folder with the device's keys and state")
-	_ = c.MarkFlagRequired("dir") // the flag is there
+	_ = c.MarkFlagRequired("dir") // the flag exists
 	return dir
 }
 
@@ -62,7 +62,7 @@ func (a *app) agentEnroll() *cobra.Command {
 	return c
 }
 
-// agentStatus is what an agent's folder says of itself.
+// agentStatus is the output of agent status.
 type agentStatus struct {
 	Enrolled bool   `json:"enrolled"`
 	ID       string `json:"id,omitempty"`
@@ -216,7 +216,7 @@ func (a *app) runAgent(ctx context.Context, d *device.Device, stream string) err
 	}
 }
 
-// checkStream refuses a stream that no event can be published in, before lines are read.
+// checkStream refuses an invalid stream name before lines are read.
 func checkStream(stream string) error {
 	for s := range strings.SplitSeq(stream, "/") {
 		if err := watchword.CheckName("stream", s); err != nil {

@@ -12,16 +12,15 @@ import (
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
-// rekeyShortest is how often an agent may change its keys by itself: the server
-// takes 32 new keys a day from one device.
+// rekeyShortest is the minimum interval of automatic key changes: the server accepts 32 new keys a day from one device.
 const rekeyShortest = 2 * time.Hour
 
 func (a *app) agentRekey() *cobra.Command {
 	c := &cobra.Command{
 		Use: "rekey --dir DIR", Short: "Make new keys and register them with the server", Args: positional(cobra.NoArgs),
-		Long: "Make new keys and put them in the place of the old ones, here and at the server, which ends every session of the old ones.\n" +
-			"Without --sign and --seal both change and keep their curves; with one of them the other key stays. Cut off at any point,\n" +
-			"it is finished by the next start or by running it again.",
+		Long: "Generate new keys that replace the old ones, in the folder and at the server, which ends every session of the old keys.\n" +
+			"Without --sign and --seal both change and keep their curves; with one of them the other key stays. If it is interrupted,\n" +
+			"the next start, or running it again, completes it.",
 	}
 	dir := dirFlag(c)
 	sign := c.Flags().String("sign", "", "make a new signing key on this curve: P-256 or Ed25519")
@@ -53,7 +52,7 @@ func (a *app) agentRekey() *cobra.Command {
 	return c
 }
 
-// withRekey runs f, and changes the device's keys meanwhile where that was wanted.
+// withRekey runs f, and changes the device's keys at intervals meanwhile if every is set.
 func withRekey(ctx context.Context, d *device.Device, every time.Duration, f func(context.Context) error) error {
 	if every == 0 {
 		return f(ctx)

@@ -20,7 +20,7 @@ import (
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
-// app is what every command shares. out and err are the only ways to print.
+// app is the state that all commands share. Commands print only through out and err.
 type app struct {
 	out, err *terminal.Writer
 
@@ -49,7 +49,7 @@ func (a *app) prepare() error {
 	return nil
 }
 
-// defaultData is the data folder where neither --data nor WATCHWORD_DATA is set.
+// defaultData is the data folder if neither --data nor WATCHWORD_DATA is set.
 func defaultData() string {
 	if d := os.Getenv("XDG_DATA_HOME"); d != "" {
 		return filepath.Join(d, "watchword")
@@ -64,7 +64,7 @@ func defaultData() string {
 // client returns the client of the server on this machine.
 func (a *app) client() (*admin.Client, error) { return admin.Local(a.data) }
 
-// print writes a result: JSON as it is, or what table writes.
+// print prints a result: as JSON with -o json, else as table writes it.
 func (a *app) print(v any, table func(w *terminal.Writer)) error {
 	if a.format == "table" {
 		return a.out.Table(table)
@@ -72,7 +72,7 @@ func (a *app) print(v any, table func(w *terminal.Writer)) error {
 	return a.out.JSON(v, a.format == "json")
 }
 
-// printList writes many results: a table, one JSON array, or one JSON a line.
+// printList prints results: as a table, one JSON array, or one JSON value a line.
 func printList[T any](a *app, items []T, head string, row func(w *terminal.Writer, v T)) error {
 	if a.format == "jsonl" {
 		for _, v := range items {
@@ -95,7 +95,7 @@ func printList[T any](a *app, items []T, head string, row func(w *terminal.Write
 	})
 }
 
-// maxCell is the most characters of one value that a table shows. JSON output is not shortened.
+// maxCell is the maximum number of characters of a table cell. JSON output is not shortened.
 const maxCell = 100
 
 // truncateCells shortens each cell (text between tabs) to maxCell characters.
@@ -117,7 +117,7 @@ func truncateCells(lines string) string {
 }
 
 func (a *app) printProblem(code watchword.Code, detail string) {
-	_ = a.err.JSON(map[string]any{"type": code.Page(), "title": code, "code": code, "detail": detail}, false) // nobody is left to tell
+	_ = a.err.JSON(map[string]any{"type": code.Page(), "title": code, "code": code, "detail": detail}, false) // an error of standard error cannot be reported
 }
 
 // confirm asks for confirmation on a terminal. Without a terminal, --yes is required.
@@ -142,7 +142,7 @@ func isTerminal(f *os.File) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
 }
 
-// parseLabels reads -l k=v flags.
+// parseLabels parses -l k=v flags.
 func parseLabels(pairs []string) (watchword.Labels, error) {
 	l := watchword.Labels{}
 	for _, p := range pairs {
@@ -155,7 +155,7 @@ func parseLabels(pairs []string) (watchword.Labels, error) {
 	return l, nil
 }
 
-// parseArguments reads k=v and k:=JSON into one JSON object.
+// parseArguments parses k=v and k:=JSON into one JSON object.
 func parseArguments(pairs []string) (json.RawMessage, error) {
 	out := map[string]json.RawMessage{}
 	for _, p := range pairs {
@@ -181,7 +181,8 @@ func parseArguments(pairs []string) (json.RawMessage, error) {
 	return json.Marshal(out)
 }
 
-// readTrusted reads a file that says whom to trust, or standard input for "-". Codes: file_untrusted, not_found, too_large.
+// readTrusted reads a file that states whom to trust, or standard input for "-". Codes: file_untrusted, not_found,
+// too_large.
 func readTrusted(name string, limit int64) ([]byte, error) {
 	if name == "-" {
 		return readInput(name, limit)
@@ -193,8 +194,8 @@ func readTrusted(name string, limit int64) ([]byte, error) {
 	return b, err
 }
 
-// readInput reads a file, or standard input for "-". What it says counts only as far as it is checked afterwards, or as whoever
-// named it meant it: what decides whom to trust comes from readTrust.
+// readInput reads a file, or standard input for "-". Its content must be verified afterwards, or be the user's own input. A
+// file that states whom to trust is read by readTrusted.
 func readInput(name string, limit int64) ([]byte, error) {
 	f := os.Stdin
 	if name != "-" {

@@ -21,7 +21,7 @@ func (a *app) auditCommand() *cobra.Command {
 	return commandGroup("audit", "Read, export and verify the audit log", a.auditList(), a.auditShow(), a.auditExport(), a.auditVerify(), a.auditCheckpoint(), a.auditProve(), a.auditKey(), a.auditMirror())
 }
 
-// logQuery adds the flags that choose entries.
+// logQuery adds the flags that select entries.
 func logQuery(c *cobra.Command) func() (admin.LogQuery, error) {
 	f := c.Flags()
 	var q admin.LogQuery
@@ -114,7 +114,7 @@ func (a *app) followLog(ctx context.Context, cl *admin.Client, q admin.LogQuery)
 	})
 }
 
-// entryNumber reads the number of an entry.
+// entryNumber parses the number of an entry.
 func entryNumber(s string) (int64, error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n < 1 {
@@ -138,8 +138,8 @@ func (a *app) auditShow() *cobra.Command {
 			return err
 		}
 		return a.print(e, func(w *terminal.Writer) {
-			e.Body = ""         // it is what is shown
-			_ = w.JSON(e, true) // the table says what went wrong
+			e.Body = ""         // it is printed by the table
+			_ = w.JSON(e, true) // the table has the error
 		})
 	}}
 }
@@ -147,7 +147,7 @@ func (a *app) auditShow() *cobra.Command {
 func (a *app) auditExport() *cobra.Command {
 	export := &cobra.Command{
 		Use: "export [FILE]", Short: "Export the audit log as JSON lines, for audit verify",
-		Long: "The whole log as JSON lines, which audit verify checks. Entries that the flags do not choose, and pruned ones, are there by their hash alone.", Args: positional(cobra.MaximumNArgs(1)),
+		Long: "The whole log as JSON lines, which audit verify checks. Of entries that the flags do not select, and of pruned ones, it has only the hash.", Args: positional(cobra.MaximumNArgs(1)),
 	}
 	query := logQuery(export)
 	export.RunE = func(c *cobra.Command, args []string) error {
@@ -176,7 +176,7 @@ func (a *app) auditExport() *cobra.Command {
 			err = cerr
 		}
 		if err != nil {
-			_ = os.Remove(args[0]) // half an export is none; the first error says why
+			_ = os.Remove(args[0]) // the export is incomplete; the first error is reported
 		}
 		return err
 	}

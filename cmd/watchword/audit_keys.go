@@ -15,8 +15,7 @@ import (
 	"github.com/watchword-iot/watchword/server/audit"
 )
 
-// logKeys is what --key names: keys with their names, and bare keys of the log,
-// whose name is the log's own.
+// logKeys is the content of --key: keys with their names, and bare keys of the log, whose name is the log's own.
 type logKeys struct {
 	named []ledger.Key
 	bare  []ed25519.PublicKey
@@ -35,7 +34,7 @@ func (k logKeys) ofNote(note []byte) ([]ledger.Key, error) {
 	return k.of(c.Origin), err
 }
 
-// ofExport takes the log's name from the last line, and goes back to the first.
+// ofExport reads the log's name from the last line of the file, and then rewinds the file.
 func (k logKeys) ofExport(f *os.File) ([]ledger.Key, error) {
 	end, err := f.Seek(0, io.SeekEnd)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 
 func (a *app) auditKey() *cobra.Command {
 	return &cobra.Command{
-		Use: "key", Short: "Print the log's public keys, to keep elsewhere", Long: "The log's public keys, and those of the witnesses that the trust bundle names, as verifier keys (C2SP signed-note): what audit verify --key wants, and other programs for transparency logs.",
+		Use: "key", Short: "Print the log's public keys, to keep elsewhere", Long: "The log's public keys, and those of the witnesses that the trust bundle names, as verifier keys (C2SP signed-note), for audit verify --key and for other programs for transparency logs.",
 		Args: positional(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
 			keys, err := a.bundledLogKeys(c.Context())
 			if err != nil {
@@ -33,7 +33,7 @@ func (a *app) auditMirror() *cobra.Command {
 	var o verifyOptions
 	c := &cobra.Command{
 		Use: "mirror DIR [URL]", Short: "Copy the log's tiles to a folder, or update the copy",
-		Long: "Copies the log to a folder, or goes on with a copy: what is new is fetched, all of it is verified, the new log must extend the copied one, and only then is the checkpoint written.",
+		Long: "Copies the log to a folder, or updates a copy: it fetches the new entries, verifies all of them, checks that the new log extends the copied one, and only then writes the checkpoint.",
 		Args: positional(cobra.RangeArgs(1, 2)),
 	}
 	f := c.Flags()
@@ -72,8 +72,8 @@ func (a *app) auditMirror() *cobra.Command {
 	return c
 }
 
-// mirror brings the copy of a log in dir up to date: what is fetched is written once
-// all of it verifies. A copy that is damaged itself is fetched anew, whole.
+// mirror updates the copy of a log in dir. It writes fetched files once all of them are verified. A damaged copy is fetched
+// again completely.
 func mirror(ctx context.Context, dir string, get audit.Fetch, keys logKeys) (audit.VerifyResult, error) {
 	here := mirrorDir(dir)
 	var against [][]byte

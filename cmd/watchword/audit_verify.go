@@ -24,7 +24,7 @@ import (
 	"github.com/watchword-iot/watchword/server/audit"
 )
 
-// verification is what audit verify prints.
+// verification is the output of audit verify.
 type verification struct {
 	OK           bool          `json:"ok"`
 	What         string        `json:"what"`
@@ -51,7 +51,7 @@ func (a *app) auditVerify() *cobra.Command {
 	var o verifyOptions
 	c := &cobra.Command{
 		Use: "verify [DIR|URL|FILE]", Short: "Recompute the log and report the first entry that does not match",
-		Long: "Recomputes a log offline: of a data folder (running or not; without an argument that of --data), a mirror of /log/, an address that serves one, an export, or the proof of one entry. Exit status 8 where something does not fit.",
+		Long: "Recomputes a log offline: of a data folder (its server may run; default: the folder of --data), a mirror of /log/, a URL that serves one, an export, or the proof of one entry. Exit status 8 if a verification fails.",
 		Args: positional(cobra.MaximumNArgs(1)),
 	}
 	f := c.Flags()
@@ -116,7 +116,7 @@ func (a *app) verifyLog(ctx context.Context, what string, o verifyOptions) (veri
 	return v, v.file(what, keys, against)
 }
 
-// take is what was found of a whole log.
+// take adds the result of a verified log.
 func (v *verification) take(d audit.VerifyResult, err error) error {
 	if err != nil {
 		return err
@@ -216,14 +216,14 @@ func verifyMirror(ctx context.Context, get audit.Fetch, keys logKeys, against []
 	}
 	once := func(ctx context.Context, path string) ([]byte, error) {
 		if path == "checkpoint" {
-			return note, nil // the same that told the log's name
+			return note, nil // the one that the log's name was read from
 		}
 		return get(ctx, path)
 	}
 	return audit.VerifyMirror(ctx, once, all, against...)
 }
 
-// mirrorDir reads a mirror of a log from a folder.
+// mirrorDir returns a function that reads a mirror of a log from a folder.
 func mirrorDir(dir string) audit.Fetch {
 	return func(_ context.Context, path string) ([]byte, error) {
 		b, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(path)))
@@ -234,7 +234,7 @@ func mirrorDir(dir string) audit.Fetch {
 	}
 }
 
-// verifyURL verifies a log that is served: by this machine's own server, or elsewhere.
+// verifyURL verifies a log that a server publishes: this machine's own, or another.
 func (a *app) verifyURL(ctx context.Context, v *verification, o verifyOptions, keys logKeys, against [][]byte) error {
 	get, own, err := a.logAt(v.What, o)
 	if err != nil {
@@ -247,8 +247,8 @@ func (a *app) verifyURL(ctx context.Context, v *verification, o verifyOptions, k
 	return v.take(verdict, err)
 }
 
-// logAt is how a log at an address is fetched. own, if not nil, asks the server of
-// --data, whose address it is, for its keys.
+// logAt returns a function that fetches the log at an address. own, if not nil, returns the log's keys from the server of
+// --data, if the address is that server's.
 func (a *app) logAt(address string, o verifyOptions) (get audit.Fetch, own func(context.Context) ([]ledger.Key, error), err error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" {
@@ -280,10 +280,9 @@ func (a *app) logAt(address string, o verifyOptions) (get audit.Fetch, own func(
 	return mirrorAt(rest.NewUnauthenticated(base, rest.Transport(conf, nil)), head), nil, nil
 }
 
-// mirrorAt fetches the files of a log that is served by anybody: the log is proved by its
-// key, and nothing else that is said there counts. A file that is not there makes the
-// mirror unavailable, not the log invalid; a partial tile or bundle may be gone, as soon as
-// there is the full one (C2SP tlog-tiles).
+// mirrorAt returns a function that fetches the files of a log from any server: the log is verified by its key, and no other
+// part of the responses is trusted. A missing file makes the mirror unavailable, not the log invalid; a partial tile or
+// bundle may be missing as soon as the full one exists (C2SP tlog-tiles).
 func mirrorAt(c *rest.Client, head map[string]string) audit.Fetch {
 	return func(ctx context.Context, path string) ([]byte, error) {
 		a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/" + path, Header: head})
@@ -299,8 +298,8 @@ func mirrorAt(c *rest.Client, head map[string]string) audit.Fetch {
 	}
 }
 
-// bundledLogKeys is the log's keys as this machine's server publishes them, under
-// the root that its data folder pins.
+// bundledLogKeys returns the log's keys in the trust bundle of this machine's server, verified with the root that its data
+// folder pins.
 func (a *app) bundledLogKeys(ctx context.Context) ([]ledger.Key, error) {
 	t, err := a.trust(ctx)
 	if err != nil {
@@ -309,7 +308,7 @@ func (a *app) bundledLogKeys(ctx context.Context) ([]ledger.Key, error) {
 	return ledger.VerifierKeys(t.Issuer, t.Log, t.Witnesses)
 }
 
-// orOwn takes the keys of this machine's server where --key named none.
+// orOwn uses the keys of this machine's server if --key names none.
 func (v *verification) orOwn(ctx context.Context, keys *logKeys, own func(context.Context) ([]ledger.Key, error)) (err error) {
 	if v.Keys != "" {
 		return nil

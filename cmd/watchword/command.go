@@ -59,7 +59,7 @@ func (a *app) commandSend() *cobra.Command {
 	return c
 }
 
-// printTimeline prints how a command went, with times since it was stored.
+// printTimeline prints the states of a command, with times since it was stored.
 func printTimeline(w *terminal.Writer, c api.Command) {
 	since := func(t *time.Time) int64 { return t.Sub(c.CreatedAt).Milliseconds() }
 	if c.SentAt != nil {
@@ -94,7 +94,7 @@ func result(r json.RawMessage) string {
 	return ", result " + string(r)
 }
 
-// statusOfCommand is the exit status of a command that was waited for.
+// statusOfCommand returns the exit status for the final state of a command.
 func statusOfCommand(s watchword.CommandState) error {
 	switch s {
 	case watchword.Done:

@@ -30,7 +30,7 @@ func (a *app) demoCommand() *cobra.Command {
 	return c
 }
 
-// demoStep is one step of the tour, as --json prints it.
+// demoStep is one step of the demonstration, as --json prints it.
 type demoStep struct {
 	Name   string  `json:"name"`
 	OK     bool    `json:"ok"`
@@ -77,7 +77,7 @@ func (a *app) demo(ctx context.Context, devices int, once bool) (err error) {
 	return nil
 }
 
-// waitInterrupt keeps everything running until somebody interrupts.
+// waitInterrupt waits for an interrupt while server and devices run.
 func (t *demoRun) waitInterrupt(ctx context.Context) {
 	t.out.Printf("\nThe server and the devices keep running. In another terminal:\n\n"+
 		"  export WATCHWORD_DATA=%s\n"+
@@ -102,7 +102,7 @@ func (t *demoRun) waitInterrupt(ctx context.Context) {
 	}
 }
 
-// run goes through the steps and stops at the first that fails.
+// run executes the steps and stops at the first that fails.
 func (t *demoRun) run(ctx context.Context) bool {
 	t.out.Printf("Watchword: a server, %d devices, an operator and an attacker, on loopback, with real keys and TLS.\n\n", t.count)
 	for _, s := range []struct {
@@ -130,7 +130,7 @@ func (t *demoRun) run(ctx context.Context) bool {
 		detail, err := s.do(limit)
 		cancel()
 		took := time.Since(start)
-		if t.measured > 0 { // the step measured a part of itself
+		if t.measured > 0 { // the step measured only a part of its duration
 			took, t.measured = t.measured, 0
 		}
 		done := demoStep{Name: s.name, OK: err == nil, MS: float64(took.Microseconds()) / 1000, Detail: detail}
@@ -146,7 +146,7 @@ func (t *demoRun) run(ctx context.Context) bool {
 	return true
 }
 
-// printStep prints a step as a line of the story.
+// printStep prints a step as one line.
 func (t *demoRun) printStep(s demoStep) {
 	switch {
 	case s.OK && t.colour:
@@ -165,7 +165,7 @@ func (t *demoRun) printStep(s demoStep) {
 	}
 }
 
-// close ends the devices, then the server.
+// close stops the devices, then the server.
 func (t *demoRun) close() error {
 	if t.stop != nil {
 		t.stop()
@@ -184,7 +184,7 @@ func (t *demoRun) close() error {
 	return errors.Join(errs...)
 }
 
-// serve starts the server on an empty folder.
+// serve starts the server with an empty folder.
 func (t *demoRun) serve(ctx context.Context) (string, error) {
 	cfg := server.Defaults()
 	cfg.Data = t.data

@@ -25,7 +25,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// demoRun is the demonstration under way.
+// demoRun is the state of a demonstration.
 type demoRun struct {
 	dir, data string
 	count     int
@@ -33,7 +33,7 @@ type demoRun struct {
 	colour    bool
 	log       *slog.Logger
 	steps     []demoStep
-	measured  time.Duration // set by a step that measured a part of itself
+	measured  time.Duration // set by a step that measures only a part of its duration
 
 	stopServer context.CancelFunc
 	served     chan error
@@ -43,10 +43,10 @@ type demoRun struct {
 	stop    context.CancelFunc
 	running sync.WaitGroup
 
-	connected chan string // how a lamp reached the server
-	mqtt      *mqttClient // of the last lamp
+	connected chan string // transport with which a lamp connected
+	mqtt      *mqttClient // connection of the last lamp
 	sent      api.Command
-	jwe       string // what the last lamp was sent
+	jwe       string // the command that the last lamp received
 	revoked   time.Time
 }
 
@@ -85,7 +85,7 @@ publish = ["devices/${id}/events/debug/#"]
 
 const lampSchema = `{"type":"object","properties":{"level":{"type":"integer","minimum":0,"maximum":100}},"required":["level"],"additionalProperties":false}`
 
-// enroll adds the devices, and each becomes itself with keys that it makes.
+// enroll adds the devices, and enrolls each with keys that it generates.
 func (t *demoRun) enroll(ctx context.Context) (string, error) {
 	var err error
 	if t.admin, err = admin.Local(t.data); err != nil {
@@ -124,7 +124,7 @@ func (t *demoRun) enroll(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%d devices made their own keys (P-256, Ed25519, X25519), checked the server by the pin of the link, and enrolled with a one-time code", t.count), nil
 }
 
-// token lets each device prove itself.
+// token requests a token for each device.
 func (t *demoRun) token(ctx context.Context) (string, error) {
 	start := time.Now()
 	var last string
@@ -151,10 +151,10 @@ func (t *demoRun) token(ctx context.Context) (string, error) {
 	return fmt.Sprintf("each signed an assertion and got a JWT of %d bytes, valid for %d s, with %d permissions (time for one token)", len(last), c.EXP-c.IAT, len(c.Perm)), nil
 }
 
-// last is the lamp that talks by server-sent events, as a stock client would.
+// last returns the last lamp, which is used through a third-party client.
 func (t *demoRun) last() *demoDevice { return t.devices[len(t.devices)-1] }
 
-// connect starts every device over MQTT: the last one with a stock client.
+// connect connects every device over MQTT: the last one with a third-party client.
 func (t *demoRun) connect(ctx context.Context) (string, error) {
 	run, stop := context.WithCancel(context.Background())
 	t.stop = stop
@@ -185,7 +185,7 @@ func (t *demoRun) connect(ctx context.Context) (string, error) {
 	return fmt.Sprintf("over MQTT 5 and TLS 1.3: %d with the SDK, authenticated by an assertion; %s with a stock client, its token as the password, session %s", len(t.devices)-1, t.last().id, t.mqtt.session), nil
 }
 
-// publish sends an event from a device to an operator who listens.
+// publish publishes an event of a device, which an operator receives.
 func (t *demoRun) publish(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -215,7 +215,7 @@ func (t *demoRun) publish(ctx context.Context) (string, error) {
 	}
 }
 
-// wantRefusal checks that err is a refusal with that code and says what it was.
+// wantRefusal verifies that err is a refusal with that code, and returns a description.
 func wantRefusal(err error, code watchword.Code, what string) (string, error) {
 	if err == nil {
 		return "", fmt.Errorf("%s was allowed", what)
@@ -223,7 +223,7 @@ func wantRefusal(err error, code watchword.Code, what string) (string, error) {
 	if watchword.CodeOf(err) != code {
 		return "", fmt.Errorf("%s: %w, instead of %s", what, err, code)
 	}
-	e, _ := errors.AsType[*watchword.Error](err) // it has a code, so it is one
+	e, _ := errors.AsType[*watchword.Error](err) // it has a code, so this succeeds
 	return what + ": refused, " + e.Detail, nil
 }
 
@@ -243,7 +243,7 @@ func (t *demoRun) callDenied(ctx context.Context) (string, error) {
 	return message + "; policy explain says: " + e.Nearest, err
 }
 
-// command orders a lamp, whose receipt the next step looks at.
+// command orders a command for a lamp; the next step shows its receipt.
 func (t *demoRun) command(ctx context.Context) (_ string, err error) {
 	t.sent, err = t.admin.Send(ctx, admin.CommandOrder{Device: "lamp-2", Function: "lamp.set", Args: json.RawMessage(`{"level":40}`)})
 	if err != nil {
@@ -252,7 +252,7 @@ func (t *demoRun) command(ctx context.Context) (_ string, err error) {
 	return fmt.Sprintf("the operator orders lamp-2 lamp.set level=40: %s, number %d, stored before the answer", t.sent.ID, t.sent.Seq), nil
 }
 
-// receipt waits for the answer and checks it without the server's statement.
+// receipt waits for the receipt and verifies it without trusting the server.
 func (t *demoRun) receipt(ctx context.Context) (string, error) {
 	c, err := t.admin.Command(ctx, t.sent.ID, 20*time.Second)
 	if err != nil {
@@ -273,7 +273,7 @@ func (t *demoRun) receipt(ctx context.Context) (string, error) {
 	return fmt.Sprintf("lamp-2 decrypted, checked, executed and signed: %s; receipt verified with its key %.8s…", r.Result, sign.ID()), nil
 }
 
-// forgedCommand shows a device a command that an attacker signed, sealed as it should be.
+// forgedCommand sends a device a command that an attacker signed, encrypted correctly.
 func (t *demoRun) forgedCommand(ctx context.Context) (string, error) {
 	l := t.last()
 	attacker, err := jose.GenerateKey("P-256")
@@ -304,7 +304,7 @@ func (t *demoRun) forgedCommand(ctx context.Context) (string, error) {
 	return wantRefusal(err, watchword.KeyUnknown, "a command that an attacker signed and encrypted to "+string(l.id))
 }
 
-// replayedCommand lets the last lamp obey one command, and shows it the same one again.
+// replayedCommand lets the last lamp execute one command, and sends it the same command again.
 func (t *demoRun) replayedCommand(ctx context.Context) (string, error) {
 	l := t.last()
 	c, err := t.admin.Send(ctx, admin.CommandOrder{Device: l.id, Function: "lamp.set", Args: json.RawMessage(`{"level":55}`)})
@@ -337,7 +337,7 @@ func (t *demoRun) replayedCommand(ctx context.Context) (string, error) {
 	return string(l.id) + " executed it once; the same command again was not executed and returned the first receipt", nil
 }
 
-// refresh puts a newer token under the live connection.
+// refresh refreshes the live connection with a newer token.
 func (t *demoRun) refresh(ctx context.Context) (string, error) {
 	tok, err := t.last().dev.NewToken(ctx)
 	if err != nil {
@@ -362,14 +362,14 @@ func (t *demoRun) refresh(ctx context.Context) (string, error) {
 	return fmt.Sprintf("a newer token for the open connection, which now expires at %s", n.Expires.Local().Format("15:04:05Z07:00")), nil
 }
 
-// revoke ends the last lamp while its connection is open.
+// revoke revokes the last lamp while its connection is open.
 func (t *demoRun) revoke(ctx context.Context) (string, error) {
 	_, err := t.admin.Revoke(ctx, t.last().id, "demonstration")
 	t.revoked = time.Now()
 	return "the operator revokes " + string(t.last().id) + ": its keys are not accepted any more", err
 }
 
-// sessionCut sees that the connection ended, and that the token opens nothing any more.
+// sessionCut verifies that the connection has ended, and that the token is refused.
 func (t *demoRun) sessionCut(ctx context.Context) (string, error) {
 	var disconnect *paho.Disconnect
 	select {
@@ -390,8 +390,8 @@ func (t *demoRun) sessionCut(ctx context.Context) (string, error) {
 	return fmt.Sprintf("its connection was closed with subject_revoked (0x87); a publish over HTTPS is refused: %s", watchword.CodeOf(err)), nil
 }
 
-// audit recomputes the log as somebody who trusts nobody, and checks the evidence of
-// the command under the root's public key alone.
+// audit recomputes the log without trusting the server, and verifies the evidence of the command with the root's public key
+// alone.
 func (t *demoRun) audit(ctx context.Context) (string, error) {
 	e, err := t.admin.Evidence(ctx, t.sent.ID)
 	if err != nil {

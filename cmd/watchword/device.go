@@ -19,8 +19,8 @@ func (a *app) deviceCommand() *cobra.Command {
 		a.deviceSuspend(), a.deviceResume(), a.deviceRevoke(), a.deviceDelete())
 }
 
-// complete completes the first argument of a command from the live server, with what
-// list adds, up to a screenful.
+// complete completes the first argument of a command with the values that list adds from the live server, up to a
+// screenful.
 func (a *app) complete(have []string, list func(cl *admin.Client, add func(string)) error) ([]string, cobra.ShellCompDirective) {
 	if len(have) > 0 || a.prepare() != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
@@ -41,7 +41,7 @@ func (a *app) complete(have []string, list func(cl *admin.Client, add func(strin
 	return found, cobra.ShellCompDirectiveNoFileComp
 }
 
-// deviceIDs completes the ids of devices.
+// deviceIDs completes the IDs of devices.
 func (a *app) deviceIDs(c *cobra.Command, have []string, start string) ([]string, cobra.ShellCompDirective) {
 	return a.complete(have, func(cl *admin.Client, add func(string)) error {
 		return cl.Devices(c.Context(), nil, "", func(d api.Device) error {
@@ -100,9 +100,9 @@ func (a *app) deviceLink() *cobra.Command {
 	return c
 }
 
-// printLink prints v as JSON, or the link alone on standard output and what to do with it on standard error.
+// printLink prints v as JSON, or the link alone on standard output and an instruction on standard error.
 func (a *app) printLink(v any, e *api.Enrollment, picture bool) error {
-	if e == nil { // a replayed creation: the link was shown once
+	if e == nil { // a repeated creation: the link is shown once only
 		return a.print(v, func(w *terminal.Writer) {
 			w.Printf("the device exists already; %s device link ID makes a new link\n", program())
 		})
@@ -121,7 +121,7 @@ func (a *app) printLink(v any, e *api.Enrollment, picture bool) error {
 	return nil
 }
 
-// drawQR draws with half blocks, two rows a line, dark on light.
+// drawQR prints the code with half blocks, two rows a line, dark on light.
 func drawQR(w *terminal.Writer, text string) error {
 	code, err := qr.Encode(text, qr.L)
 	if err != nil {

@@ -39,7 +39,7 @@ func (a *app) enrollmentList() *cobra.Command {
 	}
 }
 
-// pairingID returns the device that a pairing became, else the id that it requested, else "-".
+// pairingID returns the ID of the device that the pairing enrolled, else the ID that it requested, else "-".
 func pairingID(p api.Pairing) watchword.SubjectID {
 	switch {
 	case p.Device != "":
@@ -90,8 +90,8 @@ func (a *app) enrollmentApprove() *cobra.Command {
 	return c
 }
 
-// confirmThumbprint shows the keys of a pairing, asks whether the device shows the same, and returns the signing key's thumbprint.
-// The server compares the thumbprint again, so a key that is swapped meanwhile is refused.
+// confirmThumbprint prints the keys of a pairing, asks whether the device shows the same, and returns the signing key's
+// thumbprint. The server compares the thumbprint again, so a key that is replaced meanwhile is refused.
 func (a *app) confirmThumbprint(c *cobra.Command, cl *admin.Client, code, id string) (string, error) {
 	if !isTerminal(os.Stdin) || !a.err.IsTerminal() {
 		return "", usage("--key is required without a terminal: the complete thumbprint that the device shows")

@@ -41,7 +41,7 @@ func (a *app) writeEvidence(ctx context.Context, cl *admin.Client, id watchword.
 	return err
 }
 
-// evidenceReport is what command verify prints.
+// evidenceReport is the output of command verify.
 type evidenceReport struct {
 	OK         bool                    `json:"ok"`
 	Issuer     string                  `json:"issuer"`
@@ -66,7 +66,7 @@ type evidenceReport struct {
 func (a *app) commandVerify() *cobra.Command {
 	c := &cobra.Command{
 		Use: "verify FILE", Short: "Verify an evidence file with the root's public key alone",
-		Long: "Checks what command show --evidence wrote, without any server: under the root's public key alone, which is given as its pin (the base64url SHA-256 that stands in every enrollment link), or as a file with a JWK or PEM. Exit status 8, and a reason, where something does not hold.",
+		Long: "Verifies the output of command show --evidence without a server, with the root's public key alone, which is given as its pin (the base64url SHA-256 in every enrollment link), or as a file with a JWK or PEM. Exit status 8 and a reason if a verification fails.",
 		Args: positional(cobra.ExactArgs(1)),
 	}
 	root := c.Flags().String("root", "", "pin of the root, or file with its public key (default: the pin of the server of --data)")
@@ -113,7 +113,7 @@ func (p evidenceReport) table(w *terminal.Writer) {
 	}
 }
 
-// rootPin reads --root.
+// rootPin returns the pin of --root.
 func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 	if root == "" {
 		t, err := a.trust(ctx)
@@ -122,7 +122,7 @@ func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 		}
 		return token.TrustPin(t.Roots[len(t.Roots)-1]), nil
 	}
-	if _, err := os.Stat(root); err != nil && len(root) == 43 { // a pin has so many characters
+	if _, err := os.Stat(root); err != nil && len(root) == 43 { // a pin has 43 characters
 		return root, nil
 	}
 	b, err := durable.ReadTrusted(root, 64<<10)

@@ -15,18 +15,18 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// inspection is what can be said of a token without believing it.
+// inspection describes a token without trusting it.
 type inspection struct {
 	Kind    string            `json:"kind"`             // its name, "sealed", or "unknown"
-	Signer  string            `json:"signer,omitempty"` // who signs this kind
-	Reader  string            `json:"reader,omitempty"` // who takes it
+	Signer  string            `json:"signer,omitempty"` // party that signs this kind
+	Reader  string            `json:"reader,omitempty"` // party that accepts it
 	Size    int               `json:"size"`
-	MaxSize int               `json:"most,omitempty"` // bytes that the kind may have
+	MaxSize int               `json:"most,omitempty"` // maximum size of the kind, in bytes
 	Header  []inspectedMember `json:"header,omitempty"`
 	Claims  []inspectedMember `json:"claims,omitempty"`
 	Checks  []checkResult     `json:"checks"`
-	Parts   []*inspection     `json:"parts,omitempty"` // of an array, and what rides inside
-	Good    bool              `json:"good"`            // nothing that could be checked is wrong
+	Parts   []*inspection     `json:"parts,omitempty"` // elements of an array, and contained tokens
+	Good    bool              `json:"good"`            // no check failed
 	Checked bool              `json:"signature_checked"`
 
 	raw  string
@@ -34,15 +34,15 @@ type inspection struct {
 	kind *tokenKind
 }
 
-// inspectedMember is one member with what it means.
+// inspectedMember is one member with its meaning.
 type inspectedMember struct {
 	Name    string         `json:"name"`
 	Value   jsontext.Value `json:"value"`
 	Meaning string         `json:"meaning,omitempty"`
-	Lines   []string       `json:"lines,omitempty"` // perm and deny, one permission each
+	Lines   []string       `json:"lines,omitempty"` // of perm and deny, one permission each
 }
 
-// checkResult is one check. Where is part or part.member.
+// checkResult is the result of one check. Where is part or part.member.
 type checkResult struct {
 	Check  string         `json:"check"`
 	Result string         `json:"result"` // good, bad, unknown
@@ -63,8 +63,8 @@ func (p *inspection) bad(check string, code watchword.Code, where, format string
 	p.Checks = append(p.Checks, checkResult{Check: check, Result: "bad", Code: code, Where: where, Detail: fmt.Sprintf(format, a...)})
 }
 
-// addRefusal notes a refusal as the server's own check says it: code and detail are those
-// of the server's answer and of its log. It is noted once.
+// addRefusal adds a refusal of a server's check: code and detail are those of the server's response and log. A repeated
+// refusal is added once.
 func (p *inspection) addRefusal(err error) {
 	v := checkResult{Check: "refusal", Result: "bad", Code: watchword.CodeOf(err), Detail: errorText(err)}
 	if e, ok := errors.AsType[*watchword.Error](err); ok {
@@ -75,7 +75,7 @@ func (p *inspection) addRefusal(err error) {
 	}
 }
 
-// errorText is an error's own words without its code.
+// errorText returns an error's text without its code.
 func errorText(err error) string {
 	s := err.Error()
 	return strings.TrimPrefix(s, string(watchword.CodeOf(err))+": ")
@@ -92,7 +92,7 @@ func (p *inspection) summarize() *inspection {
 	return p
 }
 
-// inspect explains raw, whatever it is.
+// inspect explains raw, whatever it contains.
 func inspect(raw string, now time.Time) *inspection {
 	p := &inspection{raw: raw, Size: len(raw), Kind: "unknown"}
 	switch {
@@ -116,12 +116,12 @@ func inspect(raw string, now time.Time) *inspection {
 	return p.summarize()
 }
 
-// inspectArray is two JWS over one payload, for what two keys must sign.
+// inspectArray explains two JWSs over one payload, for statements that two keys must sign.
 func (p *inspection) inspectArray(now time.Time) {
 	p.Kind = "array"
 	vs := items(jsontext.Value(p.raw))
 	payloads := map[string]bool{}
-	for i, v := range vs[:min(len(vs), 4)] { // more than two is wrong anyhow
+	for i, v := range vs[:min(len(vs), 4)] { // more than two are invalid in any case
 		s, ok := text(v)
 		if !ok {
 			p.bad("form", watchword.TokenMalformed, strconv.Itoa(i+1), "is no string")
@@ -163,7 +163,7 @@ func (p *inspection) inspectJWS(now time.Time) {
 	p.strictCheck(now)
 }
 
-// findKind finds the kind by typ; an assertion may go without.
+// findKind finds the kind by typ; an assertion may have none.
 func (p *inspection) findKind() {
 	for i := range tokenKinds {
 		if jose.SameType(p.typ, tokenKinds[i].typ) {
@@ -201,7 +201,7 @@ func (p *inspection) encoding(part string, wrong []string) {
 	}
 }
 
-// header explains the header; what is wrong with single members is said here.
+// header explains the header, and reports errors of single members.
 func (p *inspection) header(encoded string) {
 	b, wrong := decodeLenient(encoded)
 	p.encoding("header", wrong)
@@ -242,8 +242,7 @@ func (p *inspection) algorithm(alg string) {
 	}
 }
 
-// strictCheck asks the real readers, whose word counts; what they refuse beyond what
-// was said before is added.
+// strictCheck calls the real verifiers and adds what they refuse beyond the errors that were already added.
 func (p *inspection) strictCheck(now time.Time) {
 	var err error
 	if p.kind != nil && p.kind.typ == token.TypDPoP {
@@ -257,10 +256,10 @@ func (p *inspection) strictCheck(now time.Time) {
 				p.good("signature", "is that of the key in its header, %s; whose key that is, it cannot say", k.ID())
 			}
 		}
-		// For the request that it names; what it is shown with, it cannot say.
+		// For the request that the proof names; the access token of the request is unknown here.
 		if _, derr := token.VerifyDPoP(p.raw, p.claim("htm"), p.claim("htu"), "", now); derr != nil {
 			p.addRefusal(derr)
-			err = nil // it was noted, with the server's code and detail
+			err = nil // it was added, with the server's code and detail
 			if !p.Checked {
 				return
 			}
@@ -280,7 +279,7 @@ func (p *inspection) strictCheck(now time.Time) {
 	}
 }
 
-// claim returns the text of a claim; empty where it is none.
+// claim returns a claim that is a string; empty if it is none.
 func (p *inspection) claim(name string) string {
 	for _, c := range p.Claims {
 		if s, ok := text(c.Value); ok && c.Name == name {
@@ -290,7 +289,7 @@ func (p *inspection) claim(name string) string {
 	return ""
 }
 
-// inspectJWE explains a JWE: who can open it, and no more.
+// inspectJWE explains the header of a JWE, including which key can decrypt it.
 func (p *inspection) inspectJWE() {
 	p.Kind, p.Reader, p.MaxSize = "sealed", "whoever has the private key that kid names", watchword.MaxDocument
 	parts := strings.Split(p.raw, ".")
@@ -318,7 +317,7 @@ func (p *inspection) inspectJWE() {
 	} else if k.Alg() == "" {
 		crv = jose.X25519
 	}
-	// A key of one's own opens nothing, but its opener says all that can be said before the tag.
+	// A new key cannot decrypt it, but the decryption reports all other errors first.
 	k, err := jose.GenerateKey(crv)
 	if err != nil {
 		return
@@ -344,7 +343,7 @@ func joined(part, path string) string {
 	return part + "." + path
 }
 
-// value is v if it is JSON that can be printed, and a text of it otherwise.
+// value returns v if it is JSON that can be printed, and otherwise a text that describes it.
 func value(v jsontext.Value) jsontext.Value {
 	if out, err := jsontext.AppendFormat(nil, v, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)); err == nil {
 		if s := jsontext.Value(strings.ToValidUTF8(string(out), "\ufffd")); s.IsValid(jsontext.AllowDuplicateNames(true)) {

@@ -14,16 +14,16 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// tokenKind is what there is to know of a kind before reading one.
+// tokenKind describes a kind of token.
 type tokenKind struct {
 	typ, name, signer, reader string
-	most                      int           // bytes
+	most                      int           // maximum size in bytes
 	life                      time.Duration // from iat to exp; 0: the signer's choice
-	must                      string        // the claims that it cannot do without
+	must                      string        // mandatory claims
 	signedBy                  string        // role of the server's keys, or empty
 }
 
-// tokenKinds lists each kind of docs/protocol.md, §1 to §4; the first is the one that may go without a typ.
+// tokenKinds lists each kind of docs/protocol.md, §1 to §4; the first may have no typ.
 var tokenKinds = []tokenKind{
 	{token.TypAssertion, "client assertion", "the subject's own key", "the token endpoint, and MQTT as a password", watchword.MaxToken, token.AssertionLifetime, "iss sub aud jti iat exp", ""},
 	{token.TypAccess, "access token", "the server's issuer key", "the server's endpoints, and services that check its tokens", watchword.MaxToken, 0, "iss sub aud jti iat exp key perm", "issuer"},
@@ -77,7 +77,7 @@ var claimMeanings = map[string]string{
 	"result": "what the function gave back", "keys": "the server's public keys, by role", "tls": "by what the server's TLS is known",
 }
 
-// claimShape is the kind of JSON that a claim is, by jsontext's first characters.
+// claimShape is the JSON type of each claim, by jsontext's first characters.
 var claimShape = func() map[string]string {
 	m := map[string]string{"aud": `"[`}
 	for shape, names := range map[string]string{
@@ -93,12 +93,12 @@ var claimShape = func() map[string]string {
 
 var shapes = map[string]string{`"`: "a text", "0": "a whole number", "[": "an array", "{": "an object", `"[`: "a text, or an array of texts"}
 
-// failed reports whether a check failed already.
+// failed reports whether a check has failed already.
 func (p *inspection) failed(check string) bool {
 	return slices.ContainsFunc(p.Checks, func(v checkResult) bool { return v.Check == check && v.Result == "bad" })
 }
 
-// body explains the claims, and checks what the kind and a clock can say of them.
+// body explains the claims, and makes the checks that need only the kind and a clock.
 func (p *inspection) body(payload []byte, now time.Time) {
 	ms, err := members(payload)
 	if err != nil {
@@ -106,7 +106,7 @@ func (p *inspection) body(payload []byte, now time.Time) {
 		p.bad("claims", watchword.TokenMalformed, joined("payload", path), "%s", what)
 	}
 	if werr := jose.Walk(payload, func(string, jsontext.Value) error { return nil }); err == nil && werr != nil {
-		p.addRefusal(werr) // what is good JSON, and too deep
+		p.addRefusal(werr) // valid JSON, but too deep
 	}
 	have := map[string]jsontext.Value{}
 	for _, m := range ms {
@@ -154,7 +154,7 @@ func (p *inspection) body(payload []byte, now time.Time) {
 	p.times(have, now)
 }
 
-// times holds the claims against now, as a reader would whose clock is right.
+// times compares the time claims with now, as a verifier with a correct clock would.
 func (p *inspection) times(have map[string]jsontext.Value, now time.Time) {
 	iat, made := parseMoment(have["iat"])
 	exp, ends := parseMoment(have["exp"])
@@ -162,7 +162,7 @@ func (p *inspection) times(have map[string]jsontext.Value, now time.Time) {
 	if p.kind.typ == token.TypDPoP {
 		exp, ends = iat.Add(token.DPoPLifetime), made
 	}
-	life := exp.Unix() - iat.Unix() // a Duration has no room for it
+	life := exp.Unix() - iat.Unix() // a Duration would overflow
 	late := token.Skew
 	if p.kind.typ == token.TypAccess {
 		late = 0
@@ -189,7 +189,7 @@ func (p *inspection) times(have map[string]jsontext.Value, now time.Time) {
 	}
 }
 
-// parseMoment reads a time, of any number that has one.
+// parseMoment parses a time, of any number that is in range.
 func parseMoment(v jsontext.Value) (time.Time, bool) {
 	n, err := strconv.ParseInt(string(v), 10, 64)
 	if err != nil || n <= -1<<53 || n >= 1<<53 {
@@ -198,7 +198,7 @@ func parseMoment(v jsontext.Value) (time.Time, bool) {
 	return time.Unix(n, 0), true
 }
 
-// relativeTime is how far t is, as "in 9 min" or "3 min ago".
+// relativeTime returns the distance of t from now, as "in 9 min" or "3 min ago".
 func relativeTime(t, now time.Time) string {
 	s := t.Unix() - now.Unix()
 	switch {
@@ -211,7 +211,7 @@ func relativeTime(t, now time.Time) string {
 	}
 }
 
-// formatSeconds is seconds in the largest unit of which there are two.
+// formatSeconds formats seconds in the largest unit in which they are at least two.
 func formatSeconds(s int64) string {
 	const day = 24 * 60 * 60
 	switch {
@@ -230,7 +230,7 @@ func formatSeconds(s int64) string {
 	}
 }
 
-// describePermissions says each permission in words.
+// describePermissions returns each permission in words.
 func describePermissions(v jsontext.Value, deny bool) (out []string) {
 	may := "may "
 	if deny {

@@ -11,11 +11,10 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Lenient reading, to explain credentials that nobody takes: it reads what it can of
-// anything. Nothing that it reads is ever acted on; what is taken is decided by
-// jose and token alone.
+// Lenient parsing, to explain invalid credentials: it parses as much as it can of any input. Its results are only
+// displayed; the packages jose and token alone decide what is accepted.
 
-// decodeLenient decodes base64url as well as it can, and says all that is wrong with s.
+// decodeLenient decodes base64url as far as possible, and returns all errors of s.
 func decodeLenient(s string) (out []byte, wrong []string) {
 	clean := make([]byte, 0, len(s))
 	seen := map[string]bool{}
@@ -56,14 +55,13 @@ func decodeLenient(s string) (out []byte, wrong []string) {
 	return out, wrong
 }
 
-// member is one member of a JSON object, its value as it stands there.
+// member is one member of a JSON object, with its unparsed value.
 type member struct {
 	name  string
 	value jsontext.Value
 }
 
-// members reads the members of an object as far as it is one, duplicates and all.
-// err says where the strict reading would end.
+// members parses the members of an object as far as possible, including duplicates. err is the error of a strict parser.
 func members(b []byte) (ms []member, err error) {
 	_, err = jsontext.AppendFormat(nil, b) // strict: duplicates, UTF-8, trailing data
 	d := jsontext.NewDecoder(bytes.NewReader(b), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
@@ -94,7 +92,7 @@ func firstError(errs ...error) error {
 	return nil
 }
 
-// jsonErrorAt says in words what is wrong with a JSON text, and its path in it.
+// jsonErrorAt describes the error of a JSON text, and its path in it.
 func jsonErrorAt(err error) (path, what string) {
 	if se, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
 		path = strings.ReplaceAll(strings.TrimPrefix(string(se.JSONPointer), "/"), "/", ".")
@@ -110,7 +108,7 @@ func jsonErrorAt(err error) (path, what string) {
 	return "", err.Error()
 }
 
-// text is a JSON string's text, false for what is none.
+// text returns the text of a JSON string, false for other values.
 func text(v jsontext.Value) (string, bool) {
 	if v.Kind() != '"' {
 		return "", false
@@ -122,7 +120,7 @@ func text(v jsontext.Value) (string, bool) {
 	return strings.ToValidUTF8(string(b), "\ufffd"), true
 }
 
-// items is the values of a JSON array, as far as it is one.
+// items returns the values of a JSON array, as far as it is one.
 func items(v jsontext.Value) (out []jsontext.Value) {
 	d := jsontext.NewDecoder(bytes.NewReader(v), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if t, err := d.ReadToken(); err != nil || t.Kind() != '[' {

@@ -91,7 +91,7 @@ func (a *app) keyRotate() *cobra.Command {
 		Long: "The next key is published at once and signs after keys.overlap, so that verifiers have it by then. With --now it signs at once;\n" +
 			"verifiers must then fetch the new key before they can verify. A new root always signs at once; the old root signs bundles too, for 120 days.",
 	}
-	now := c.Flags().Bool("now", false, "let the next key sign at once")
+	now := c.Flags().Bool("now", false, "activate the next key at once")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
@@ -102,7 +102,7 @@ func (a *app) keyRotate() *cobra.Command {
 	return c
 }
 
-// keyIDs completes the ids of the server's keys that count.
+// keyIDs completes the IDs of the server's valid keys.
 func (a *app) keyIDs(c *cobra.Command, have []string, start string) ([]string, cobra.ShellCompDirective) {
 	return a.complete(have, func(cl *admin.Client, add func(string)) error {
 		ks, err := cl.ServerKeys(c.Context())
@@ -135,7 +135,7 @@ func (a *app) keyRevoke() *cobra.Command {
 	return c
 }
 
-// trustBundle is a trust bundle as people see it.
+// trustBundle is a trust bundle for display.
 type trustBundle struct {
 	Issuer    string              `json:"iss"`
 	Version   int64               `json:"ver"`
@@ -194,7 +194,7 @@ func (a *app) keyBundle() *cobra.Command {
 	return c
 }
 
-// writeJSON prints v whatever -o says: it is a file for the next step.
+// writeJSON prints v as JSON, whatever -o is: the output is the input of the next command.
 func (a *app) writeJSON(v any) error { return a.out.JSON(v, true) }
 
 func (a *app) keyPlan() *cobra.Command {
@@ -217,7 +217,7 @@ func (a *app) keyPlan() *cobra.Command {
 	return c
 }
 
-// maxPlan is the longest plan, in bytes.
+// maxPlan is the maximum size of a plan, in bytes.
 const maxPlan = 4 << 20
 
 func (a *app) keySign() *cobra.Command {
@@ -226,7 +226,7 @@ func (a *app) keySign() *cobra.Command {
 		Long: "Lists on standard error what is signed, and prints the signed bundles as JSON. PLAN may be - for standard input.",
 	}
 	file := c.Flags().String("key", "", "the root's private key, as watchword key offline wrote it")
-	_ = c.MarkFlagRequired("key") // the flag is there
+	_ = c.MarkFlagRequired("key") // the flag exists
 	c.RunE = func(_ *cobra.Command, args []string) error {
 		b, err := readInput(args[0], maxPlan)
 		if err != nil {
@@ -308,7 +308,7 @@ func (a *app) keyOffline() *cobra.Command {
 	}
 	out := c.Flags().String("out", "", "file to write, on another medium")
 	config := c.Flags().String("config", "", "configuration file")
-	_ = c.MarkFlagRequired("out") // the flag is there
+	_ = c.MarkFlagRequired("out") // the flag exists
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if err := a.confirm(*yes, "move the root key out of "+a.data); err != nil {
@@ -329,7 +329,7 @@ func (a *app) keyOnline() *cobra.Command {
 	c := &cobra.Command{Use: "online --in FILE", Short: "Import the root's private key again; the server must be stopped", Args: positional(cobra.NoArgs)}
 	in := c.Flags().String("in", "", "file that watchword key offline wrote; it is not deleted")
 	config := c.Flags().String("config", "", "configuration file")
-	_ = c.MarkFlagRequired("in") // the flag is there
+	_ = c.MarkFlagRequired("in") // the flag exists
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return a.withDataFolder(*config, func(cfg server.Config) error { return server.BringRootOnline(c.Context(), cfg, *in, server.Options{}) })
 	}

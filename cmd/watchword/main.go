@@ -21,7 +21,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/terminal"
 )
 
-// main alone names the streams: everything else prints through the two writers.
+// main is the only function that uses the standard streams: all others print through the two writers.
 func main() {
 	os.Exit(run(context.Background(), os.Args[1:], terminal.New(os.Stdout, isTerminal(os.Stdout)).SetWidth(width(os.Stdout)), terminal.New(os.Stderr, isTerminal(os.Stderr))))
 }
@@ -30,8 +30,8 @@ func main() {
 func run(ctx context.Context, args []string, out, errs *terminal.Writer) int {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop)                              // the second signal is not heard out
-	slog.SetDefault(slog.New(slog.NewTextHandler(errs, nil))) // serve has its own
+	context.AfterFunc(ctx, stop)                              // the second signal ends the process
+	slog.SetDefault(slog.New(slog.NewTextHandler(errs, nil))) // serve sets its own
 	a := &app{out: out, err: errs}
 	root := a.root()
 	root.SetArgs(args)
@@ -45,19 +45,19 @@ func run(ctx context.Context, args []string, out, errs *terminal.Writer) int {
 	return a.report(err)
 }
 
-// exitError is an error whose status is decided already; its message, if any, was printed.
+// exitError is an error with a given exit status, whose message, if any, was already printed.
 type exitError struct{ status int }
 
 func (e *exitError) Error() string { return fmt.Sprintf("exit %d", e.status) }
 
-// usageError is a command line that means nothing.
+// usageError is the error of an invalid command line.
 type usageError struct{ err error }
 
 func (u *usageError) Error() string { return u.err.Error() }
 
 func usage(format string, a ...any) error { return &usageError{fmt.Errorf(format, a...)} }
 
-// exitStatusByCode is the one map from codes to exit statuses.
+// exitStatusByCode maps codes to exit statuses.
 var exitStatusByCode = map[watchword.Code]int{
 	watchword.BadRequest:           2,
 	watchword.TooLarge:             2,
@@ -147,7 +147,7 @@ func (a *app) report(err error) int {
 	e, ours := errors.AsType[*watchword.Error](err)
 	if a.format != "table" {
 		if p, ok := errors.AsType[*rest.Problem](err); ok {
-			_ = a.err.JSON(json.RawMessage(p.Document), false) // it was read as JSON; nobody is left to tell
+			_ = a.err.JSON(json.RawMessage(p.Document), false) // it was parsed as JSON; an error of standard error cannot be reported
 			return status
 		}
 		detail := err.Error()
@@ -161,7 +161,7 @@ func (a *app) report(err error) int {
 	case !ours:
 		a.err.Printf("watchword: %s\n", truncateReason(err.Error()))
 		if strings.HasPrefix(err.Error(), "unknown ") || strings.Contains(err.Error(), "arg(s)") || strings.Contains(err.Error(), "flag") {
-			return 2 // cobra's own words for a wrong command line
+			return 2 // cobra's own error for an invalid command line
 		}
 	case e.Field != "" && e.Detail != "":
 		a.err.Printf("watchword: %s %s\n", truncateReason(e.Field), truncateReason(e.Detail))
@@ -179,7 +179,8 @@ func (a *app) report(err error) int {
 	return status
 }
 
-// maxReason is how much of each text of an error is shown, in bytes: a server may say anything. JSON has it whole.
+// maxReason is the maximum size of each text of an error that is printed, in bytes: a server may send any text. JSON has it
+// unshortened.
 const maxReason = 2000
 
 func truncateReason(s string) string {
@@ -189,7 +190,7 @@ func truncateReason(s string) string {
 	return fmt.Sprintf("%s… (%d bytes)", strings.ToValidUTF8(s[:maxReason], ""), len(s))
 }
 
-// hintByCode is what to do next, where that can be said.
+// hintByCode is the suggested next step for a code.
 var hintByCode = map[watchword.Code]string{
 	watchword.Denied:          "watchword policy explain shows which rule decided",
 	watchword.Unavailable:     "check that the server runs (watchword serve), and that --data or WATCHWORD_DATA names its data folder",
@@ -212,7 +213,7 @@ func (a *app) root() *cobra.Command {
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		if strings.HasPrefix(err.Error(), "unknown shorthand flag") { // a key's id may begin with a dash
+		if strings.HasPrefix(err.Error(), "unknown shorthand flag") { // a key's ID may begin with a dash
 			err = fmt.Errorf("%w; put -- before an argument that begins with a dash: %s -- …", err, c.CommandPath())
 		}
 		return &usageError{err}
@@ -242,7 +243,7 @@ func commandGroup(use, short string, subs ...*cobra.Command) *cobra.Command {
 	return c
 }
 
-// positional is cobra's check with our kind of error.
+// positional wraps cobra's check so that it returns a usageError.
 func positional(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, a []string) error {
 		if err := check(c, a); err != nil {

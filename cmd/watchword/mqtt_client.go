@@ -14,8 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
-// mqttClient is a device's MQTT connection by a stock client: Eclipse Paho, with an
-// access token as the password.
+// mqttClient is a device's MQTT connection with a third-party client: Eclipse Paho, with an access token as the password.
 type mqttClient struct {
 	client  *paho.Client
 	session string
@@ -69,7 +68,7 @@ func (w *mqttClient) publish(ctx context.Context, topic, payload string) error {
 	return err
 }
 
-// next returns what comes next on topic.
+// next returns the next message on topic.
 func (w *mqttClient) next(ctx context.Context, topic string) ([]byte, error) {
 	for {
 		select {

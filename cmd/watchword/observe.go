@@ -42,7 +42,7 @@ func (a *app) printTwin(t api.Twin, err error) error {
 	})
 }
 
-// setTwin changes single members and leaves the others.
+// setTwin changes single members and keeps the others.
 func (a *app) setTwin(ctx context.Context, args []string, match int64) error {
 	cl, err := a.client()
 	if err != nil {
@@ -82,7 +82,7 @@ func (a *app) setTwin(ctx context.Context, args []string, match int64) error {
 		return err
 	}
 	if match < 0 {
-		match = t.ConfigVersion // between reading and writing nobody else's change is lost
+		match = t.ConfigVersion // so that a concurrent change is not overwritten
 	}
 	t, err = cl.SetConfig(ctx, id, whole, match)
 	return a.printTwin(t, err)

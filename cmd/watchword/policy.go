@@ -50,7 +50,7 @@ func (a *app) policyShow() *cobra.Command {
 	}}
 }
 
-// policyFile reads a policy and its name, which is the document's own.
+// policyFile reads a policy and its name, which the document states.
 func (a *app) policyFile(file string) (name string, text []byte, err error) {
 	if text, err = readInput(file, 64<<10); err != nil {
 		return "", nil, err
@@ -59,7 +59,7 @@ func (a *app) policyFile(file string) (name string, text []byte, err error) {
 	var head struct {
 		Name string `toml:"name"`
 	}
-	if toml.Unmarshal(text, &head) == nil && head.Name != "" { // what is wrong with the text Parse says better
+	if toml.Unmarshal(text, &head) == nil && head.Name != "" { // Parse reports errors in the text better
 		name = head.Name
 	}
 	_, err = policy.Parse(name, text)
@@ -73,7 +73,7 @@ func mistakes(err error) (out []api.Mistake) {
 	return out
 }
 
-// showMistakes prints each mistake with its place.
+// showMistakes prints each mistake with its position.
 func (a *app) showMistakes(file string, err error, ms []api.Mistake) error {
 	if len(ms) == 0 {
 		return err
@@ -163,7 +163,7 @@ func (a *app) policyExplain() *cobra.Command {
 	action := c.Flags().String("action", "", "pub, sub, call, get, put, post, patch or delete")
 	resource := c.Flags().String("resource", "", "topic:…, fn:DEVICE/FUNCTION or api:/…")
 	for _, f := range []string{"subject", "action", "resource"} {
-		_ = c.MarkFlagRequired(f) // the flag is there
+		_ = c.MarkFlagRequired(f) // the flag exists
 	}
 	c.RunE = func(c *cobra.Command, rest []string) error {
 		in, err := parseArguments(rest)

@@ -27,7 +27,8 @@ var program = sync.OnceValue(func() string {
 	return programName(self, inPath, os.Args[0])
 })
 
-// programName decides for a binary at self, where the command in PATH is the file inPath (empty for none). called is os.Args[0].
+// programName returns the name for a binary at self; the command in PATH is the file inPath (empty for none). called is
+// os.Args[0].
 func programName(self, inPath, called string) string {
 	switch {
 	case inPath != "" && inPath == self:

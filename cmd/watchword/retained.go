@@ -39,7 +39,7 @@ func (a *app) retainedList() *cobra.Command {
 			w.Printf("%s\t%s\t%s\t%d\t%d\t%s\n", m.Topic, ownerOf(m), deliveredText(m), m.QoS, m.Bytes, expiry(m))
 		})
 	}
-	_ = c.RegisterFlagCompletionFunc("owner", a.deviceIDs) // fails for a flag that is not there
+	_ = c.RegisterFlagCompletionFunc("owner", a.deviceIDs) // fails only for a flag that does not exist
 	return c
 }
 

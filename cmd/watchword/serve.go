@@ -59,10 +59,10 @@ func (a *app) serveCommand() *cobra.Command {
 	return c
 }
 
-// logger is what the whole process prints by, also what goes to [slog.Default].
+// logger returns the logger of the whole process, which is also [slog.Default].
 func (a *app) logger(c server.LogConfig) *slog.Logger {
 	var level slog.Level
-	_ = level.UnmarshalText([]byte(c.Level)) // checked with the configuration
+	_ = level.UnmarshalText([]byte(c.Level)) // validated with the configuration
 	o := &slog.HandlerOptions{Level: level}
 	if c.Format == "json" {
 		return slog.New(logbudget.New(slog.NewJSONHandler(a.err, o)))

@@ -35,33 +35,33 @@ type simulation struct {
 func (a *app) simCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "sim --devices N --rate R", Short: "Simulate many devices, with good and bad connections", Args: positional(cobra.NoArgs),
-		Long: `Many devices of the SDK, in one process. Each has keys and a folder of its own,
-enrolls, keeps a session up, reports events and obeys commands (` + sim.Function + `).
-Lines break one by one (--lossy) and all at once (--storm); at the end all must be back.
+		Long: `Simulates devices with the SDK in one process. Each has its own keys and folder,
+enrolls, connects, publishes events and executes commands (` + sim.Function + `).
+Connections break singly (--lossy) and all at once (--storm); at the end all devices must be connected.
 
-The server is that of --data, which makes the devices and deletes them at the end, or
-that of --links: a file with a link of watchword device create on each line. With --dir
-the devices stay enrolled there, for the next run.
+The server is that of --data, where the devices are created, and deleted at the end. With
+--links it is that of the links: a file with a link of watchword device create on each line.
+With --dir the devices stay enrolled for the next run.
 
-Exit status: 0 where every device was there at the end, else 1.`,
+Exit status: 0 if every device was connected at the end, else 1.`,
 	}
 	s := &simulation{}
 	f := c.Flags()
-	f.IntVar(&s.plan.Devices, "devices", 100, fmt.Sprintf("how many devices, at most %d", sim.MaxDevices))
+	f.IntVar(&s.plan.Devices, "devices", 100, fmt.Sprintf("number of devices, at most %d", sim.MaxDevices))
 	f.Float64Var(&s.plan.EventRate, "rate", 10, "events a second, of all devices together")
-	f.IntVar(&s.plan.EventBytes, "size", 64, "bytes of an event")
-	f.DurationVar(&s.plan.Ramp, "ramp", 5*time.Second, "over which the devices begin")
-	f.DurationVar(&s.plan.Duration, "for", 30*time.Second, "how long it goes on after that; 0: until interrupted")
-	f.DurationVar(&s.plan.StormEvery, "storm", 0, "break all lines every so often, as 60s")
-	lossy := f.String("lossy", "0%", "the share of devices whose lines are bad: slow, dead for a while, cut off")
-	f.DurationVar(&s.plan.ConnLifetime, "line", 10*time.Second, "how long a bad line holds, in the mean")
+	f.IntVar(&s.plan.EventBytes, "size", 64, "size of an event in bytes")
+	f.DurationVar(&s.plan.Ramp, "ramp", 5*time.Second, "time over which the devices start")
+	f.DurationVar(&s.plan.Duration, "for", 30*time.Second, "duration after the ramp; 0: until interrupted")
+	f.DurationVar(&s.plan.StormEvery, "storm", 0, "interval at which all connections break at once, as 60s; 0: never")
+	lossy := f.String("lossy", "0%", "share of devices with bad connections: slow, stalled, or broken")
+	f.DurationVar(&s.plan.ConnLifetime, "line", 10*time.Second, "mean lifetime of a bad connection")
 	f.Float64Var(&s.plan.CommandRate, "commands", 0, "commands a second, each answered by a receipt; needs --data")
-	f.Uint64Var(&s.plan.Seed, "seed", 1, "of what is left to chance")
-	f.StringVar(&s.parts.Dir, "dir", "", "where the devices' folders stay (default: nowhere)")
+	f.Uint64Var(&s.plan.Seed, "seed", 1, "seed of the random numbers")
+	f.StringVar(&s.parts.Dir, "dir", "", "folder that keeps the devices' folders (default: a temporary folder, which is deleted)")
 	f.StringVar(&s.links, "links", "", "file with an enrollment link on each line; - is standard input")
-	f.StringVar(&s.name, "name", "sim", "what the devices' ids begin with")
-	f.StringVar(&s.log, "log", "", "file for what the devices log")
-	f.DurationVar(&s.parts.ReportEvery, "every", 5*time.Second, "how often to tell what was seen")
+	f.StringVar(&s.name, "name", "sim", "prefix of the devices' ids")
+	f.StringVar(&s.log, "log", "", "file for the devices' log")
+	f.DurationVar(&s.parts.ReportEvery, "every", 5*time.Second, "interval of progress reports")
 	c.RunE = func(c *cobra.Command, _ []string) (err error) {
 		if s.plan.Lossy, err = parseShare(*lossy); err != nil {
 			return err
@@ -71,7 +71,7 @@ Exit status: 0 where every device was there at the end, else 1.`,
 	return c
 }
 
-// parseShare reads "10%" or "0.1".
+// parseShare parses "10%" or "0.1".
 func parseShare(text string) (float64, error) {
 	number, percent := strings.CutSuffix(text, "%")
 	v, err := strconv.ParseFloat(number, 64)
@@ -104,7 +104,7 @@ func (a *app) sim(ctx context.Context, s *simulation) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(s.parts.Dir)) }()
-		s.name += "-" + strconv.FormatUint(rand.Uint64(), 36)[:6] // a deleted device's id is never free again
+		s.name += "-" + strconv.FormatUint(rand.Uint64(), 36)[:6] // a deleted device's ID cannot be used again
 		defer func() { err = errors.Join(err, s.clean()) }()
 	}
 	if err := a.simServer(s); err != nil {
@@ -130,7 +130,7 @@ func (a *app) sim(ctx context.Context, s *simulation) (err error) {
 	return nil
 }
 
-// withFlagName names the flag where a plan is wrong.
+// withFlagName names the flag in the error of a plan.
 func withFlagName(err error) error {
 	if e, ok := errors.AsType[*watchword.Error](err); ok && e.Code == watchword.BadRequest && e.Field != "" {
 		return usage("--%s %s", e.Field, e.Detail)
@@ -138,7 +138,7 @@ func withFlagName(err error) error {
 	return err
 }
 
-// simServer finds out who enrolls and who orders.
+// simServer chooses the server, the enrollment links and the orderer.
 func (a *app) simServer(s *simulation) error {
 	if s.links != "" {
 		text, err := readInput(s.links, 16<<20)
@@ -167,7 +167,7 @@ func (a *app) simServer(s *simulation) error {
 		if d.Enrollment != nil {
 			return d.Enrollment.Link, nil
 		}
-		e, err := cl.Link(ctx, s.id(n), 0) // it is there, but its folder is not
+		e, err := cl.Link(ctx, s.id(n), 0) // the device exists, but its folder does not
 		return e.Link, err
 	}
 	s.parts.Order = func(ctx context.Context, to watchword.SubjectID, function string, args []byte) error {
@@ -189,7 +189,7 @@ func (s *simulation) id(n int) watchword.SubjectID {
 	return watchword.SubjectID(fmt.Sprintf("%s-%05d", s.name, n))
 }
 
-// clean deletes devices whose keys are gone.
+// clean deletes the devices that the run created.
 func (s *simulation) clean() error {
 	if s.admin == nil {
 		return nil
@@ -201,7 +201,7 @@ func (s *simulation) clean() error {
 	for n := range s.plan.Devices {
 		g.Go(func() error {
 			err := s.admin.DeleteDevice(ctx, s.id(n))
-			if watchword.CodeOf(err) == watchword.NotFound { // it never came to be
+			if watchword.CodeOf(err) == watchword.NotFound { // it was never created
 				return nil
 			}
 			return err
@@ -210,7 +210,7 @@ func (s *simulation) clean() error {
 	return g.Wait()
 }
 
-// summaryLine is a report in one line.
+// summaryLine formats a report in one line.
 func summaryLine(r sim.Report) string {
 	b := fmt.Sprintf("%6.0f s  %d of %d there", r.Seconds, r.Devices.MQTT+r.Devices.HTTPS, r.Devices.Planned)
 	if r.Devices.HTTPS > 0 {
@@ -236,7 +236,7 @@ func sum(by map[string]int) (n int) {
 	return n
 }
 
-// ms writes milliseconds as people read them.
+// ms formats milliseconds for display.
 func ms(v float64) string {
 	d := time.Duration(v * float64(time.Millisecond))
 	switch {

@@ -25,8 +25,8 @@ func (a *app) tokenCommand() *cobra.Command {
 func (a *app) tokenInspect() *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect JWT|-", Short: "Explain a token: its members, what can be checked, and what is wrong",
-		Long: "Explains any token, good or bad, line by line. It is sent nowhere. The server's own tokens are checked\n" +
-			"under its keys if it runs here. Exit status 8: an endpoint would refuse it.",
+		Long: "Explains any token, valid or not, line by line, without sending it. Tokens of the server are verified\n" +
+			"with its keys if it runs on this machine. Exit status 8: an endpoint would refuse the token.",
 		Args: positional(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			raw := args[0]
@@ -57,8 +57,8 @@ func (a *app) tokenInspect() *cobra.Command {
 	}
 }
 
-// verify checks the signature of what the server signs under the keys of the
-// server on this machine, if there is one. The token is not sent: the keys are fetched.
+// verify verifies the signature of a token that the server signed, with the keys of the server on this machine, if there is
+// one. The token is not sent: the keys are fetched.
 func (a *app) verify(ctx context.Context, p *inspection) {
 	for _, q := range p.Parts {
 		a.verify(ctx, q)
@@ -96,7 +96,7 @@ func (a *app) verify(ctx context.Context, p *inspection) {
 	}
 }
 
-// verifyWithBundle asks the real verifiers.
+// verifyWithBundle calls the real verifiers.
 func (p *inspection) verifyWithBundle(t token.Trust, now time.Time) (err error) {
 	aud := watchword.SubjectID(p.claim("aud"))
 	switch p.kind.typ {
@@ -108,14 +108,14 @@ func (p *inspection) verifyWithBundle(t token.Trust, now time.Time) (err error) 
 		_, err = token.VerifyConfig(p.raw, token.NewKeySet(t.Command...), t.Issuer, aud, now)
 	case token.TypTrust:
 		known := t
-		known.Version, known.Epoch = 0, 0 // an older one is still well signed
+		known.Version, known.Epoch = 0, 0 // the signature of an older one is valid too
 		_, err = token.VerifyNextTrust(p.raw, known, now)
 	case token.TypAssertion:
 		var a *token.UnverifiedAssertion
 		if a, err = token.ParseAssertion(p.raw, true); err == nil {
 			err = a.CheckClaims(t.Issuer, now)
 		}
-	case token.TypTime: // the role alone
+	case token.TypTime: // only the role matters
 		var u *jose.Unverified
 		if u, err = jose.ParseJWS(p.raw, p.MaxSize); err != nil {
 			return err
@@ -131,9 +131,9 @@ func (p *inspection) verifyWithBundle(t token.Trust, now time.Time) (err error) 
 	return err
 }
 
-// trust fetches the trust bundle of the server that runs on the data folder, with the
-// valid issuer keys now: a bundle that was signed ahead may name one that was
-// revoked since. TLS vouches for both: the authority's certificate lies in the folder.
+// trust fetches the trust bundle of the server of the data folder, and its currently valid issuer keys: a bundle that was
+// signed in advance may name one that was revoked since. TLS authenticates both: the authority's certificate is in the
+// folder.
 func (a *app) trust(ctx context.Context) (token.Trust, error) {
 	cl, err := admin.Local(a.data)
 	if err != nil {
@@ -174,8 +174,7 @@ func (a *app) trust(ctx context.Context) (token.Trust, error) {
 	return t, nil
 }
 
-// write prints a credential for people. What the token says is shown with nothing in it
-// that a terminal would obey.
+// write prints a credential. The token's texts are escaped, so that they contain no terminal control characters.
 func (p *inspection) write(w *terminal.Writer, indent string) {
 	line := func(cells ...string) {
 		cells[0] = indent + cells[0]
@@ -215,7 +214,7 @@ func (p *inspection) write(w *terminal.Writer, indent string) {
 	}
 }
 
-// short cuts what is too long for a line.
+// short shortens a text to a line.
 func short(s string) string {
 	const most = 72
 	if r := []rune(s); len(r) > most {

@@ -9,16 +9,15 @@ import (
 	"github.com/watchword-iot/watchword/internal/terminal"
 )
 
-// build is what the toolchain wrote into the program (runtime/debug.BuildInfo). Members that it
-// does not know are empty.
+// build is the build information of the program (runtime/debug.BuildInfo). Unknown members are empty.
 type build struct {
 	Version  string `json:"version"`            // of the module, "devel" for a build from a working tree
 	Revision string `json:"revision,omitempty"` // the commit
 	Time     string `json:"time,omitempty"`     // of the commit, RFC 3339
-	Modified bool   `json:"modified,omitempty"` // the working tree held more than the commit
+	Modified bool   `json:"modified,omitempty"` // the working tree had uncommitted changes
 	Go       string `json:"go"`
 	OS       string `json:"os"`
-	Arch     string `json:"arch"` // with its level where the build names one, as "arm GOARM=6"
+	Arch     string `json:"arch"` // with its level if the build states one, as "arm GOARM=6"
 }
 
 func thisBuild() build {

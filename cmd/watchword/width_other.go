@@ -4,5 +4,5 @@ package main
 
 import "os"
 
-// width returns 0: the width of the terminal is not known.
+// width returns 0: the width of the terminal is unknown.
 func width(*os.File) int { return 0 }

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// width returns how many characters a line of the terminal has; 0 where f is no terminal.
+// width returns the width of the terminal in characters; 0 if f is no terminal.
 func width(f *os.File) int {
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil {

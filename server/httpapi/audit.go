@@ -40,15 +40,15 @@ func (a *API) auditRoutes() {
 		}
 		return requestTransport
 	}}, a.listEntries)
-	a.describe(http.MethodGet, "/v1/audit", "Entries of the log that subject, object, kind (device.*), cause, from and to choose: oldest first after a number, or order=newest before one; or a stream of server-sent events", nil)
+	a.describe(http.MethodGet, "/v1/audit", "List the entries of the audit log that subject, object, kind (device.*), cause, from and to select: oldest first after a number, or with order=newest before one; or a stream of server-sent events", nil)
 	a.handle(route{pattern: "GET /v1/audit/export", stream: func(*http.Request) string { return exportTransport }}, a.exportEntries)
-	a.describe(http.MethodGet, "/v1/audit/export", "The whole log as JSON lines, which audit verify checks: of entries that are not chosen their hash alone", nil)
+	a.describe(http.MethodGet, "/v1/audit/export", "Export the audit log as JSON lines, which audit verify checks; entries that are not selected have only their hash", nil)
 
 	type entryIn struct {
 		Seq int64 `path:"seq" minimum:"1"`
 	}
 	type entryOut struct{ Body api.EntryDetail }
-	register(a, operation{method: http.MethodGet, path: "/v1/audit/{seq}", summary: "One entry of the log, whole"},
+	register(a, operation{method: http.MethodGet, path: "/v1/audit/{seq}", summary: "Get one entry of the audit log with its body"},
 		func(ctx context.Context, c *caller, in *entryIn) (*entryOut, error) {
 			if err := a.auditRead(ctx, c, "show", strconv.FormatInt(in.Seq, 10)); err != nil {
 				return nil, err
@@ -76,7 +76,7 @@ func (a *API) auditRoutes() {
 		writePlain(w, "text/plain; charset=utf-8", "no-store", p.Marshal())
 		return nil
 	})
-	a.describe(http.MethodGet, "/v1/audit/{seq}/proof", "A proof (C2SP tlog-proof) that the entry is in the log: its extra data are salt and body", nil)
+	a.describe(http.MethodGet, "/v1/audit/{seq}/proof", "Get a proof (C2SP tlog-proof) that the log contains the entry; its extra data are salt and body", nil)
 }
 
 // auditRead writes an audit entry that says who reads the log, before the caller gets anything.

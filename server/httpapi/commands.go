@@ -119,7 +119,7 @@ func (a *API) commandRoutes() {
 		ID   watchword.CommandID `path:"id" maxLength:"64"`
 		Wait string              `query:"wait"`
 	}
-	register(a, operation{method: http.MethodGet, path: "/v1/commands/{id}", summary: "One command with its receipt; with wait, once it is final", anyToken: true},
+	register(a, operation{method: http.MethodGet, path: "/v1/commands/{id}", summary: "Get a command with its receipt; with wait, once it is final", anyToken: true},
 		func(ctx context.Context, c *caller, in *commandOneIn) (*commandOut, error) {
 			pause, err := parseWait(in.Wait)
 			if err != nil {
@@ -133,12 +133,12 @@ func (a *API) commandRoutes() {
 		})
 
 	a.handle(route{pattern: "GET /v1/commands/{id}/evidence", anyToken: true}, a.evidence)
-	a.describe(http.MethodGet, "/v1/commands/{id}/evidence", "All that shows, under the root's public key alone, that a command was ordered, handed over and answered", nil)
+	a.describe(http.MethodGet, "/v1/commands/{id}/evidence", "Get the evidence that a command was ordered, handed over and answered, which can be verified with the root's public key alone", nil)
 
 	type commandCancelIn struct {
 		ID watchword.CommandID `path:"id" maxLength:"64"`
 	}
-	register(a, operation{method: http.MethodPost, path: "/v1/commands/{id}/cancel", summary: "Take back a command that is still queued", anyToken: true},
+	register(a, operation{method: http.MethodPost, path: "/v1/commands/{id}/cancel", summary: "Cancel a command that is still queued", anyToken: true},
 		func(ctx context.Context, c *caller, in *commandCancelIn) (*commandOut, error) {
 			if _, err := a.visibleCommand(ctx, c, in.ID, http.MethodPost, "/cancel"); err != nil {
 				return nil, err

@@ -73,7 +73,7 @@ func (a *API) deviceRoutes() {
 		Once string `header:"Idempotency-Key" maxLength:"128"`
 		Body api.CreateDeviceRequest
 	}
-	register(a, operation{method: http.MethodPost, path: "/v1/devices", summary: "Add a device; out comes a one-time enrollment link", status: http.StatusCreated},
+	register(a, operation{method: http.MethodPost, path: "/v1/devices", summary: "Add a device and create its one-time enrollment link", status: http.StatusCreated},
 		func(ctx context.Context, c *caller, in *deviceCreateIn) (*deviceOut, error) {
 			ttl, err := parseDuration("ttl", in.Body.TTL)
 			if err != nil {
@@ -101,7 +101,7 @@ func (a *API) deviceRoutes() {
 		State watchword.State `query:"state" enum:"new,active,suspended,revoked"`
 	}
 	type deviceListOut struct{ Body api.DeviceList }
-	register(a, operation{method: http.MethodGet, path: "/v1/devices", summary: "List devices by label and state, in order of id"},
+	register(a, operation{method: http.MethodGet, path: "/v1/devices", summary: "List devices by label and state, sorted by id"},
 		func(ctx context.Context, c *caller, in *deviceListIn) (*deviceListOut, error) {
 			sel, err := parseSelector(in.Label)
 			if err != nil {
@@ -125,7 +125,7 @@ func (a *API) deviceRoutes() {
 			return out, err
 		})
 
-	register(a, operation{method: http.MethodGet, path: "/v1/devices/{id}", summary: "One device with its keys, functions and live sessions"},
+	register(a, operation{method: http.MethodGet, path: "/v1/devices/{id}", summary: "Get a device with its keys, functions and live sessions"},
 		func(ctx context.Context, c *caller, in *DevicePath) (*deviceOut, error) {
 			s, err := a.device(ctx, c, in.ID)
 			if err != nil {
@@ -146,7 +146,7 @@ func (a *API) deviceRoutes() {
 		Match string `header:"If-Match"`
 		Body  api.LabelsRequest
 	}
-	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/labels", summary: "Replace a device's labels; live sessions follow at once"},
+	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/labels", summary: "Replace a device's labels; the change is effective for live sessions at once"},
 		func(ctx context.Context, c *caller, in *deviceLabelsIn) (*deviceOut, error) {
 			v, err := ifMatch(in.Match, 0)
 			if err != nil {
@@ -162,7 +162,7 @@ func (a *API) deviceRoutes() {
 		DevicePath
 		Body api.ProofRequest
 	}
-	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/proof", summary: "Say whether a device gets anything without a proof of its key; live sessions follow at once"},
+	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/proof", summary: "Set whether the device must prove its key with every request; the change is effective for live sessions at once"},
 		func(ctx context.Context, c *caller, in *deviceProofIn) (*deviceOut, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
@@ -175,7 +175,7 @@ func (a *API) deviceRoutes() {
 		Body *api.LinkRequest `required:"false"`
 	}
 	type deviceLinkOut struct{ Body *api.Enrollment }
-	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/link", summary: "A new one-time link for a device that is new or revoked; the old one dies"},
+	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/link", summary: "Create a new one-time link for a device that is new or revoked; the previous link becomes invalid"},
 		func(ctx context.Context, c *caller, in *deviceLinkIn) (*deviceLinkOut, error) {
 			var ttl time.Duration
 			if in.Body != nil {
@@ -194,28 +194,28 @@ func (a *API) deviceRoutes() {
 			return &deviceLinkOut{viewLink(l)}, nil
 		})
 
-	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/suspend", summary: "Stop everything of a device until it is resumed"},
+	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/suspend", summary: "Suspend a device: all its requests and connections are refused until it is resumed"},
 		func(ctx context.Context, c *caller, in *reasonIn) (*deviceOut, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
 			}
 			return deviceAnswer(a.Registry.Suspend(ctx, c.actor, in.ID, in.reason(), a.Now()))
 		})
-	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/resume", summary: "Give a suspended device back all it had"},
+	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/resume", summary: "Resume a suspended device"},
 		func(ctx context.Context, c *caller, in *reasonIn) (*deviceOut, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
 			}
 			return deviceAnswer(a.Registry.Resume(ctx, c.actor, in.ID, a.Now()))
 		})
-	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/revoke", summary: "End a device's keys, tokens and sessions for good"},
+	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/revoke", summary: "Permanently revoke a device's keys and tokens, and close its sessions"},
 		func(ctx context.Context, c *caller, in *reasonIn) (*deviceOut, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
 			}
 			return deviceAnswer(a.Registry.Revoke(ctx, c.actor, in.ID, in.reason(), a.Now()))
 		})
-	register(a, operation{method: http.MethodDelete, path: "/v1/devices/{id}", summary: "Revoke a device and never use its id again", status: http.StatusNoContent},
+	register(a, operation{method: http.MethodDelete, path: "/v1/devices/{id}", summary: "Revoke a device and retire its id", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *DevicePath) (*noBody, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err

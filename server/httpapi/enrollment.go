@@ -33,7 +33,7 @@ func (a *API) enrollRoutes() {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = io.WriteString(w, "This is a one-time link for a device. On the device, run:\n\n    watchword agent enroll 'THIS LINK' --dir DIR\n")
 	})
-	a.describePublic(http.MethodGet, "/v1/trust", "The root-signed trust bundle")
+	a.describePublic(http.MethodGet, "/v1/trust", "Get the trust bundle, which the root has signed")
 	a.describePublic(http.MethodPost, "/v1/enroll", "Enroll with a one-time code, two public keys and a proof of possession")
 }
 

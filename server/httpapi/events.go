@@ -27,7 +27,7 @@ func viewEvent(e *bus.Event) api.Event {
 
 func (a *API) eventRoutes() {
 	a.handle(route{pattern: "GET /v1/events", stream: func(*http.Request) string { return streamTransport }}, a.streamEvents)
-	a.describe(http.MethodGet, "/v1/events", "Live events as server-sent events", nil)
+	a.describe(http.MethodGet, "/v1/events", "Stream live events as server-sent events", nil)
 }
 
 // eventFilter returns the topic filter of a request. Code: bad_request.

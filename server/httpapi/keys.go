@@ -19,7 +19,7 @@ func viewKey(k keyring.Info) api.ServerKey {
 func (a *API) keyRoutes() {
 	type keyListOut struct{ Body api.ServerKeyList }
 	type keyOut struct{ Body api.ServerKey }
-	register(a, operation{method: http.MethodGet, path: "/v1/keys", summary: "The server's own keys"},
+	register(a, operation{method: http.MethodGet, path: "/v1/keys", summary: "List the server's keys"},
 		func(_ context.Context, _ *caller, in *Page) (*keyListOut, error) {
 			st := a.Keys.Status(a.Now())
 			out := &keyListOut{}
@@ -42,7 +42,7 @@ func (a *API) keyRoutes() {
 		Role keyring.Role         `path:"role" maxLength:"16"`
 		Body api.RotateKeyRequest `required:"false"`
 	}
-	register(a, operation{method: http.MethodPost, path: "/v1/keys/{role}/rotate", summary: "Make a role's next key, or let it sign now"},
+	register(a, operation{method: http.MethodPost, path: "/v1/keys/{role}/rotate", summary: "Create a role's next key, or activate it now"},
 		func(ctx context.Context, c *caller, in *rotateIn) (*keyOut, error) {
 			k, err := a.Keys.Rotate(ctx, c.actor, in.Role, in.Body.Now, a.Now())
 			return &keyOut{viewKey(k)}, err
@@ -51,14 +51,14 @@ func (a *API) keyRoutes() {
 		ID   watchword.KeyID   `path:"id" maxLength:"64"`
 		Body api.ReasonRequest `required:"false"`
 	}
-	register(a, operation{method: http.MethodPost, path: "/v1/keys/{id}/revoke", summary: "End a key: what it signed counts no more"},
+	register(a, operation{method: http.MethodPost, path: "/v1/keys/{id}/revoke", summary: "Revoke a key: its signatures become invalid"},
 		func(ctx context.Context, c *caller, in *revokeIn) (*keyOut, error) {
 			k, err := a.Keys.Revoke(ctx, c.actor, in.ID, in.Body.Reason, a.Now())
 			return &keyOut{viewKey(k)}, err
 		})
 	type planIn struct{ Body api.PlanBundlesRequest }
 	type planOut struct{ Body api.PlannedBundles }
-	register(a, operation{method: http.MethodPost, path: "/v1/keys/bundles/plan", summary: "Lay out trust bundles for a root that lives offline"},
+	register(a, operation{method: http.MethodPost, path: "/v1/keys/bundles/plan", summary: "Plan trust bundles for an offline root to sign"},
 		func(ctx context.Context, c *caller, in *planIn) (*planOut, error) {
 			planned, err := a.Keys.PlanBundles(ctx, c.actor, in.Body.Count, a.Now())
 			out := &planOut{}
@@ -70,7 +70,7 @@ func (a *API) keyRoutes() {
 			return out, err
 		})
 	type importIn struct{ Body api.ImportBundlesRequest }
-	register(a, operation{method: http.MethodPost, path: "/v1/keys/bundles", summary: "Take trust bundles that were signed offline", status: http.StatusNoContent, maxBody: maxBody},
+	register(a, operation{method: http.MethodPost, path: "/v1/keys/bundles", summary: "Import trust bundles that were signed offline", status: http.StatusNoContent, maxBody: maxBody},
 		func(ctx context.Context, c *caller, in *importIn) (*noBody, error) {
 			return nil, a.Keys.ImportBundles(ctx, c.actor, in.Body.Bundles, a.Now())
 		})

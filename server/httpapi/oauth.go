@@ -30,9 +30,9 @@ func (a *API) oauthRoutes() {
 	a.mux.HandleFunc("POST /oauth/token", a.token)
 	a.mux.HandleFunc("POST /oauth/introspect", a.introspect)
 	a.mux.HandleFunc("POST /oauth/revoke", a.revoke)
-	a.describePublic(http.MethodPost, "/oauth/token", "A client assertion for an access token (RFC 6749, 7523), or the poll of a pairing (RFC 8628); a form")
-	a.describePublic(http.MethodPost, "/oauth/introspect", "What an access token counts for now (RFC 7662); a form")
-	a.describePublic(http.MethodPost, "/oauth/revoke", "End an access token of one's own (RFC 7009); a form")
+	a.describePublic(http.MethodPost, "/oauth/token", "Exchange a client assertion for an access token (RFC 6749, 7523), or poll a pairing (RFC 8628); a form")
+	a.describePublic(http.MethodPost, "/oauth/introspect", "Introspect an access token: its current permissions (RFC 7662); a form")
+	a.describePublic(http.MethodPost, "/oauth/revoke", "Revoke an access token of the caller (RFC 7009); a form")
 	a.mux.HandleFunc("GET "+issuerMetadata, a.publicDocument(a.issuerMetadata))
 	a.mux.HandleFunc("GET "+resourceMetadata, a.publicDocument(a.resourceMetadata))
 	a.mux.HandleFunc("GET /.well-known/jwks.json", func(w http.ResponseWriter, _ *http.Request) {

@@ -27,7 +27,7 @@ func (a *API) pairingRoutes() {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = io.WriteString(w, "A device shows a code and a key. Compare the key, whole, and run:\n\n    watchword enrollment approve CODE --key KEY\n") // the error means that the client has closed the connection
 	})
-	a.describePublic(http.MethodPost, "/oauth/device_authorization", "Ask to be paired (RFC 8628); a form")
+	a.describePublic(http.MethodPost, "/oauth/device_authorization", "Request a pairing (RFC 8628); a form")
 	a.pairingListRoutes()
 	a.pairingDecisionRoutes()
 }
@@ -118,7 +118,7 @@ type PairingPath struct {
 
 func (a *API) pairingListRoutes() {
 	type pairingListOut struct{ Body api.PairingList }
-	register(a, operation{method: http.MethodGet, path: "/v1/enrollments", summary: "Devices that wait for an operator's word, and what was decided of late; newest first"},
+	register(a, operation{method: http.MethodGet, path: "/v1/enrollments", summary: "List pairings that wait for approval, and recent decisions, newest first"},
 		func(ctx context.Context, c *caller, in *Page) (*pairingListOut, error) {
 			rows, err := a.Enrollment.Pairings(ctx, c.Tenant(), in.Token, in.Size+1, a.Now())
 			if err != nil {
@@ -135,7 +135,7 @@ func (a *API) pairingListRoutes() {
 			}
 			return out, err
 		})
-	register(a, operation{method: http.MethodGet, path: "/v1/enrollments/{user_code}", summary: "One device that waits"},
+	register(a, operation{method: http.MethodGet, path: "/v1/enrollments/{user_code}", summary: "Get one pairing"},
 		func(ctx context.Context, c *caller, in *PairingPath) (*pairingOut, error) {
 			p, err := a.Enrollment.Pairing(ctx, c.Tenant(), in.Code, a.Now())
 			if err != nil {
@@ -150,14 +150,14 @@ func (a *API) pairingDecisionRoutes() {
 		PairingPath
 		Body api.ApprovePairingRequest
 	}
-	register(a, operation{method: http.MethodPost, path: "/v1/enrollments/{user_code}/approve", summary: "Make the keys behind a code those of a device"},
+	register(a, operation{method: http.MethodPost, path: "/v1/enrollments/{user_code}/approve", summary: "Approve a pairing: enroll its keys as a device"},
 		func(ctx context.Context, c *caller, in *pairingApproveIn) (*deviceOut, error) {
 			s, err := a.Enrollment.ApprovePairing(ctx, c.actor, enroll.PairingApproval{
 				UserCode: in.Code, Sign: watchword.KeyID(in.Body.Sign), ID: watchword.SubjectID(in.Body.ID), Labels: in.Body.Labels,
 			}, a.Now())
 			return deviceAnswer(s, a.recordRefusedDecision(c, audit.DeviceEnroll, in.Code, err))
 		})
-	register(a, operation{method: http.MethodPost, path: "/v1/enrollments/{user_code}/reject", summary: "Turn a device down"},
+	register(a, operation{method: http.MethodPost, path: "/v1/enrollments/{user_code}/reject", summary: "Reject a pairing"},
 		func(ctx context.Context, c *caller, in *PairingPath) (*pairingOut, error) {
 			p, err := a.Enrollment.RejectPairing(ctx, c.actor, in.Code, a.Now())
 			if err != nil {

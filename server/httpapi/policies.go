@@ -22,7 +22,7 @@ const (
 
 func (a *API) policyRoutes() {
 	type policyListOut struct{ Body api.PolicyList }
-	register(a, operation{method: http.MethodGet, path: "/v1/policies", summary: "All policies, by name"},
+	register(a, operation{method: http.MethodGet, path: "/v1/policies", summary: "List all policies, sorted by name"},
 		func(ctx context.Context, c *caller, in *Page) (*policyListOut, error) {
 			rows, err := a.Registry.Policies(ctx, c.Tenant())
 			if err != nil {
@@ -53,10 +53,10 @@ func (a *API) policyRoutes() {
 		_, _ = w.Write(p.Source) // the error means that the client has closed the connection
 		return nil
 	})
-	a.describe(http.MethodGet, "/v1/policies/{name}", "A policy's text (TOML)", nil)
+	a.describe(http.MethodGet, "/v1/policies/{name}", "Get a policy's text (TOML)", nil)
 
 	a.handle(route{pattern: "PUT /v1/policies/{name}", editsPolicy: true, maxBody: maxPolicy, contentType: tomlType}, a.applyPolicy)
-	a.describe(http.MethodPut, "/v1/policies/{name}", "Put a policy in force; live sessions follow before the answer", nil)
+	a.describe(http.MethodPut, "/v1/policies/{name}", "Apply a policy; it is effective for live sessions before the response", nil)
 
 	a.handle(route{pattern: "POST /v1/policies/check", safePost: true, maxBody: maxPolicy, contentType: tomlType}, func(w http.ResponseWriter, r *http.Request, c *caller) error {
 		name := r.URL.Query().Get("name")
@@ -69,13 +69,13 @@ func (a *API) policyRoutes() {
 		writeAnswer(w, http.StatusOK, api.PolicyCheck{OK: true})
 		return nil
 	})
-	a.describe(http.MethodPost, "/v1/policies/check", "Find a policy's mistakes without applying it", nil)
+	a.describe(http.MethodPost, "/v1/policies/check", "Check a policy without applying it", nil)
 
 	type policyDeleteIn struct {
 		Name  string `path:"name" maxLength:"64"`
 		Match string `header:"If-Match"`
 	}
-	register(a, operation{method: http.MethodDelete, path: "/v1/policies/{name}", editsPolicy: true, summary: "Take a policy out of force", status: http.StatusNoContent},
+	register(a, operation{method: http.MethodDelete, path: "/v1/policies/{name}", editsPolicy: true, summary: "Delete a policy", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *policyDeleteIn) (*noBody, error) {
 			v, err := ifMatch(in.Match, -1)
 			if err != nil {
@@ -110,7 +110,7 @@ func (a *API) applyPolicy(w http.ResponseWriter, r *http.Request, c *caller) err
 func (a *API) explainRoute() {
 	type policyExplainIn struct{ Body api.ExplainRequest }
 	type policyExplainOut struct{ Body api.Explanation }
-	register(a, operation{method: http.MethodPost, path: "/v1/explain", readsOnly: true, summary: "Why a request is allowed or denied"},
+	register(a, operation{method: http.MethodPost, path: "/v1/explain", readsOnly: true, summary: "Explain why an action is allowed or denied"},
 		func(ctx context.Context, c *caller, in *policyExplainIn) (*policyExplainOut, error) {
 			q := in.Body
 			if !explainable(q.Action, q.Resource) {

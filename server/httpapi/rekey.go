@@ -11,7 +11,7 @@ import (
 
 func (a *API) rekeyRoutes() {
 	a.handle(route{pattern: "POST /v1/self/keys", maxBody: 16 << 10, contentType: "application/json"}, a.rekey)
-	a.describe(http.MethodPost, "/v1/self/keys", "Change a device's own keys: the new ones, and a proof by old and new", nil)
+	a.describe(http.MethodPost, "/v1/self/keys", "Change the device's own keys: the new keys, and a proof by the old and the new signing key", nil)
 }
 
 func (a *API) rekey(w http.ResponseWriter, r *http.Request, c *caller) error {

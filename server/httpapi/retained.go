@@ -62,7 +62,7 @@ func (a *API) retainedRoutes() {
 	}
 	type wholeOut struct{ Body api.RetainedDetail }
 
-	register(a, operation{method: http.MethodGet, path: "/v1/retained", summary: "Retained messages, in the order of their topics' levels"},
+	register(a, operation{method: http.MethodGet, path: "/v1/retained", summary: "List retained messages, sorted by the levels of their topics"},
 		func(ctx context.Context, c *caller, in *listIn) (*listOut, error) {
 			if in.Filter != "" {
 				if err := policy.CheckFilter(in.Filter); err != nil {
@@ -92,7 +92,7 @@ func (a *API) retainedRoutes() {
 			out.Body.NextPageToken = base64.RawURLEncoding.EncodeToString([]byte(next))
 			return out, err
 		})
-	register(a, operation{method: http.MethodGet, path: retainedPrefix + "{topic...}", summary: "The retained message of one topic, with its payload"},
+	register(a, operation{method: http.MethodGet, path: retainedPrefix + "{topic...}", summary: "Get the retained message of a topic, with its payload"},
 		func(ctx context.Context, c *caller, in *topicIn) (*wholeOut, error) {
 			m, err := a.retainedMessage(ctx, c, in.Topic)
 			if err != nil {
@@ -104,7 +104,7 @@ func (a *API) retainedRoutes() {
 			}
 			return &wholeOut{api.RetainedDetail{Retained: viewRetained(m), Payload: m.Payload}}, nil
 		})
-	register(a, operation{method: http.MethodDelete, path: retainedPrefix + "{topic...}", summary: "Remove the retained message of one topic", status: http.StatusNoContent},
+	register(a, operation{method: http.MethodDelete, path: retainedPrefix + "{topic...}", summary: "Delete the retained message of a topic", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *topicIn) (*noBody, error) {
 			if _, err := a.retainedMessage(ctx, c, in.Topic); err != nil {
 				return nil, err

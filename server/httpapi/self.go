@@ -38,7 +38,7 @@ func viewPermissions(ps []watchword.Permission) ([]json.RawMessage, error) {
 
 func (a *API) selfRoutes() {
 	type selfOut struct{ Body api.Self }
-	register(a, operation{method: http.MethodGet, path: "/v1/self", summary: "Who am I, and what may I"},
+	register(a, operation{method: http.MethodGet, path: "/v1/self", summary: "Get the caller's subject, token and permissions"},
 		func(ctx context.Context, c *caller, _ *noBody) (*selfOut, error) {
 			s, err := a.Registry.Subject(ctx, c.Tenant(), c.Subject())
 			if err != nil {
@@ -59,14 +59,14 @@ func (a *API) selfRoutes() {
 	a.handle(route{pattern: "POST /v1/self/events/{stream...}", maxBody: watchword.MaxDocument}, a.publishEvent)
 	a.describe(http.MethodPost, "/v1/self/events/{stream}", "Publish an event: any body up to 32 KiB, with its content type", nil)
 	a.handle(route{pattern: "PUT /v1/self/state", maxBody: watchword.MaxDocument, contentType: "application/json"}, a.reportState)
-	a.describe(http.MethodPut, "/v1/self/state", "Report state: a JSON object up to 32 KiB", nil)
+	a.describe(http.MethodPut, "/v1/self/state", "Report the device's state: a JSON object up to 32 KiB", nil)
 	a.handle(route{pattern: "GET /v1/self/state"}, a.selfState)
-	a.describe(http.MethodGet, "/v1/self/state", "The state reported last", nil)
+	a.describe(http.MethodGet, "/v1/self/state", "Get the last reported state", nil)
 	a.handle(route{pattern: "GET /v1/self/config"}, a.selfConfig)
-	a.describe(http.MethodGet, "/v1/self/config", "The wanted configuration, signed", nil)
+	a.describe(http.MethodGet, "/v1/self/config", "Get the desired configuration, signed", nil)
 
 	type functions struct{ Body api.FunctionList }
-	register(a, operation{method: http.MethodPut, path: "/v1/self/functions", summary: "Announce what this device can be asked to do", status: http.StatusNoContent, maxBody: 96 << 10},
+	register(a, operation{method: http.MethodPut, path: "/v1/self/functions", summary: "Announce the functions of this device", status: http.StatusNoContent, maxBody: 96 << 10},
 		func(ctx context.Context, c *caller, in *functions) (*noBody, error) {
 			fs, err := a.parseFunctions(ctx, in.Body.Functions)
 			if err != nil {
@@ -74,7 +74,7 @@ func (a *API) selfRoutes() {
 			}
 			return nil, a.Twins.SetFunctions(ctx, c.Tenant(), c.Versions(), c.Subject(), fs, a.Now())
 		})
-	register(a, operation{method: http.MethodGet, path: "/v1/self/functions", summary: "What this device has announced"},
+	register(a, operation{method: http.MethodGet, path: "/v1/self/functions", summary: "Get the functions that this device has announced"},
 		func(ctx context.Context, c *caller, _ *noBody) (*functions, error) {
 			fs, err := a.Twins.Functions(ctx, c.Tenant(), c.Subject())
 			out := &functions{}

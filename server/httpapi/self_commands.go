@@ -44,11 +44,11 @@ func (a *API) selfCommandRoutes() {
 		}
 		return a.pollCommands(w, r, c)
 	})
-	a.describe(http.MethodGet, "/v1/self/commands", "Sealed commands: a long poll, or a stream of server-sent events", nil)
+	a.describe(http.MethodGet, "/v1/self/commands", "Receive encrypted commands: a long poll, or a stream of server-sent events", nil)
 
 	type receiptIn struct{ Body api.ReceiptRequest }
 	type receiptOut struct{ Body api.ReceiptResponse }
-	register(a, operation{method: http.MethodPost, path: "/v1/self/receipts", summary: "Hand in a signed receipt", maxBody: watchword.MaxDocument + 64},
+	register(a, operation{method: http.MethodPost, path: "/v1/self/receipts", summary: "Submit a signed receipt", maxBody: watchword.MaxDocument + 64},
 		func(ctx context.Context, c *caller, in *receiptIn) (*receiptOut, error) {
 			if err := c.Publish(selfTopic(c, "receipts")).Err(); err != nil {
 				return nil, err

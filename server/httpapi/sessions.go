@@ -187,14 +187,14 @@ func (a *API) sessionRoutes() {
 		Page
 		Device watchword.SubjectID `query:"device" maxLength:"64"`
 	}
-	register(a, operation{method: http.MethodGet, path: "/v1/sessions", summary: "Live sessions on this node, and those that MQTT clients left behind"},
+	register(a, operation{method: http.MethodGet, path: "/v1/sessions", summary: "List live sessions on this node, and offline MQTT sessions"},
 		func(ctx context.Context, c *caller, in *sessionListIn) (*sessionListOut, error) {
 			out := &sessionListOut{}
 			var err error
 			out.Body.Sessions, out.Body.Offline, out.Body.NextPageToken, err = a.sessionPage(c.Tenant(), in.Device, in.Page)
 			return out, err
 		})
-	register(a, operation{method: http.MethodDelete, path: "/v1/sessions/{id}", summary: "Close a live session, or end one that a client left behind", status: http.StatusNoContent},
+	register(a, operation{method: http.MethodDelete, path: "/v1/sessions/{id}", summary: "Close a live session, or delete an offline session", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *sessionID) (*noBody, error) {
 			s := a.Guard.Session(c.Tenant(), in.ID)
 			if s == nil {
@@ -208,7 +208,7 @@ func (a *API) sessionRoutes() {
 			return nil, nil
 		})
 
-	register(a, operation{method: http.MethodGet, path: "/v1/self/sessions", summary: "My live sessions, and those that I left behind"},
+	register(a, operation{method: http.MethodGet, path: "/v1/self/sessions", summary: "List the caller's live sessions and offline sessions"},
 		func(ctx context.Context, c *caller, in *Page) (*sessionListOut, error) {
 			out := &sessionListOut{}
 			var err error

@@ -17,7 +17,7 @@ type TimeSigner func(t watchword.TenantID, nonce string, now time.Time) (string,
 // timeRoutes serve signed time to devices without a clock, which cannot sign an assertion yet.
 func (a *API) timeRoutes() {
 	a.mux.HandleFunc("POST /v1/time", a.time)
-	a.describePublic(http.MethodPost, "/v1/time", "The time, signed for a nonce of one's own")
+	a.describePublic(http.MethodPost, "/v1/time", "Get the time, signed for a nonce of the caller")
 }
 
 func (a *API) time(w http.ResponseWriter, r *http.Request) {

@@ -161,7 +161,7 @@ func (a *API) tokenRoutes() {
 	type tokenJTI struct {
 		JTI string `path:"jti" maxLength:"128"`
 	}
-	register(a, operation{method: http.MethodDelete, path: "/v1/tokens/{jti}", summary: "Revoke one access token; the sessions on it end at once", status: http.StatusNoContent},
+	register(a, operation{method: http.MethodDelete, path: "/v1/tokens/{jti}", summary: "Revoke an access token and close its sessions", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *tokenJTI) (*noBody, error) {
 			return nil, a.Auth.Revoke(ctx, c.actor, in.JTI, a.Now())
 		})

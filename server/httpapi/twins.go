@@ -43,7 +43,7 @@ type twinOut struct {
 }
 
 func (a *API) twinRoutes() {
-	register(a, operation{method: http.MethodGet, path: "/v1/devices/{id}/twin", summary: "A device's wanted configuration and reported state"},
+	register(a, operation{method: http.MethodGet, path: "/v1/devices/{id}/twin", summary: "Get a device's desired configuration and reported state"},
 		func(ctx context.Context, c *caller, in *DevicePath) (*twinOut, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
@@ -61,7 +61,7 @@ func (a *API) twinRoutes() {
 		Body    map[string]any
 		RawBody []byte
 	}
-	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/config", summary: "Set a device's wanted configuration: a JSON object up to 32 KiB", maxBody: watchword.MaxDocument},
+	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/config", summary: "Set a device's desired configuration: a JSON object up to 32 KiB", maxBody: watchword.MaxDocument},
 		func(ctx context.Context, c *caller, in *configIn) (*twinOut, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
