@@ -29,8 +29,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// addOwner makes a tenant in the store: an operator of the same id as the first one's, with a key of its own.
-func addOwner(t *testing.T, dir string, tenant watchword.TenantID) *jose.Signer {
+// addOwner makes a tenant in the store: an operator of the same id as the first one's, with the key k.
+func addOwner(t *testing.T, dir string, tenant watchword.TenantID, k *jose.PrivateKey) *jose.Signer {
 	t.Helper()
 	must := func(err error) {
 		t.Helper()
@@ -41,8 +41,6 @@ func addOwner(t *testing.T, dir string, tenant watchword.TenantID) *jose.Signer 
 	st, err := sqlite.Open(t.Context(), filepath.Join(dir, "watchword.db"), sqlite.Options{})
 	must(err)
 	defer func() { must(st.Close()) }()
-	k, err := jose.GenerateKey(jose.P256)
-	must(err)
 	seal, err := jose.GenerateKey(jose.X25519)
 	must(err)
 	now, hash := time.Now(), sha256.Sum256([]byte("code"))
@@ -125,7 +123,11 @@ func startTenants(t *testing.T) (first, byHost, byPath *tenantClient) {
 	dir := filepath.Join(t.TempDir(), "data")
 	c := config(t, dir)
 	c.Server.HTTPS = once(t, c).HTTPS // the issuer names the port
-	otherKey := addOwner(t, dir, "other")
+	own, err := jose.GenerateKey(jose.P256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherKey := addOwner(t, dir, "other", own)
 	raw, err := os.ReadFile(filepath.Join(dir, "operator.jwk"))
 	if err != nil {
 		t.Fatal(err)
