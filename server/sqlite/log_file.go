@@ -65,7 +65,7 @@ func (f *LogFile) ServerKeys(ctx context.Context) ([]keyring.SealedKey, error) {
 	return serverKeys(ctx, f)
 }
 
-// Instance returns the instance's settings from its first start. The file may be a copy of before migration 17, which
+// Instance returns the instance's settings from its first start. The file may be a copy of before migration 21, which
 // renamed the table: reading a log changes nothing, so nothing has migrated it.
 func (f *LogFile) Instance(ctx context.Context) (keyring.Instance, error) {
 	older, err := queryOne(ctx, f, func(r scanner) (is bool, err error) { return is, r.Scan(&is) },

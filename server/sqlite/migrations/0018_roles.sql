@@ -6,7 +6,7 @@ DELETE FROM labels WHERE key = 'role' AND EXISTS (SELECT 1 FROM subjects s WHERE
 
 -- +goose StatementBegin
 CREATE TRIGGER role_changed AFTER UPDATE OF role ON subjects WHEN new.role <> old.role BEGIN
-  UPDATE subjects SET authority_version = authority_version + 1 WHERE tenant = new.tenant AND id = new.id;
+  UPDATE subjects SET basis = basis + 1 WHERE tenant = new.tenant AND id = new.id;
 END;
 -- +goose StatementEnd
 
