@@ -81,8 +81,8 @@ func sources(t *testing.T) []source {
 	return out
 }
 
-// roomOf returns the first part of a folder's path, in the module of the server what comes after server/: a package has
-// one name on all floors, whichever module it is in.
+// roomOf returns the first part of a folder's path; in the module of the server, the part after server/. A package has one
+// name on all floors, whichever module it is in.
 func roomOf(folder string) string {
 	room, _, _ := strings.Cut(strings.TrimPrefix(folder, "server/"), "/")
 	return room
@@ -243,9 +243,9 @@ func goMod(t *testing.T, folder string) string {
 	return string(b)
 }
 
-// What only tests need is in everybody's module graph all the same where go.mod requires it. So what the go.mod of each module
-// requires is imported by code of that module that is no test, but for what goModsNeed lists; libraries of others that tests
-// compare with are in the module peers.
+// A requirement of go.mod is in every user's module graph, even if only tests need it. So each requirement of each module
+// is imported by code of that module that is no test, except those in goModsNeed; libraries that tests use for comparison
+// are in the module peers.
 func TestGoModRequiresNothingForTestsAlone(t *testing.T) {
 	product := map[string]map[string]bool{".": {}, "server": {}, "cmd": {}}
 	for _, s := range sources(t) {
@@ -277,8 +277,7 @@ func TestGoModRequiresNothingForTestsAlone(t *testing.T) {
 	}
 }
 
-// docs/mqtt-conformance.md goes through all statements of both standards, and names tests
-// that there are.
+// docs/mqtt-conformance.md lists all statements of both standards, and names only existing tests.
 func TestConformanceTableNamesExistingTests(t *testing.T) {
 	text, err := os.ReadFile("docs/mqtt-conformance.md")
 	if err != nil {
@@ -313,8 +312,8 @@ func TestConformanceTableNamesExistingTests(t *testing.T) {
 	}
 }
 
-// What the server prints goes through one handler, which bounds it (internal/logbudget): no
-// room of it makes a logger of its own.
+// All log output of the server passes through one handler, which bounds it (internal/logbudget): no package creates a
+// logger of its own.
 func TestNoPackageMakesItsOwnLogger(t *testing.T) {
 	makes := regexp.MustCompile(`(?m)\bs?log\.New\w*\(|\bslog\.SetDefault\(|^\s*"log"$`)
 	free := map[string]bool{"cmd": true, "sdk": true, "attack": true, "bench": true, "server": true}

@@ -27,8 +27,8 @@ func TestArchitecturePageNamesExistingSymbols(t *testing.T) {
 	}
 }
 
-// TestArchitecturePageMistakesAreFound misspells each name in backticks, gives each step another file, and changes each
-// rank of a lock and each floor in the picture: none goes unnoticed.
+// TestArchitecturePageMistakesAreFound misspells each name in backticks, changes the file of each step, and changes each
+// rank of a lock and each floor in the picture: each of these mistakes is found.
 func TestArchitecturePageMistakesAreFound(t *testing.T) {
 	page := readArchitecture(t)
 	replace := func(pattern *regexp.Regexp, least int, by func(found string) (now, mistake string)) {

@@ -3,7 +3,7 @@ package watchword
 // ChangeKind says what has changed.
 type ChangeKind string
 
-// The kinds of changes, with what [Change.ID] names and where [Change.Version] comes from. Each version only grows.
+// The kinds of changes, with the object that [Change.ID] names and the source of [Change.Version]. Each version only grows.
 const (
 	// SubjectChanged is a subject whose state, labels, keys, required proof or life is another. ID is the subject's;
 	// Version is its [Subject.AuthorityVersion] in the store.
@@ -21,8 +21,8 @@ const (
 	ServerKeysChanged ChangeKind = "server_keys"
 )
 
-// Change says that something has changed in the store on which authority depends. It holds plain values alone, so that it
-// can be sent to another node; whoever gets it reads the store for what stands now.
+// Change states that something in the store has changed on which authority depends. It contains only plain values, so that
+// it can be sent to another node; a receiver reads the current state from the store.
 type Change struct {
 	Tenant  TenantID   `json:"tenant,omitempty"`
 	Kind    ChangeKind `json:"kind"`

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// Live authority changes on one path: a change is in the store, session.Live takes it to every receiver, and nobody else calls
-// a receiver. A receiver that is not registered where the server is assembled would miss every change.
+// Live authority has one path for changes: a change is in the store, session.Live passes it to every receiver, and no other
+// code calls a receiver. A receiver that is not registered where the server is assembled would miss every change.
 func TestChangesGoThroughLiveAlone(t *testing.T) {
 	const live = "server/session/live.go"
 	declared, registered := map[string]bool{}, 0
@@ -28,7 +28,7 @@ func TestChangesGoThroughLiveAlone(t *testing.T) {
 				if n.Name.Name == "HandleChange" && n.Recv != nil {
 					declared[s.path] = true
 				}
-			case *ast.SelectorExpr: // a call, or a method value that somebody calls later
+			case *ast.SelectorExpr: // a call, or a method value that is called later
 				if n.Sel.Name == "HandleChange" && s.path != live {
 					t.Errorf("%s: only %s calls a receiver of changes", fset.Position(n.Pos()), live)
 				}

@@ -7,9 +7,8 @@ import (
 	"time"
 )
 
-// Code says what kind of refusal an error is. Codes are part of the API: they
-// stand in problem documents, receipts, logs and exit statuses, so none is ever
-// renamed. docs/errors.md explains each; a test holds the two together.
+// Code is the kind of an error. Codes are part of the API: they are in problem documents, receipts, logs and exit statuses,
+// so none is ever renamed. docs/errors.md explains each; a test compares the two.
 type Code string
 
 // The closed set of codes.
@@ -58,7 +57,7 @@ const (
 
 	// TokenMalformed means bytes that are no compact token of ours: encoding, header or claims.
 	TokenMalformed Code = "token_malformed"
-	// TokenKind means a good token of another kind than this door takes (typ).
+	// TokenKind means a valid token of another kind than this endpoint accepts (typ).
 	TokenKind Code = "token_kind"
 	// AlgorithmInvalid means an alg or enc that the key does not have.
 	AlgorithmInvalid Code = "algorithm_invalid"
@@ -68,9 +67,9 @@ const (
 	SignatureInvalid Code = "signature_invalid"
 	// TokenExpired means exp has passed (RFC 7519 §4.1.4).
 	TokenExpired Code = "token_expired"
-	// TokenEarly means nbf or iat lies in the future.
+	// TokenEarly means nbf or iat is in the future.
 	TokenEarly Code = "token_early"
-	// TokenLifetime means exp lies further from iat than the kind allows.
+	// TokenLifetime means exp is later after iat than the kind allows.
 	TokenLifetime Code = "token_lifetime"
 	// IssuerMismatch means iss is not the expected issuer.
 	IssuerMismatch Code = "issuer_mismatch"
@@ -103,7 +102,7 @@ const (
 	ProofInvalid Code = "proof_invalid"
 	// PairingPending means that no operator has decided on the pairing yet (RFC 8628 §3.5).
 	PairingPending Code = "pairing_pending"
-	// PairingSlow means that the device asks too often (RFC 8628 §3.5, slow_down).
+	// PairingSlow means that the device polls too often (RFC 8628 §3.5, slow_down).
 	PairingSlow Code = "pairing_slow"
 	// PairingRejected means that an operator rejected the pairing.
 	PairingRejected Code = "pairing_rejected"

@@ -38,9 +38,8 @@ func (s CommandState) Final() bool {
 // ReceiptStatus is the st claim of a receipt.
 type ReceiptStatus string
 
-// What a device may say about a command. Conflict means that the number was
-// seen before with another command id: somebody forges, or the server lost its
-// counters.
+// What a device may report about a command. Conflict means that the number was seen before with another command id:
+// commands are forged, or the server lost its counters.
 const (
 	StatusAccepted    ReceiptStatus = "accepted"
 	StatusDone        ReceiptStatus = "done"
@@ -50,8 +49,7 @@ const (
 	StatusConflict    ReceiptStatus = "conflict"
 )
 
-// State returns the state of a command that a receipt with this status settles,
-// and false for a status that is none of the above.
+// State returns the state of a command that a receipt with this status settles, and false for any other status.
 func (s ReceiptStatus) State() (CommandState, bool) {
 	switch s {
 	case StatusAccepted:

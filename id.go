@@ -72,8 +72,7 @@ func NewID(prefix string, now time.Time) string {
 	return FormatID(prefix, now, binary.BigEndian.Uint16(b[:]), binary.BigEndian.Uint64(b[2:]))
 }
 
-// FormatID is [NewID] with the 80 bits given, for who counts them up: ids of one
-// millisecond then sort too.
+// FormatID is [NewID] with the given 80 bits, for callers that increment them: then ids of one millisecond sort too.
 func FormatID(prefix string, now time.Time, high uint16, lo uint64) string {
 	const digits = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 	out := make([]byte, len(prefix)+26)

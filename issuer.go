@@ -9,8 +9,8 @@ type Issuers string
 // Of returns the issuer identifier of a tenant.
 func (i Issuers) Of(t TenantID) string { return string(i) + TenantPath(t) }
 
-// Tenant returns the tenant that an issuer identifier names; empty where it is none of these issuers. Whether there is such a
-// tenant it does not say.
+// Tenant returns the tenant that an issuer identifier names; empty if it is not one of these issuers. It does not check
+// that the tenant exists.
 func (i Issuers) Tenant(issuer string) TenantID {
 	path, ok := strings.CutPrefix(issuer, string(i))
 	if !ok {

@@ -9,8 +9,7 @@ import (
 	"testing"
 )
 
-// What code and documents refer to lies beside them: no reference names the project's internal design papers, which a
-// reader of the repository does not have.
+// Code and documents refer only to documents of the repository, not to the project's internal design documents.
 func TestReferencesNameDocumentsOfTheRepository(t *testing.T) {
 	internal := regexp.MustCompile(`\bDESIGN\b|\b(?:INTERFACE|STYLE)\.md\b`)
 	this, read := "references_test.go", 0

@@ -53,7 +53,7 @@ type CommandList struct {
 }
 
 // SendCommandRequest is the body of POST /v1/commands, of at most 32 KiB. Args is one JSON object; nil means {}. TTL empty
-// means 120 s. Order is a JWS that names Args by the hash of its bytes as they stand in the body.
+// means 120 s. Order is a JWS that contains the hash of Args, over exactly its bytes in the body.
 type SendCommandRequest struct {
 	Device   watchword.SubjectID `json:"device" maxLength:"64"`
 	Function string              `json:"function" maxLength:"64"`

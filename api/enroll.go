@@ -20,7 +20,7 @@ type EnrollRequest struct {
 	Proof string     `json:"proof"`
 }
 
-// EnrollResponse is the answer of POST /v1/enroll: who the device is, and where the server is.
+// EnrollResponse is the answer of POST /v1/enroll: the device's identity and the server's addresses.
 type EnrollResponse struct {
 	ID            watchword.SubjectID `json:"id"`
 	Kind          watchword.Kind      `json:"kind"`

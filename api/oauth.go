@@ -6,7 +6,7 @@ import "github.com/watchword-iot/watchword"
 type TokenResponse struct {
 	AccessToken string `json:"access_token"`
 	ExpiresIn   int64  `json:"expires_in"`      // seconds
-	Scope       string `json:"scope,omitempty"` // as it was asked for; empty where it was not
+	Scope       string `json:"scope,omitempty"` // the requested scope; empty if none was requested
 	TokenType   string `json:"token_type"`      // Bearer, or DPoP for a bound token (RFC 9449 §5)
 }
 

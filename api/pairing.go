@@ -6,8 +6,8 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Pairing is a device that asked to be paired (RFC 8628), and what was decided: an item of GET /v1/enrollments, and the
-// answer of GET /v1/enrollments/{user_code} and POST /v1/enrollments/{user_code}/reject.
+// Pairing is the pairing of a device (RFC 8628) and the decision on it: an item of GET /v1/enrollments, and the answer of
+// GET /v1/enrollments/{user_code} and POST /v1/enrollments/{user_code}/reject.
 type Pairing struct {
 	UserCode    string              `json:"user_code"` // XXXX-XXXX
 	State       string              `json:"state" enum:"pending,approved,rejected"`

@@ -14,7 +14,7 @@ type Session struct {
 	Transport string              `json:"transport"`
 	Remote    string              `json:"remote"` // address and port of the peer
 	OpenedAt  time.Time           `json:"opened_at"`
-	ExpiresAt time.Time           `json:"expires_at"` // of the token that it stands on
+	ExpiresAt time.Time           `json:"expires_at"` // of the session's token
 	MQTT      *ClientState        `json:"mqtt,omitempty"`
 }
 

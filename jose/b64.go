@@ -28,7 +28,7 @@ func decodeInto(out, s []byte) error {
 	return nil
 }
 
-// Hash returns the base64url SHA-256 of b, 43 characters, as hashes stand in claims.
+// Hash returns the base64url SHA-256 of b, 43 characters, as in claims.
 func Hash(b []byte) string {
 	sum := sha256.Sum256(b)
 	return b64.EncodeToString(sum[:])

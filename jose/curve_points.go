@@ -5,11 +5,9 @@ import (
 	"slices"
 )
 
-// What a point of Curve25519 must be before it is anybody's key: written in the
-// one way that there is (RFC 8032 §5.1.3; a second way would be a second
-// thumbprint for the same key), on the curve, and of large order. Under a key of
-// small order one signature holds for many messages, and an exchange gives a
-// secret that everybody knows.
+// Requirements for a point of Curve25519 to be a public key: it has the only valid encoding (RFC 8032 §5.1.3; a second
+// encoding would be a second thumbprint for the same key), is on the curve, and has large order. Under a key of small order
+// one signature is valid for many messages, and a key exchange gives a secret that is public.
 
 // checkEdwards checks 32 bytes as an Ed25519 key. Code: bad_request.
 func checkEdwards(p []byte) error {
@@ -66,9 +64,8 @@ var (
 	low8Too   = [32]byte([]byte("\x5f\x9c\x95\xbc\xa3\x50\x8c\x24\xb1\xd0\xb1\x55\x9c\x83\xef\x5b\x04\x44\x5c\xc4\x58\x1c\x8e\x86\xd8\x22\x4e\xdd\xd0\x9f\x11\x57"))
 )
 
-// verifyError is what the standard library says to a signature of no bytes under p. It
-// decodes the key first, and says another thing where that is no point: the only
-// way to ask it. A test holds the difference.
+// verifyError returns the standard library's error for an empty signature under p. The library decodes the key first, and
+// has another error if it is not a point: there is no other way to check this. A test checks the difference.
 func verifyError(p []byte) string {
 	return ed25519.VerifyWithOptions(p, nil, nil, &ed25519.Options{}).Error()
 }

@@ -12,9 +12,8 @@ import (
 	"github.com/watchword-iot/watchword/internal/peers"
 )
 
-// Where we and the oracles differ over the same bytes. Each difference that may
-// be stands in a list with its reason; one that is not there fails the test, and
-// so does a line of a list that nothing needs any more.
+// Differences between this package and the reference libraries over the same bytes. Each accepted difference is in a list
+// with its reason; one that is not in the list fails the test, and so does an unused line of a list.
 
 // stricter is what an oracle takes and we refuse.
 var stricter = map[string]string{

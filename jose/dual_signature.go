@@ -10,9 +10,8 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// DualSignature is two compact JWSs over the identical payload, whose signatures nobody
-// has checked: what must be said with two keys (an old and a new one), each in
-// its place.
+// DualSignature is two compact JWSs over the identical payload, with unverified signatures: a statement by two keys (an old
+// and a new one), in this order.
 type DualSignature struct {
 	First, Second *Unverified
 }
@@ -65,8 +64,7 @@ func ParseDual(raw string, max int) (*DualSignature, error) {
 // Typ returns the typ of both.
 func (p *DualSignature) Typ() string { return p.First.Typ }
 
-// UnverifiedPayload returns the payload before anybody checked it, as
-// [Unverified.UnverifiedPayload] does.
+// UnverifiedPayload returns the unverified payload, as [Unverified.UnverifiedPayload] does.
 func (p *DualSignature) UnverifiedPayload() []byte { return p.First.UnverifiedPayload() }
 
 // Verify checks the first signature under first and the second under second,

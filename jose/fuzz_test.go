@@ -36,8 +36,8 @@ func FuzzParseJWS(f *testing.F) {
 	})
 }
 
-// FuzzHeader signs a payload under any header: what is taken has an alg that the
-// key has, by everybody's reading, and no member that we do not say we take.
+// FuzzHeader signs a payload under any header: an accepted header has an alg of the key, also by the reference libraries,
+// and no unsupported member.
 func FuzzHeader(f *testing.F) {
 	s := newSigner(f, P256)
 	for _, tc := range headerCases(s) {
@@ -260,8 +260,8 @@ func FuzzWalk(f *testing.F) {
 	})
 }
 
-// FuzzSignType: whatever typ and cty are asked for, what is signed and sealed is what is
-// read back, or nothing is made.
+// FuzzSignType: for any requested typ and cty, the signed and encrypted result is read back unchanged, or there is an
+// error.
 func FuzzSignType(f *testing.F) {
 	signers := []*Signer{newSigner(f, P256), newSigner(f, Ed)}
 	k, err := GenerateKey(X25519)

@@ -8,9 +8,8 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// header is what a JOSE header says. We take the members that we issue or must
-// accept, and refuse every other: jwk, jku, x5u, x5c name keys that nobody
-// checked; crit, b64 and zip change what the bytes mean (RFC 8725 §3).
+// header is a JOSE header. It has the members that we issue or must accept, and every other is refused: jwk, jku, x5u, x5c
+// name unverified keys; crit, b64 and zip change the meaning of the bytes (RFC 8725 §3).
 type header struct {
 	alg, enc, typ, cty, kid string
 	epk, jwk                jsontext.Value

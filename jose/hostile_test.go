@@ -327,8 +327,8 @@ func TestAProofsOwnKey(t *testing.T) {
 	}
 }
 
-// sealUnder seals as Seal does, but under a header of any bytes, with what the
-// KDF is told of the two parties: what is refused then is refused for its header.
+// sealUnder encrypts as Seal does, but with any header and with the KDF's party information, so that a refusal is due to
+// the header.
 func sealUnder(t testing.TB, to *PublicKey, apu, apv string, plaintext string, header func(epk string) string) string {
 	t.Helper()
 	e, err := to.dh.Curve().GenerateKey(rand.Reader)
@@ -412,7 +412,7 @@ func sealCases(t testing.TB, crv, kid string) []sealCase {
 	}
 }
 
-// A point of low order gives a secret that everybody knows (RFC 7748 §6.1): all zeros.
+// A point of low order gives a secret that is public (RFC 7748 §6.1): all zeros.
 func TestLowOrderPointsAreRefused(t *testing.T) {
 	k, err := GenerateKey(X25519)
 	if err != nil {

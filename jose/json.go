@@ -117,8 +117,7 @@ func Each(v jsontext.Value, f func(item jsontext.Value) error) error {
 	return w.end()
 }
 
-// internedStrings is the strings that stand in nearly every token, as names or as values:
-// they cost no allocation.
+// internedStrings is the strings that are in nearly every token, as names or as values: they cost no allocation.
 var internedStrings = func() map[string]string {
 	m := map[string]string{}
 	for _, s := range strings.Fields(`alg typ kid enc cty epk jwk kty crv x y d use iss sub aud client_id jti iat exp nbf key dev perm deny cnf jkt

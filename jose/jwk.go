@@ -97,11 +97,9 @@ func keyInvalid(why string) error {
 	return watchword.Refuse(watchword.BadRequest, "is not an accepted JWK: %s", why)
 }
 
-// ParseJWK reads a public key that is to be taken for use: EC P-256 or OKP Ed25519
-// [ForSigning], EC P-256 or OKP X25519 [ForEncryption] (RFC 7517, RFC 8037). kid, if
-// it is there, must be the thumbprint (RFC 7638); use, alg and key_ops must allow
-// that use (§4.2 to §4.4). Members that are not known are ignored; private and
-// symmetric ones, members that stand twice, points off the curve and low-order
+// ParseJWK parses a public key for a use: EC P-256 or OKP Ed25519 [ForSigning], EC P-256 or OKP X25519 [ForEncryption] (RFC
+// 7517, RFC 8037). kid, if present, must be the thumbprint (RFC 7638); use, alg and key_ops must allow that use (§4.2 to
+// §4.4). Unknown members are ignored; private and symmetric ones, duplicate members, points off the curve and low-order
 // points are refused. Code: bad_request.
 func ParseJWK(b []byte, use Use) (*PublicKey, error) {
 	f, err := readJWK(b, false)
@@ -285,8 +283,7 @@ func writeJWK(begin string, x, y []byte) []byte {
 	return append(out, `"}`...)
 }
 
-// What stands before the key in a SubjectPublicKeyInfo (RFC 5480 §2, RFC 8410 §4).
-// A test holds it against crypto/x509.
+// Prefix of the key in a SubjectPublicKeyInfo (RFC 5480 §2, RFC 8410 §4). A test compares it with crypto/x509.
 var (
 	spkiP256 = []byte("\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00")
 	spkiEd   = []byte("\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00")

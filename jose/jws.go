@@ -9,8 +9,7 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Unverified is a compact JWS whose signature nobody has checked: what a token
-// says of itself.
+// Unverified is a compact JWS with an unverified signature.
 type Unverified struct {
 	Alg, Typ, Kid string
 
@@ -101,8 +100,7 @@ func splitJWS(raw string) (head, body, sig int, ok bool) {
 	return head, body, len(rest), strings.IndexByte(rest, '.') < 0
 }
 
-// UnverifiedPayload returns the payload before anybody checked it: to find out
-// whose key to ask for, and for nothing else.
+// UnverifiedPayload returns the unverified payload: it may be used to select the key of the sender, and for nothing else.
 func (u *Unverified) UnverifiedPayload() []byte { return u.payload }
 
 // Verify checks the signature under k and returns the payload. The header's alg

@@ -14,12 +14,11 @@ import (
 type Signer struct {
 	key      crypto.Signer
 	public   *PublicKey
-	external bool // the key lives elsewhere: what comes back is checked before it counts
+	external bool // the key is external: its signatures are verified
 }
 
-// NewSigner wraps any P-256 or Ed25519 key of the standard library's interface:
-// one in memory, in a TPM or behind PKCS#11. A signature that comes from elsewhere is
-// verified each time before it is given away. Code: bad_request.
+// NewSigner wraps any P-256 or Ed25519 key of the standard library's interface: one in memory, in a TPM or behind PKCS#11.
+// A signature of an external key is verified each time before it is returned. Code: bad_request.
 func NewSigner(s crypto.Signer) (*Signer, error) {
 	pub, err := NewPublicKey(s.Public())
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-iot/watchword/internal/peers"
 )
 
-// The standards' own examples, in testdata/ as they stand there. What we do not
-// take is shown to others first: a refusal counts only for what is good by the standard.
+// The examples of the standards, unchanged in testdata/. Examples that we refuse are first verified with a reference
+// library: a refusal is tested only for input that is valid by the standard.
 
 func vectors[T any](t testing.TB, name string) (v T) {
 	t.Helper()

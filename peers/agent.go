@@ -30,7 +30,7 @@ func serveAgent(r request) (answer, error) {
 			if err != nil {
 				return
 			}
-			go func() { _ = agent.ServeAgent(ring, c) }() // until its client goes
+			go func() { _ = agent.ServeAgent(ring, c) }() // until its client disconnects
 		}
 	}()
 	return answer{Text: ssh.FingerprintSHA256(id)}, nil

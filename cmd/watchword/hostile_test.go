@@ -36,8 +36,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// venom is what a hostile server, or a file's name, may hold: all that a terminal would obey, or that hides. raw stands for
-// bytes that are no UTF-8, which JSON's encoder would not let through.
+// venom contains all characters that a terminal would interpret, and invisible ones, as a hostile server or a file name
+// may. raw stands for bytes that are not UTF-8, which JSON's encoder would replace.
 const (
 	raw         = "RAWBYTES"
 	hostileText = "\x1b[2J\x1b]0;t\a\x1b[32mok\x1b[0m|\r\nINJECTED|\nINJECTED|\rINJECTED|\tINJECTED|\x7f|\u009b31m|\u0085INJECTED|\u2028INJECTED|\u2029INJECTED" +
@@ -324,7 +324,7 @@ func (s *screen) String() string {
 // hostileCase is a command line that brings the command to print what a server said.
 type hostileCase struct {
 	args   []string
-	quiet  bool          // it prints nothing that the server says where all goes well
+	quiet  bool          // it prints nothing of the server's text if it succeeds
 	lines  bool          // it prints a document, whose line breaks are its own
 	token  string        // that it gets; it must fit into a header where it is used
 	longer time.Duration // it ends only then
@@ -383,7 +383,7 @@ var hostileCases = map[string]hostileCase{
 	"audit list":           {args: []string{"--limit", "1"}},
 	"audit show":           {args: []string{"1"}, lines: true},
 	"audit export":         {lines: true},
-	"audit verify":         {args: []string{"{url}/log"}, quiet: true}, // nothing of it is believed
+	"audit verify":         {args: []string{"{url}/log"}, quiet: true}, // nothing of it is trusted
 	"audit checkpoint":     {lines: true},
 	"audit prove":          {args: []string{"1"}, lines: true},
 	"audit key":            {quiet: true},
@@ -520,7 +520,7 @@ func TestNoCommandPrintsTerminalControls(t *testing.T) {
 		{"--data", hostileText, "device", "list"},
 		{"-o", hostileText, "device", "list"},
 		{"--data", w.data, "__complete", "device", "show", ""},
-		{"--data", w.data, "enrollment", "approve", "CODE"}, // which asks, where standard input is a terminal or no file
+		{"--data", w.data, "enrollment", "approve", "CODE"}, // which prompts, if standard input is a terminal or no file
 		{"--data", w.data, "device", "revoke", hostileText, "--reason", "r"},
 		{"--data", w.data, "policy", "delete", hostileText},
 		{"__complete", "device", "show", ""},

@@ -246,8 +246,8 @@ func typed(doc string) string {
 	return out.String()
 }
 
-// Each block of README.md that is marked sh works when it is pasted, one after the other, in an empty folder. git and go are
-// stand-ins, which refuse any other argument than those that lead to this source and this program.
+// Each block of README.md that is marked sh works when it is pasted, in order, in an empty folder. git and go are replaced
+// by scripts, which refuse all arguments except those that lead to this source and this program.
 func TestREADME(t *testing.T) {
 	for _, p := range []string{"bash", "mosquitto_pub"} {
 		if _, err := exec.LookPath(p); err != nil {

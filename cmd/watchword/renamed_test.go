@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-iot/watchword/internal/terminal"
 )
 
-// Each command and option under an old name fails with exit status 2, names one that exists, and stands in CHANGELOG.md's
-// table of renamed things.
+// Each old command and option fails with exit status 2, names an existing one, and is in CHANGELOG.md's table of renamed
+// things.
 func TestRenamedCommandsAndOptionsNameTheNewOnes(t *testing.T) {
 	changes, err := os.ReadFile("../../CHANGELOG.md")
 	if err != nil {

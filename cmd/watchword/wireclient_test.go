@@ -48,7 +48,7 @@ type hub struct {
 	live         map[string]int // open MQTT sessions by subject
 }
 
-// wireActor is who calls: a subject with its keys and its access token.
+// wireActor is a subject with its keys and its access token.
 type wireActor struct {
 	id         string
 	sign, seal *jose.PrivateKey
@@ -405,7 +405,7 @@ type wireConn struct {
 	nc      net.Conn
 	tls     *tls.Conn
 	buf     []byte
-	subject string // of whom it is a session; empty where it is none
+	subject string // subject of the session; empty if it is no session
 }
 
 func (h *hub) dial(name string, v packet.Version) *wireConn {
@@ -537,7 +537,7 @@ func (c *wireConn) getSorted(n int) {
 	c.h.printf("%s", strings.Join(lines, "\n"))
 }
 
-// ping shows that nothing came before: what is sent to a client stands in one queue.
+// ping shows that no packet arrived before: all packets to a client are in one queue.
 func (c *wireConn) ping() {
 	c.h.t.Helper()
 	c.send(&packet.Ping{})

@@ -17,9 +17,8 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// wireTrace is the record of the scenario as the build of commit 4baa8bc made it, before the
-// packages were rearranged and their names replaced. It is not made again: what goes over the
-// wire stays, but for the words in wireRenames.
+// wireTrace is the record of the scenario from the build of commit 4baa8bc, before the packages were rearranged and their
+// names replaced. It is never recorded again: the wire protocol stays the same, except for the words in wireRenames.
 const wireTrace = "testdata/wire-trace.txt"
 
 // wireRename is a word of the wire that was replaced since the record was made: a JSON member
@@ -599,7 +598,7 @@ func (s *scenario) persistent() {
 	s.do(s.two, "GET", "/v1/self/sessions", "")
 	two = s.connect(packet.V5, s.two, "/p", lasting(false))
 	two.getSorted(3)
-	// Nothing was acknowledged: it all comes again.
+	// Nothing was acknowledged: all is sent again.
 	two.lose()
 	two = s.connect(packet.V5, s.two, "/p", lasting(false))
 	two.getSorted(3)
@@ -879,7 +878,7 @@ func (s *scenario) policies() {
 	three := s.connect(packet.V311, s.sensor, "/three", nil)
 	three.subscribe(1, filters("sites/g/#")...)
 	three.get(1)
-	// The edit takes a right away from what is live: the client that listens is told, the others end.
+	// The edit removes a right of live sessions: the client that is subscribed is notified, the others are closed.
 	s.do(s.operator, "PUT", "/v1/policies/guests", strings.Replace(guests, `, "sites/g/#"`, "", 1), "Content-Type", toml, "If-Match", `"1"`)
 	listener.deliver(1)
 	deaf.get(2)
@@ -1007,7 +1006,7 @@ func (s *scenario) rekey() {
 	s.do(s.one, "POST", "/v1/self/keys", change(s.one, fresh, ""))
 	c.get(2)
 	s.do(s.one, "GET", "/v1/self", "")
-	s.authenticate(s.one) // the old key proves nobody
+	s.authenticate(s.one) // the old key does not authenticate
 	s.authenticate(fresh)
 	s.do(fresh, "POST", "/v1/self/keys", change(fresh, fresh, "")) // the keys that count already
 	s.do(s.operator, "GET", "/v1/devices/lamp-1", "")

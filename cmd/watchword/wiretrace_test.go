@@ -16,10 +16,9 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// trace is the record of all that went over the wire in a scenario, decoded. Whatever differs
-// from run to run stands in it as a placeholder. Identifiers, keys and hashes keep their
-// identity: the same value is the same placeholder wherever it stands, numbered by first
-// appearance. Times, nonces, signatures and texts for people do not.
+// trace is the decoded record of all that was sent and received in a scenario. Values that differ from run to run are
+// replaced by placeholders. Identifiers, keys and hashes keep their identity: the same value is the same placeholder
+// everywhere, numbered by first appearance. Times, nonces, signatures and texts for people do not.
 type trace struct {
 	t       testing.TB
 	out     strings.Builder
@@ -156,8 +155,8 @@ func (tr *trace) body(b []byte) string {
 	return out.String()
 }
 
-// value writes the next value of d. member is the name it stands under, began the iat of the
-// object around it, to which the other times of a token are relative.
+// value writes the next value of d. member is its name, began the iat of the enclosing object, to which the other times of
+// a token are relative.
 func (tr *trace) value(d *json.Decoder, out *strings.Builder, member string, began *int64) {
 	token, err := d.Token()
 	if err != nil {
@@ -209,7 +208,7 @@ func (tr *trace) value(d *json.Decoder, out *strings.Builder, member string, beg
 }
 
 func (tr *trace) members(d *json.Decoder, out *strings.Builder) {
-	// The times of a token are relative to its iat, which may stand behind them.
+	// The times of a token are relative to its iat, which may be after them.
 	type member struct {
 		name string
 		raw  json.RawMessage
@@ -246,7 +245,7 @@ func (tr *trace) members(d *json.Decoder, out *strings.Builder) {
 	}
 }
 
-// str is a string that stands under a member's name.
+// str returns the placeholder of a string with a member's name.
 func (tr *trace) str(member, s string) string {
 	if p := placeholderOf[member]; p != "" && s != "" {
 		return strconv.Quote(p)
@@ -374,7 +373,7 @@ func (tr *trace) payload(b []byte) string {
 	return tr.str("", string(b))
 }
 
-// password is the typ of a token: its claims stand where it was given.
+// password returns the typ of a token: its claims were recorded where it was issued.
 func (tr *trace) password(s string) string {
 	if u, err := jose.ParseJWS(s, 1<<20); err == nil {
 		return u.Typ

@@ -42,8 +42,8 @@ func CheckFunction(s string) error {
 	return watchword.RefuseField("call", "a function's name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -, and may end in *")
 }
 
-// CheckFilter checks that filter is a valid topic filter (MQTT 5.0 §4.7): + and # stand alone in
-// their level, # in the last. Code: bad_request.
+// CheckFilter checks that filter is a valid topic filter (MQTT 5.0 §4.7): + and # are alone in their level, # in the last.
+// Code: bad_request.
 func CheckFilter(filter string) error {
 	if reason := badName(filter); reason != "" {
 		return watchword.RefuseField("filter", "%s", reason)

@@ -8,7 +8,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/authz"
 )
 
-// Printable is held against every code point, and a path that is not printable is nobody's.
+// Printable is compared for every code point, and a path that is not printable is never allowed.
 func TestPrintableByEveryCodePoint(t *testing.T) {
 	g, err := authz.FromPermissions[struct{}]([]watchword.Permission{{Resource: "api:/#", Actions: []string{"get"}}}, nil)
 	if err != nil {
@@ -25,7 +25,7 @@ func TestPrintableByEveryCodePoint(t *testing.T) {
 			t.Fatalf("U+%04X: %v", r, got)
 		}
 		if r > 0x200 && !none {
-			continue // the path asks the same
+			continue // the path is checked the same way
 		}
 		if got := g.Request("GET", "/"+s).Allowed; got != (!control && !none) {
 			t.Fatalf("a path with U+%04X: %v", r, got)

@@ -7,7 +7,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/authz"
 )
 
-// What policy's tests do not reach: who asks without knowing the device's labels.
+// A case that the tests of policy do not reach: the caller does not know the device's labels.
 func TestUnknownLabelsAreReadRestrictively(t *testing.T) {
 	call := func(resources ...string) (out []watchword.Permission) {
 		for _, r := range resources {

@@ -8,8 +8,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/authz"
 )
 
-// topics is every topic of at most five levels of these names: z stands in no filter, so it
-// is any of the endlessly many others.
+// topics returns every topic of at most five levels of these names: z is in no filter, so it represents all other names.
 func topics() (out []string) {
 	level := []string{""}
 	for range 5 {

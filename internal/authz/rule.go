@@ -96,7 +96,7 @@ type Target struct {
 	// Unlabeled says that the labels are unknown to the caller: then no allow rule by labels
 	// matches, and every deny rule by labels does.
 	Unlabeled bool
-	// Version is the [watchword.Subject.AuthorityVersion] that the labels are of; 0 where nobody knows.
+	// Version is the [watchword.Subject.AuthorityVersion] of the labels; 0 if unknown.
 	Version int64
 }
 

@@ -167,7 +167,7 @@ func TestASourceIsForgottenWithItsLastValue(t *testing.T) {
 	}
 }
 
-// The log beside one that keeps everything in a slice and looks for who takes most.
+// The log is compared with a model that keeps everything in a slice and searches for the largest user.
 func TestLogMatchesReferenceModel(t *testing.T) {
 	const grain = 16 << 10
 	type one struct {
@@ -203,7 +203,7 @@ func TestLogMatchesReferenceModel(t *testing.T) {
 		}
 		for values, bytes := sum(""); values > b.Values || bytes > b.Bytes; values, bytes = sum("") {
 			limit, who := -1, ""
-			for _, o := range slow { // oldest first: among equals it goes
+			for _, o := range slow { // oldest first: of equal ones it is removed
 				if _, bytes := sum(o.source); bytes/grain > limit {
 					limit, who = bytes/grain, o.source
 				}

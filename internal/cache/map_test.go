@@ -14,7 +14,7 @@ func TestMapKeepsAtMostTwiceItsSize(t *testing.T) {
 		if m.Len() > 2*size {
 			t.Fatalf("holds %d after %d puts, bound %d", m.Len(), i, 2*size)
 		}
-		if j := i - size/4; j >= 0 { // since j was put, 2×size/4 keys were put or asked for
+		if j := i - size/4; j >= 0 { // since j was put, 2×size/4 keys were put or read
 			if _, ok := m.Get(j); !ok {
 				t.Fatalf("forgot %d after %d", j, i)
 			}

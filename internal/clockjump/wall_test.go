@@ -36,7 +36,7 @@ func TestClockJumpIsReportedOnce(t *testing.T) {
 	})
 }
 
-// A clock of a test stands still unless it is moved.
+// A test's clock does not advance unless the test advances it.
 func TestStoppedClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now atomic.Int64

@@ -18,7 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/testwait"
 )
 
-const other = 54321 // a user id that nobody has
+const other = 54321 // a user id that does not exist
 
 // needRoot skips where nothing can be given away.
 func needRoot(t *testing.T) {
@@ -141,7 +141,7 @@ func TestTrustedFileOwner(t *testing.T) {
 	}
 }
 
-// The command of a message is one that a shell takes as it stands, whatever the names, and mends what is wrong.
+// The command of a message can be pasted into a shell, whatever the names, and corrects the problem.
 func TestTheCommandOfARefusalMends(t *testing.T) {
 	needRoot(t)
 	const name = "it's $(touch made) `touch made`; touch made #\\\n\"*"
@@ -201,7 +201,7 @@ func wants(t *testing.T, how string, want watchword.Code, b []byte, err error) {
 	}
 }
 
-// own gives a file or folder to somebody else.
+// own changes the owner of a file or folder to another user.
 func own(t *testing.T, path string) string {
 	t.Helper()
 	must(t, os.Chown(path, other, other))
@@ -240,7 +240,7 @@ func TestMissingTrustedFile(t *testing.T) {
 	}
 }
 
-// Somebody else's pipe, put where a file was looked for, is refused before it is opened: that would wait for a writer.
+// Another user's pipe in the place of a file is refused before it is opened: opening would wait for a writer.
 func TestPipeOfAnotherOwnerIsRefused(t *testing.T) {
 	needRoot(t)
 	d := folder(t, t.TempDir()+"/f", 0o777|fs.ModeSticky)
@@ -336,7 +336,7 @@ func folder(t *testing.T, path string, m fs.FileMode) string {
 	return path
 }
 
-// Who is not root believes root and no third.
+// A process of another user than root trusts root and no third user.
 func TestFilesOfRootAreTrusted(t *testing.T) {
 	if dir := os.Getenv("WATCHWORD_TEST_AS_ANOTHER"); dir != "" {
 		ofOwnGroup := watchword.Code("")

@@ -41,9 +41,8 @@ type waiter struct {
 	result chan error // receives one result: nil, or the refusal
 }
 
-// NewSemaphore returns a semaphore with a slot for all processors but one. With a slot for each,
-// the scheduler would decide who runs, which is not fair by network, and work that needs no slot
-// would find no processor.
+// NewSemaphore returns a semaphore with a slot for all processors but one. With a slot for each, the operating system's
+// scheduler would choose the work, which is not fair by network, and work that needs no slot would find no processor.
 func NewSemaphore() *Semaphore { return newSemaphore(max(1, runtime.GOMAXPROCS(0)-1), maxWaitingTotal) }
 
 func newSemaphore(places, most int) *Semaphore {

@@ -15,8 +15,7 @@ func from(t testing.TB, i int) context.Context {
 	return WithNetwork(t.Context(), netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32))
 }
 
-// queue fills the one place, lets the given networks stand in line one after
-// another, and returns in which order they came in.
+// queue fills the only slot, queues the given networks one after another, and returns the order in which they got the slot.
 func queue(t *testing.T, most int, networks ...int) (order []int, refused []int) {
 	t.Helper()
 	r := newSemaphore(1, most)
@@ -36,7 +35,7 @@ func queue(t *testing.T, most int, networks ...int) (order []int, refused []int)
 				refused = append(refused, n)
 			}
 		})
-		synctest.Wait() // it stands in line
+		synctest.Wait() // it is queued
 	}
 	close(block)
 	wg.Wait()

@@ -86,9 +86,8 @@ func check(info Info) {
 	}
 }
 
-// The locks that are held stand in a table by goroutine. The functions that touch it are not
-// instrumented, and the table's own locks are hidden from the race detector: else they would order
-// what the program itself does not order, and races would go unseen.
+// The held locks are in a table by goroutine. The functions that use it are not instrumented, and the table's own locks are
+// hidden from the race detector: otherwise they would order events that the program itself does not order, and hide races.
 
 type held struct {
 	goroutine uintptr

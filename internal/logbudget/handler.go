@@ -73,7 +73,7 @@ func New(next slog.Handler) *Handler {
 	return &Handler{next: next, shared: b}
 }
 
-// Enabled asks the wrapped handler.
+// Enabled returns the wrapped handler's answer.
 func (h *Handler) Enabled(ctx context.Context, l slog.Level) bool { return h.next.Enabled(ctx, l) }
 
 // WithAttrs returns a handler with the same budgets.

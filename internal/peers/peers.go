@@ -1,6 +1,6 @@
-// Package peers runs the program of the module peers for tests: libraries that others wrote for the same standards, in
-// a process of their own, so that no user of the product has them in the module graph. In comes what a library shall
-// read or make, out goes what it says. Only tests import it.
+// Package peers runs the program of the module peers for tests: third-party libraries for the same standards, in a separate
+// process, so that they are in no user's module graph. It sends a library its input and returns its output. Only tests
+// import it.
 package peers
 
 import (
@@ -105,7 +105,7 @@ var start = sync.OnceValues(func() (*Peers, error) {
 	return p, nil
 })
 
-// find returns where make builds the program; empty where nobody did.
+// find returns the path of the program that make builds; empty if it was not built.
 func find() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -170,7 +170,7 @@ func (p *Peers) read(out io.Reader) error {
 		case a.Event == "lost":
 			select {
 			case client.Lost <- errors.New(a.Error):
-			default: // one that nobody asked for yet is there
+			default: // an unused process is available
 			}
 		case got != nil:
 			got <- a
@@ -179,7 +179,7 @@ func (p *Peers) read(out io.Reader) error {
 	return errors.New("the program peers has ended")
 }
 
-// ask returns the answer to one request, or the library's error.
+// ask sends one request and returns the answer, or the library's error.
 func (p *Peers) ask(t testing.TB, r request) (answer, error) {
 	t.Helper()
 	got := make(chan answer, 1)

@@ -18,8 +18,7 @@ import (
 )
 
 const (
-	// exchangeTimeout limits an exchange, beside the time that the request asks for: see
-	// [Request.timeout].
+	// exchangeTimeout limits an exchange, in addition to the time that the request states: see [Request.timeout].
 	exchangeTimeout = 30 * time.Second
 	// minAnswerRate is the slowest accepted rate of an answer, in bytes a second.
 	minAnswerRate = 128 << 10
@@ -35,7 +34,7 @@ const (
 // bytes. Make one with [New] or [NewUnauthenticated]. It is safe for concurrent use.
 type Client struct {
 	base            string
-	http            *http.Client // follows no redirect, so that no token goes to another host: see [WithoutRedirects]
+	http            *http.Client // follows no redirect, so that no token is sent to another host: see [WithoutRedirects]
 	tokens          *Tokens      // nil: no tokens
 	unauthenticated bool
 }
@@ -147,8 +146,7 @@ func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
 	return &Answer{res.StatusCode, res.Header, body}, nil
 }
 
-// refuse is [watchword.Wrap] for an answer that this client refuses; of a stranger
-// it is unavailable.
+// refuse is [watchword.Wrap] for an answer that this client refuses; from an unauthenticated server it is unavailable.
 func (c *Client) refuse(err error, code watchword.Code, format string, a ...any) error {
 	if c.unauthenticated {
 		code = watchword.Unavailable

@@ -80,7 +80,7 @@ func inMemory(t *testing.T, h http.HandlerFunc) *http.Transport {
 	return tr
 }
 
-// silence says nothing more until whoever asks goes away.
+// silence sends nothing more until the client closes the connection.
 func silence(w http.ResponseWriter, r *http.Request) {
 	if f, ok := w.(http.Flusher); ok {
 		f.Flush()
@@ -90,7 +90,7 @@ func silence(w http.ResponseWriter, r *http.Request) {
 
 // mute does not even begin its answer.
 func mute(_ http.ResponseWriter, r *http.Request) {
-	_, _ = io.Copy(io.Discard, r.Body) // else nobody hears who goes away
+	_, _ = io.Copy(io.Discard, r.Body) // otherwise the handler does not notice the end of the connection
 	<-r.Context().Done()
 }
 
@@ -163,7 +163,7 @@ func TestUnauthenticatedAnswersAreNotTrusted(t *testing.T) {
 	}
 }
 
-// What a certificate says of itself stands in no error: it is a stranger's.
+// No error contains text of a certificate: an attacker may have written it.
 func TestCertificateNamesAreNotPrinted(t *testing.T) {
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo) // that the client hangs up is the point
@@ -244,7 +244,7 @@ func TestEveryExchangeHasAnEnd(t *testing.T) {
 	})
 }
 
-// Who waits for a token that another request fetches ends with its own context.
+// A request that waits for a token which another request fetches ends with its own context.
 func TestTheWaitForATokenEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := inMemory(t, silence)
@@ -352,7 +352,7 @@ func TestAStreamHasAnEndAndBounds(t *testing.T) {
 	})
 }
 
-// A server that keeps answering that something is missing is asked no more than three times.
+// If a server always answers that something is missing, the client sends no more than three requests.
 func TestTheSameRequestIsSentAgainTwiceAtMost(t *testing.T) {
 	for _, code := range []watchword.Code{
 		watchword.DPoPNonce, watchword.ProofRequired, watchword.TokenExpired, watchword.TokenUnrecorded, watchword.TokenRevoked, watchword.IssuerRevoked, watchword.KeyUnknown, watchword.Unauthenticated,
@@ -379,7 +379,7 @@ func TestTheSameRequestIsSentAgainTwiceAtMost(t *testing.T) {
 	}
 }
 
-// A nonce comes back in each proof, unless it is longer than any server needs.
+// A nonce is used in the next proof, unless it is longer than any server needs.
 func TestALongNonceIsNotSentBack(t *testing.T) {
 	for size, back := range map[int]bool{1: true, 512: true, 513: false, 60_000: false} {
 		nonce, sent := strings.Repeat("n", size), ""
@@ -410,7 +410,7 @@ func (a answering) RoundTrip(r *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body))}, nil
 }
 
-// A token that ends at once is asked for once a second, and one without end once a day.
+// A token that expires at once is requested once a second, and one without expiry once a day.
 func TestTokenRequestsArePaced(t *testing.T) {
 	for in, limit := range map[string]int{"1": 61, "9223372036854775807": 1, "3600": 1} {
 		synctest.Test(t, func(t *testing.T) {
@@ -472,7 +472,7 @@ func TestPollPaceBacksOffAndResets(t *testing.T) {
 	})
 }
 
-// A connection of HTTP/2 that dies without a word costs one request, and no further one.
+// An HTTP/2 connection that breaks silently costs one request, and no further one.
 func TestADeadConnectionIsNotUsedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPipes()
@@ -524,7 +524,7 @@ func TestADeadConnectionIsNotUsedAgain(t *testing.T) {
 	})
 }
 
-// deadable is a connection on which nothing comes or goes any more once it is dead.
+// deadable is a connection that transports nothing once it is dead.
 type deadable struct {
 	net.Conn
 	dead atomic.Bool

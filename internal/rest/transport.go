@@ -14,8 +14,8 @@ const maxHeader = 64 << 10
 // Dial opens a connection, like [net.Dialer.DialContext].
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
-// Transport returns a transport with limits on the handshake, on response headers (64 KiB), and,
-// over HTTP/2, on how long a broken connection goes unnoticed. dial nil uses the network.
+// Transport returns a transport with limits on the handshake, on response headers (64 KiB), and, over HTTP/2, on the time
+// until a broken connection is detected. dial nil uses the network.
 func Transport(c *tls.Config, dial Dial) *http.Transport {
 	t := &http.Transport{
 		TLSClientConfig: c, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: time.Minute,

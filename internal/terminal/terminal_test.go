@@ -43,7 +43,7 @@ func TestControlCharactersAreEscaped(t *testing.T) {
 	}
 }
 
-// hostile is every character that a terminal may obey or that hides, and bytes that are none.
+// hostile is every character that a terminal may interpret or that is invisible, and bytes that are not UTF-8.
 var hostile = func() []string {
 	out := []string{"\r\n", "\x1b]0;title\a", "\x1b[2J\x1b[1;1H\x1b[32mverified", "\xc2\x9b31m"}
 	for b := range 256 {
@@ -161,7 +161,7 @@ func TestEscapedJSONIsTheSameJSON(t *testing.T) {
 			harmless(t, what, out.String(), "")
 		}
 	}
-	// What others call JSON and is none cannot be obeyed either.
+	// A value of type json.RawMessage that is no JSON is escaped too.
 	var out bytes.Buffer
 	s := terminal.New(&out, false).JSONStream()
 	for _, h := range hostile {

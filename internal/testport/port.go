@@ -1,7 +1,7 @@
 //go:build unix
 
-// Package testport gives tests TCP ports of loopback for servers that are told their port, or that
-// start again on the same one. Only tests import it.
+// Package testport gives tests TCP ports on loopback for servers that need a fixed port, or that start again on the same
+// one. Only tests import it.
 package testport
 
 import (
@@ -20,8 +20,8 @@ import (
 // listens on it.
 const first, count = 20000, 12000
 
-// Reserve returns a port on which nobody listens. It belongs to the test until the test ends: other
-// calls, in other processes too, return other ports.
+// Reserve returns a port on which nothing listens. It belongs to the test until the test ends: other calls, in other
+// processes too, return other ports.
 func Reserve(t testing.TB) string {
 	t.Helper()
 	start := rand.IntN(count)

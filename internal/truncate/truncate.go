@@ -1,4 +1,4 @@
-// Package truncate shortens text that somebody else chose before it is logged, stored or shown.
+// Package truncate shortens text of other parties before it is logged, stored or shown.
 package truncate
 
 import "unicode/utf8"

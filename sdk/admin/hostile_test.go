@@ -194,7 +194,7 @@ func TestAStreamHasOneSession(t *testing.T) {
 	})
 }
 
-// A line of an export that never ends is not read for ever.
+// A line of an export without an end is not read without limit.
 func TestALineOfAnExportHasABound(t *testing.T) {
 	for size, code := range map[int]watchword.Code{1 << 20: "", 1<<20 + 1: watchword.TooLarge} {
 		c, _ := against(func(*http.Request) (int, io.Reader) {
@@ -207,7 +207,7 @@ func TestALineOfAnExportHasABound(t *testing.T) {
 	}
 }
 
-// Who waits for a command asks once a second, however fast the server answers that it has not expired.
+// A wait for a command sends one request a second, however fast the server answers that it has not expired.
 func TestAwaitIsPaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, h := against(func(*http.Request) (int, io.Reader) { return 200, strings.NewReader(`{"id":"cmd_1","state":"queued"}`) })

@@ -17,7 +17,7 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// told is what a log says, without times and pauses.
+// told returns a log that writes to out, without times and pauses.
 func told(out *bytes.Buffer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey || a.Key == "pause" || a.Key == "err" || a.Key == slog.LevelKey {

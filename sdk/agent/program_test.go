@@ -37,7 +37,7 @@ var escapes = map[string]string{
 	"one without our environment":      `(env -i F="$F" PATH="$PATH" setsid sh -c 'sh -c "echo \$\$ >\"\$F\"; exec sleep 1000" &' &)`,
 }
 
-// untilStarted is the end of a script that goes on when $F has been written.
+// untilStarted is the end of a script that waits until $F has been written.
 const untilStarted = "\nwhile ! [ -s \"$F\" ]; do sleep 0.02; done\n"
 
 func runs(pid int) bool {
@@ -110,7 +110,7 @@ func TestProgramTreesAreKilled(t *testing.T) {
 	}
 }
 
-// A process of the application around it is nobody's business.
+// Other processes of the application are not killed.
 func TestOtherChildrenOfTheApplicationLiveOn(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("processes that leave their group are found on Linux alone")

@@ -237,12 +237,12 @@ func (t *tree) running(all map[int]process) []process {
 	return out
 }
 
-// reap collects orphans that ended: this process is their parent, and nobody else waits
-// for them. The program itself is [exec.Cmd]'s to collect.
+// reap collects orphans that ended: this process is their parent, and no other process waits for them. [exec.Cmd] collects
+// the program itself.
 func (t *tree) reap(all map[int]process) {
 	for _, p := range all {
 		if p.parent == os.Getpid() && p.state == 'Z' && p.pid != t.pid && p.start >= t.start && t.start > 0 {
-			_, _ = syscall.Wait4(p.pid, nil, syscall.WNOHANG, nil) // somebody else may have
+			_, _ = syscall.Wait4(p.pid, nil, syscall.WNOHANG, nil) // it may have been collected already
 		}
 	}
 }
@@ -304,8 +304,8 @@ func (p process) marked(mark string) bool {
 	return err == nil && bytes.Contains(append([]byte{0}, b...), []byte("\x00"+runMark+"="+mark+"\x00"))
 }
 
-// kill sends SIGKILL to this process and no other that has its number by now: the
-// handle ([os.FindProcess], pidfd_open) is of one process, and the start tells which.
+// kill sends SIGKILL to this process, and not to a later one with the same number: the handle ([os.FindProcess],
+// pidfd_open) is of one process, and the start time identifies it.
 func (p process) kill() {
 	h, err := os.FindProcess(p.pid)
 	if err != nil {
@@ -313,7 +313,7 @@ func (p process) kill() {
 	}
 	defer func() { _ = h.Release() }() // a handle that is not used again
 	if now, ok := readProcess(p.pid); ok && now.start == p.start {
-		_ = h.Kill() // it may have ended; who looks again sees it otherwise
+		_ = h.Kill() // it may have ended; a further check finds it otherwise
 	}
 }
 

@@ -175,7 +175,7 @@ func TestInvalidTimeAnswers(t *testing.T) {
 	h.knows("held back for as long as may be", true)
 }
 
-// What was over before a reboot is over after it, though nobody says what time it is.
+// Anything that had expired before a reboot is expired after it, even if the time is unknown.
 func TestTheLastSignedTimeIsRemembered(t *testing.T) {
 	h := newHours(t, Options{NoClock: true})
 	if err := h.ask(); err != nil {
@@ -221,7 +221,7 @@ func TestAClockThatIsPlainlyWrong(t *testing.T) {
 	h.knows("before", false)
 	h.syncTimeIfDue(t.Context())
 	h.knows("after an answer", true)
-	h.wall = h.server // somebody sets the clock
+	h.wall = h.server // the clock is set
 	h.knows("set right", true)
 	h.pass(timeRefreshEvery + time.Hour)
 	h.syncTimeIfDue(t.Context())

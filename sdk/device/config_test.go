@@ -182,7 +182,7 @@ func TestAConfigurationThatNobodySignedMovesNoNumber(t *testing.T) {
 	}
 }
 
-// What is known is not asked for again: the device says back the ETag that it was told.
+// A known configuration is not sent again: the device sends the ETag that it received.
 func TestAConfigurationIsAskedForByItsTag(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(false, Options{})

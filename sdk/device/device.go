@@ -49,9 +49,9 @@ type Options struct {
 	// Connected, if not nil, is called in Run each time a connection to the server is made, with "mqtt" or "https". It must
 	// not block.
 	Connected func(over string)
-	// Revoked, if not nil, is called in Run when the server, verified by the trust bundle, says that the device is revoked. Run
-	// goes on: for pause, about a day, it sends no request (other methods return subject_revoked); then it asks again, and
-	// calls Revoked again if the answer is the same. It must not block.
+	// Revoked, if not nil, is called in Run when the server, verified by the trust bundle, says that the device is revoked.
+	// Run continues: for pause, about a day, it sends no request (other methods return subject_revoked); then it sends one,
+	// and calls Revoked again if the answer is the same. It must not block.
 	Revoked func(pause time.Duration)
 	// Dial, if not nil, makes the device's connections, under TLS: through a proxy, over
 	// another interface. It is called from several goroutines, 20 times at once and then once a

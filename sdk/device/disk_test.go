@@ -42,11 +42,11 @@ func (d lazyDisk) Open(path string, create bool) (durable.File, error) {
 	return lazyFile{f}, err
 }
 
-// memDisk is a disk in memory, on which one step goes wrong.
+// memDisk is a disk in memory, on which one step fails.
 type memDisk struct {
 	names, kept map[string]*inode // as they are, and as they are after a power cut
 	step        int               // of those that change something
-	at          int               // the step that goes wrong; 0 for none
+	at          int               // the step that fails; 0 for none
 	how         mishap
 	down        bool // the power is gone
 	broken      int  // so many further steps fail too
@@ -58,9 +58,9 @@ type inode struct{ data, kept []byte }
 type mishap int
 
 const (
-	cutBefore mishap = iota // the power goes, and the step is not done
-	cutAfter                // the power goes when it is done
-	cutHalf                 // the power goes when half of it is done
+	cutBefore mishap = iota // power is lost, and the step is not done
+	cutAfter                // power is lost when it is done
+	cutHalf                 // power is lost when half of it is done
 	failOnce                // the step fails, half of it done
 	failLong                // it and the next ten
 	failDone                // the step is done, and says that it failed
@@ -193,7 +193,7 @@ func (f *memFile) Sync() error {
 
 func (f *memFile) Close() error { return nil }
 
-// lamp is a device as far as its memory goes: what it did, and how often.
+// lamp is the part of a device that records what it did, and how often.
 type lamp struct {
 	t     *testing.T
 	disk  *memDisk
@@ -255,12 +255,12 @@ func (l *lamp) command(seq int64, nonce bool) bool {
 	return true
 }
 
-// works holds that the device is not deaf: it obeys a command of a number that nobody has seen,
-// with a nonce if it waits for one, and no older one again.
+// works checks that the device still executes commands: it executes a command with an unused number, with a nonce if it
+// requires one, and no older one again.
 func (l *lamp) works(last int64) {
 	l.t.Helper()
 	for seq := range last {
-		l.command(seq+1, false) // who recorded them plays them again
+		l.command(seq+1, false) // a recorded command is replayed
 	}
 	l.command(last+1, true)
 	if l.acted[last+1] != 1 {
@@ -272,8 +272,8 @@ func (l *lamp) works(last int64) {
 	}
 }
 
-// Whatever step of the disk goes wrong in whatever way: nothing is done twice, and the device goes
-// on by itself once the disk does. Only what a disk loses that had said it was kept costs the memory.
+// Whatever step of the disk fails in whatever way: nothing is done twice, and the device continues without intervention
+// once the disk works. The command memory is lost only if the disk loses data that it had reported as written.
 func TestDiskFaultsCauseNoSecondExecutionOrDeafness(t *testing.T) {
 	const commands = 4
 	cases := 0
@@ -354,8 +354,7 @@ func damages(whole []byte, f func(what string, b []byte)) {
 
 func padding(b []byte, i int) bool { return b[i] == ' ' && i > 0 && b[i-1] == ' ' && i%32 != 0 }
 
-// Whatever a disk does to a file of the memory, nothing is done twice, and the device goes on
-// without a hand.
+// Whatever a disk does to a file of the memory, nothing is done twice, and the device continues without intervention.
 func TestJournalDamageCausesNoSecondExecutionOrDeafness(t *testing.T) {
 	const commands = 3
 	l := newLamp(t)

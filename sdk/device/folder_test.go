@@ -78,8 +78,8 @@ func (s *fakeServer) renewed(d *Device) {
 	}
 }
 
-// Whatever a disk does to one file of a device's folder: the folder opens, the device is who it was,
-// nothing is done twice, nothing goes back, a new command is obeyed, and the folder is whole again.
+// Whatever a disk does to one file of a device's folder: the folder opens, the device keeps its identity, nothing is done
+// twice, no number goes back, a new command is executed, and the folder is repaired.
 func TestFileDamageCausesNoSecondExecutionOrDeafness(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(false, Options{})

@@ -223,7 +223,7 @@ func TestALostJournalWaitsForANonce(t *testing.T) {
 	}
 }
 
-// A device that enrolls where another memory lies has none of its own.
+// A device that enrolls in a folder with an older journal begins with a lost memory.
 func TestEnrollmentIgnoresOlderState(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	j := fresh(t, path)

@@ -43,7 +43,7 @@ func TestServerPacketsAreChecked(t *testing.T) {
 		name string
 		sent []byte
 		auth bool // it may send AUTH
-		want byte // of DISCONNECT; 0 where it goes on
+		want byte // of DISCONNECT; 0 if the connection continues
 	}{
 		{"the largest packet", append([]byte{0x30, 0x8d, 0x4e}, append([]byte{0, 1, 't', 0}, make([]byte, bound-7)...)...), false, 0},
 		{"a byte more", append([]byte{0x30, 0x8e, 0x4e}, 0), false, 0x95},
@@ -257,8 +257,8 @@ func TestWaitingCommandsAreBounded(t *testing.T) {
 	}
 }
 
-// Whichever answer of an MQTT server never comes, the device goes on over HTTPS, or over another
-// connection, and leaves no goroutine behind.
+// Whichever answer of an MQTT server is missing, the device continues over HTTPS, or over another connection, and leaves no
+// goroutine behind.
 func TestAnMQTTServerThatDoesNotAnswer(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
@@ -488,7 +488,7 @@ func TestATaskThatFailsIsTriedAgainAtAPace(t *testing.T) {
 	})
 }
 
-// Bytes in hand stay within what CONNECT says, however much the server sends.
+// The bytes in memory stay within the limits of CONNECT, however much the server sends.
 func TestAFloodOfMessagesIsNotHeldInMemory(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(true, Options{})
@@ -509,7 +509,7 @@ func TestAFloodOfMessagesIsNotHeldInMemory(t *testing.T) {
 	}
 }
 
-// Over MQTT nothing is acknowledged, over HTTPS each answer stalls: what the application asks for ends.
+// Over MQTT nothing is acknowledged, over HTTPS each answer stalls: the application's calls end.
 func TestWhatAnApplicationSendsHasADeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newBubbleServer(t)
@@ -559,7 +559,7 @@ func TestAConnectionThatIsLostInARefreshIsMadeAgain(t *testing.T) {
 	})
 }
 
-// A server that goes on and acknowledges no message is left: what it does not acknowledge is kept for it.
+// The device disconnects from a server that acknowledges no message: an unacknowledged message stays in memory.
 func TestAServerThatAcknowledgesNothingIsLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newBubbleServer(t)

@@ -34,15 +34,15 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// memoryNet is a network in memory with one address, for bubbles of testing/synctest: who
-// answers there can change at any time.
+// memoryNet is a network in memory with one address, for bubbles of testing/synctest: the peer at the address can be
+// replaced at any time.
 type memoryNet struct {
 	t     *testing.T
 	peer  atomic.Pointer[memoryPeer]
 	dials atomic.Int64
 }
 
-// memoryPeer is who answers. With mute set it does not even speak TLS.
+// memoryPeer is the peer that answers. If mute is set it does not even use TLS.
 type memoryPeer struct {
 	tls  *tls.Config
 	mute bool
@@ -73,7 +73,7 @@ func (p *memoryPeer) set(route string, h http.HandlerFunc) {
 	p.answer[route] = h
 }
 
-// times returns how often each route was asked for.
+// times returns how often each route was requested.
 func (p *memoryPeer) times() map[string]int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -156,7 +156,7 @@ func certified(t *testing.T) (ca []byte, conf *tls.Config) {
 	return ca, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{leaf}, PrivateKey: own}}, MinVersion: tls.VersionTLS13}
 }
 
-// scene is a device, its server, and a stranger who may answer instead of it.
+// scene is a device, its server, and an attacker that may answer instead of the server.
 type scene struct {
 	t        *testing.T
 	net      *memoryNet
@@ -295,7 +295,7 @@ var errOnce = errors.New("once is enough")
 
 func once(context.Context, time.Duration) error { return errOnce }
 
-// A request of the device, and what makes it ask.
+// A request of the device, and the call that causes it.
 type request struct {
 	route string
 	new   bool // the device is not enrolled
@@ -316,7 +316,7 @@ var requests = map[string]request{
 	}},
 	"pairing: the decision": {route: "POST /oauth/token", new: true, do: func(ctx context.Context, s *scene, d *Device) error {
 		err := d.Pair(ctx, hub, PairOptions{Pin: token.TrustPin(s.root.Public()), Wait: once})
-		if errors.Is(err, errOnce) { // it would ask again
+		if errors.Is(err, errOnce) { // otherwise it would be sent again
 			err = watchword.Wrap(err, watchword.Unavailable, "not yet")
 		}
 		return err
@@ -423,8 +423,8 @@ func refusing(code watchword.Code) http.HandlerFunc {
 	}
 }
 
-// A peer whose certificate the device cannot check hears of two things alone, and nothing that it
-// answers counts but what proves itself.
+// A peer whose certificate the device cannot verify gets only two kinds of requests, and only answers that prove their
+// authenticity are used.
 func TestUnverifiedServersLearnNothing(t *testing.T) {
 	old := func(s *scene) string {
 		b := s.trust
@@ -506,8 +506,7 @@ func TestUnverifiedServersLearnNothing(t *testing.T) {
 	}
 }
 
-// A bundle that the known root has signed counts whoever brings it: the server may have another
-// authority by now.
+// A bundle that the known root has signed is accepted from any server: the server may have another authority by now.
 func TestANewerBundleIsTakenFromAnyServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t)
@@ -551,7 +550,7 @@ func TestADeviceFollowsItsServersAuthority(t *testing.T) {
 		moved := &memoryPeer{tls: conf, answer: maps.Clone(s.good.answer)}
 		moved.answer["GET /v1/trust"] = func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, raw) }
 		s.net.peer.Store(moved)
-		s.good.set("", quiet["no answer"]) // the old server goes
+		s.good.set("", quiet["no answer"]) // the old server stops
 		s.good.set("GET /v1/self/commands", quiet["no answer"])
 		for begun := time.Now(); moved.times()["GET /v1/self/commands"] == 0; time.Sleep(time.Second) {
 			if time.Since(begun) > 2*pollWait+backoffMax+exchangeMargin {
@@ -602,7 +601,7 @@ func TestEveryRequestEnds(t *testing.T) {
 					s.good.set(q.route, h)
 					begun := time.Now()
 					err := q.do(t.Context(), s, d)
-					if duration := time.Since(begun); duration > most || duration < 9*time.Second && how != "half a refusal" { // of a stranger it is not read
+					if duration := time.Since(begun); duration > most || duration < 9*time.Second && how != "half a refusal" { // of an unauthenticated peer it is not read
 						t.Errorf("%s: it took %s", what, duration)
 					}
 					if watchword.CodeOf(err) != watchword.Unavailable && !q.mild {
@@ -648,8 +647,8 @@ func (s *scene) running(d *Device) {
 	})
 }
 
-// A device that meets hostile peers for an hour asks for little meanwhile, and is back within a
-// pause of its server's return.
+// A device that meets hostile peers for an hour sends few requests meanwhile, and reconnects within a pause of its server's
+// return.
 func TestDeviceReconnectsAfterServerPause(t *testing.T) {
 	for name, hostile := range map[string]func(s *scene) *memoryPeer{
 		"a stranger that says revoked": func(s *scene) *memoryPeer { s.stranger.set("", refusing(watchword.SubjectRevoked)); return s.stranger },
@@ -686,10 +685,10 @@ func TestDeviceReconnectsAfterServerPause(t *testing.T) {
 	}
 }
 
-// exchangeMargin is the rest of a request that was under way to somebody else.
+// exchangeMargin is the remaining time of a request to another peer.
 const exchangeMargin = 45 * time.Second
 
-// What brings nothing is asked for now and then, however fast it is answered.
+// Requests without a result are paced, however fast they are answered.
 func TestEmptyPollsArePaced(t *testing.T) {
 	say := func(status int, body string) func(*testing.T, *scene, *Device) http.HandlerFunc {
 		return func(*testing.T, *scene, *Device) http.HandlerFunc {
@@ -774,7 +773,7 @@ func (s *scene) order(t *testing.T, d *Device) string {
 	return jwe
 }
 
-// A revoked device asks once a day, and goes on where the server takes it back.
+// A revoked device sends one request a day, and continues if the server accepts it again.
 func TestARevokedDeviceAsksOnceADay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t)
@@ -837,7 +836,7 @@ func TestARevokedDeviceAsksOnceADay(t *testing.T) {
 	})
 }
 
-// The server says how often a pairing device may ask, within bounds.
+// The server states how often a pairing device may poll, within limits.
 func TestAPairingHasAPace(t *testing.T) {
 	for interval, bounds := range map[string][2]int{`0`: {300, 601}, `-5`: {300, 601}, `9223372036854775807`: {1, 2}, `null`: {100, 121}} {
 		synctest.Test(t, func(t *testing.T) {
@@ -858,8 +857,8 @@ func TestAPairingHasAPace(t *testing.T) {
 	}
 }
 
-// The codes of refusals over MQTT are in reason strings, which the server leaves out where a
-// client asks it to (MQTT 5.0 §3.1.2.11.7).
+// The codes of refusals over MQTT are in reason strings, which the server omits if a client requests that (MQTT 5.0
+// §3.1.2.11.7).
 func TestADeviceAsksMQTTForReasons(t *testing.T) {
 	s := newFakeServer(t)
 	s.run(s.device(true, Options{}))

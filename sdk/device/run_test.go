@@ -26,7 +26,7 @@ import (
 
 func done(context.Context, *Command) (any, error) { return nil, nil }
 
-// Each request of a task stalls, or is refused, for ever: commands come and are obeyed all the same.
+// Each request of a task stalls, or is refused, permanently: commands are received and executed nevertheless.
 func TestTasksDoNotDelayCommands(t *testing.T) {
 	refuse := func(w http.ResponseWriter, _ *http.Request) {
 		problem(w, http.StatusInternalServerError, watchword.Internal, "")
@@ -66,8 +66,8 @@ func TestTasksDoNotDelayCommands(t *testing.T) {
 	}
 }
 
-// What MQTT refuses a suspended device with, HTTPS would too: it asks there for nothing, and is back over
-// MQTT within a pause of the end of the suspension.
+// HTTPS would refuse a suspended device with the same code as MQTT: the device sends no HTTPS request, and is connected
+// over MQTT within a pause of the end of the suspension.
 func TestASuspendedDeviceComesBackOverMQTT(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newBubbleServer(t)
@@ -75,7 +75,7 @@ func TestASuspendedDeviceComesBackOverMQTT(t *testing.T) {
 			a := &packet.Connack{Code: packet.NotAuthorized}
 			a.Properties.SetText(packet.ReasonString, string(watchword.SubjectSuspended)+": a test says so")
 			c.send(a)
-			_, _ = c.read() // until the device has read it, and goes
+			_, _ = c.read() // until the device has read it and disconnects
 			return false
 		})
 		s.run(s.device(true, Options{}))
@@ -94,7 +94,7 @@ func TestASuspendedDeviceComesBackOverMQTT(t *testing.T) {
 	})
 }
 
-// A command expires while a function runs: the connection goes on, with the commands behind it.
+// A command expires while a function runs: the connection stays open, with the following commands.
 func TestACommandThatExpiresWhileItWaitsCostsNoConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newBubbleServer(t)
@@ -129,7 +129,7 @@ func TestACommandThatExpiresWhileItWaitsCostsNoConnection(t *testing.T) {
 	})
 }
 
-// The token endpoint stalls for ever: MQTT needs no token, so commands come over it as soon as ever.
+// The token endpoint stalls permanently: MQTT needs no token, so commands arrive over it without delay.
 func TestNoConnectionWaitsForAToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newBubbleServer(t)
@@ -330,8 +330,8 @@ func TestASchemaThatIsNoJSONIsLeftOutByName(t *testing.T) {
 	}
 }
 
-// A function runs, a command waits behind it, and the device goes on: it refreshes, loses its
-// connection and comes back. Each command is obeyed once, and acknowledged when it was begun.
+// While a function runs and a command waits, the device refreshes its session, loses its connection and reconnects. Each
+// command is executed once, and acknowledged when it was begun.
 func TestADeviceListensWhileAFunctionRuns(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(true, Options{})
@@ -367,7 +367,7 @@ func TestADeviceListensWhileAFunctionRuns(t *testing.T) {
 	if err := json.Unmarshal(testwait.For(t, "a greeting", again.received).Payload, &hello); err != nil || hello.Seq != 1 {
 		t.Errorf("it says that it is at %d, %v", hello.Seq, err)
 	}
-	again.hand(1, one) // as a server does that did not hear of it
+	again.hand(1, one) // as a server does that did not receive it
 	again.hand(2, two)
 	refreshed(t, again)
 	close(release)
@@ -390,7 +390,7 @@ func TestADeviceListensWhileAFunctionRuns(t *testing.T) {
 	}
 }
 
-// refreshed asks a device to refresh, and waits until it did.
+// refreshed requests a refresh from a device, and waits for it.
 func refreshed(t *testing.T, c *fakeConn) {
 	t.Helper()
 	c.send(&packet.Publish{Topic: authTopic, Payload: []byte(`{"type":"refresh"}`)})
@@ -492,7 +492,7 @@ func TestWhereRunEndsAFunctionIsCutOff(t *testing.T) {
 	}
 }
 
-// A server that does not answer keeps nobody from stopping; the next start hands in the receipt.
+// A server that does not answer does not prevent the end of Run; the next start sends the receipt.
 func TestAReceiptThatCannotBeHandedInAtTheEndIsHandedInLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newBubbleServer(t)
@@ -743,7 +743,7 @@ func TestUnansweredReceiptsHoldUpCommands(t *testing.T) {
 	})
 	s.order(d, maxUnansweredReceipts+1, "f")
 	end, ended := s.run(d)
-	for range 3 { // half a second and more lies between two
+	for range 3 { // half a second and more is between two
 		testwait.For(t, "a receipt", tried)
 	}
 	if len(acted) != 0 {

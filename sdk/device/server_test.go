@@ -46,7 +46,7 @@ type fakeServer struct {
 
 	receipts chan string    // that came, over whichever way
 	conns    chan *fakeConn // that subscribed
-	asked    chan string    // "METHOD /path" of each request; what nobody reads is dropped
+	asked    chan string    // "METHOD /path" of each request; dropped if it is not read
 }
 
 func newFakeServer(t *testing.T) *fakeServer {
@@ -169,7 +169,7 @@ func fakeServerOn(t *testing.T, ln, mqtt net.Listener) *fakeServer {
 	return s
 }
 
-// device returns one that is enrolled here; MQTT is where it is told to look, if overMQTT.
+// device returns a device that is enrolled here; its server has an MQTT address if overMQTT is set.
 func (s *fakeServer) device(overMQTT bool, o Options) *Device {
 	s.t.Helper()
 	if o.Log == nil {
@@ -200,7 +200,7 @@ func (s *fakeServer) device(overMQTT bool, o Options) *Device {
 	return d
 }
 
-// run lets a device run until the test ends it or is over; ended receives what Run returned.
+// run runs a device until the test ends it or has ended; ended receives what Run returned.
 func (s *fakeServer) run(d *Device) (end context.CancelFunc, ended <-chan error) {
 	s.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -282,8 +282,8 @@ func (s *fakeServer) stall(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// poll hands over the first command behind the number that was acknowledged; where there is
-// none it waits a moment, which keeps a device that asks at once from asking too often.
+// poll returns the first command after the acknowledged number; if there is none it waits a moment, which paces a device
+// that polls without a pause.
 func (s *fakeServer) poll(w http.ResponseWriter, r *http.Request) {
 	var after int64
 	_, _ = fmt.Sscan(r.URL.Query().Get("after"), &after)
@@ -310,7 +310,7 @@ func (s *fakeServer) poll(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(out)
 }
 
-// order seals a command to a device and keeps it for who asks over HTTPS.
+// order encrypts a command to a device and stores it for polls over HTTPS.
 func (s *fakeServer) order(d *Device, seq int64, function string) string {
 	s.t.Helper()
 	return s.orderFor(d, seq, function, time.Hour)
@@ -494,7 +494,7 @@ func (c *fakeConn) read() (packet.Packet, error) {
 	return p, err
 }
 
-// send sends packets; that the device is gone is seen by who waits for it.
+// send sends packets; a missing device is detected by the code that waits for it.
 func (c *fakeConn) send(ps ...packet.Packet) {
 	var b []byte
 	for _, p := range ps {

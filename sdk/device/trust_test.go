@@ -15,8 +15,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// A server that came back from a backup may sign another bundle under a version that
-// the device has: the folder keeps the one it had, and goes by a root of that one.
+// A server that was restored from a backup may sign another bundle under a version that the device has: the folder keeps
+// the one it had, and the device uses a root of that one.
 func TestThePinnedRootIsInTheStoredBundle(t *testing.T) {
 	root := func() *jose.Signer {
 		k, err := jose.GenerateKey(jose.P256)

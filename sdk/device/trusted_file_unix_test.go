@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
-// A folder that somebody else has, or that others can write to, is refused before anything is made in it.
+// A folder that another user owns, or that others can write to, is refused before anything is created in it.
 func TestUntrustedFolderIsRefused(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give a folder to another user")

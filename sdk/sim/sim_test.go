@@ -138,7 +138,7 @@ func TestARunThatCannotEnrollSaysWhy(t *testing.T) {
 	}
 }
 
-// An interrupt is heard also when the time is over and devices are waited for.
+// An interrupt is also handled when the duration has passed and devices are awaited.
 func TestInterruptDuringTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, interrupt := context.WithCancel(t.Context())
@@ -154,7 +154,7 @@ func TestInterruptDuringTheEnd(t *testing.T) {
 	})
 }
 
-// A line that is dead, or goes dead, at the end is broken: its device is not there.
+// A connection that is or becomes stalled at the end is broken: its device is not counted as connected.
 func TestStalledConnectionsAreNotCountedConnected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for seed := range uint64(50) {

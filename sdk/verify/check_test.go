@@ -164,7 +164,7 @@ func TestTokenAllows(t *testing.T) {
 		{"topic:plant/#", "sub", false}, // it would reach what is denied
 		{"topic:#", "sub", false},
 		{"topic:plant/1/lux", "get", false},
-		{"fn:lamp-2/lamp.set", "call", false}, // it could be a door, by its labels
+		{"fn:lamp-2/lamp.set", "call", false}, // its labels are unknown
 		{"fn:lamp-2", "call", false},
 		{"fn:lamp-2/lamp.set", "pub", false},
 		{"secret:plant", "pub", false},

@@ -8,8 +8,7 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// What is taken for a key set signs, is named by its thumbprint, and comes back from
-// the cache as it went in.
+// A key of an accepted set can sign, is named by its thumbprint, and is unchanged after the cache was written and read.
 func FuzzKeySet(f *testing.F) {
 	f.Add([]byte(`{"keys":[]}`))
 	f.Add([]byte(`{"keys":[{"crv":"Ed25519","kty":"OKP","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","kid":"kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k","use":"sig"}]}`))

@@ -18,7 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/sdk/verify"
 )
 
-// Nothing that answers for an issuer is believed but its keys: no refusal, no text, no pause.
+// Only the keys of an issuer are trusted, whatever answers for it: no refusal, no text, no pause.
 func TestOnlyKeysOfTheIssuerAreUsed(t *testing.T) {
 	refuse := func(status int) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
@@ -62,7 +62,7 @@ func TestOnlyKeysOfTheIssuerAreUsed(t *testing.T) {
 	}
 }
 
-// An issuer whose answer stalls is asked again, and its last keys go on.
+// An issuer whose answer stalls is tried again, and its last keys stay in use.
 func TestStalledIssuerDoesNotBlock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := newSigner(t, jose.P256)

@@ -150,7 +150,7 @@ func TestARequestWaitsABoundedTimeForAKey(t *testing.T) {
 			t.Errorf("waited %s", took)
 		}
 
-		// Those who wait are few; the others are told at once.
+		// The number of waiting requests is limited; the others are refused at once.
 		var wg sync.WaitGroup
 		var mu sync.Mutex
 		waited, papers := map[time.Duration]int{}, make([]string, 100)

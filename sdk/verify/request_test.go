@@ -128,7 +128,7 @@ func TestAProofIsUsedOnce(t *testing.T) {
 	v, c := static(t, jwks(key))
 	h := v.RequireToken()(open)
 	tied := signToken(t, key, noon, map[string]any{"cnf": bound(lamp)["cnf"], "exp": noon.Add(time.Hour).Unix()})
-	p := proof(t, lamp, "GET", audience+"/", "", tied, noon.Add(token.Skew)) // by a clock that goes ahead
+	p := proof(t, lamp, "GET", audience+"/", "", tied, noon.Add(token.Skew)) // by a clock that is ahead
 	once := func() watchword.Code {
 		w := ask(h, "GET", "/", "Authorization: DPoP "+tied, "DPoP: "+p)
 		if w.Code == 200 {

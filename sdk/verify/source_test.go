@@ -201,5 +201,5 @@ func TestOptionsThatDoNotFitAreRefused(t *testing.T) {
 	srv := httptest.NewServer(http.NotFoundHandler())
 	defer srv.Close()
 	_, err := verify.New(t.Context(), srv.URL, verify.LoopbackHTTP(), quiet())
-	wants(t, "loopback without TLS, in a test", err, watchword.Unavailable) // asked, and not found
+	wants(t, "loopback without TLS, in a test", err, watchword.Unavailable) // requested, and not found
 }

@@ -35,8 +35,8 @@ type Verifier struct {
 // ctx must be the service's own context, not one with a deadline. issuer is the identifier exactly as the issuer states it,
 // including the presence or absence of a trailing slash.
 //
-// If the issuer is unreachable New fails, unless [Cache] has keys that are not too old; later the verifier goes on without
-// the issuer (see [MaxAge]). Codes: config_invalid, unavailable, issuer_mismatch, key_damaged.
+// If the issuer is unreachable New fails, unless [Cache] has keys that are not too old; later the verifier continues
+// without the issuer (see [MaxAge]). Codes: config_invalid, unavailable, issuer_mismatch, key_damaged.
 func New(ctx context.Context, issuer string, opts ...Option) (*Verifier, error) {
 	o := defaults()
 	for _, set := range opts {

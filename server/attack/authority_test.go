@@ -30,8 +30,8 @@ import (
 	"github.com/watchword-iot/watchword/server/sqlite"
 )
 
-// fullAuthorityPolicy lets a subject with the label do everything, so that every operation can be tried as somebody whose right
-// can be taken.
+// fullAuthorityPolicy allows a subject with the label everything, so that every operation can be tried as a subject whose
+// right can be removed.
 const fullAuthorityPolicy = `for = { boss = "yes" }
 [[allow]]
 get = ["/#"]
@@ -82,7 +82,8 @@ func (b *fullAuthorityDevice) edits(ctx context.Context, id watchword.SubjectID)
 	}
 }
 
-// requestInTwoParts sends the headers of a request, waits until the server asks for the body, calls between, and then sends it.
+// requestInTwoParts sends the headers of a request, waits until the server requests the body, calls between, and then sends
+// the body.
 func (b *fullAuthorityDevice) requestInTwoParts(method, path, contentType, body string, header http.Header, between func()) (*http.Response, string, error) {
 	t := b.testServer.t
 	t.Helper()
@@ -233,8 +234,8 @@ func (srv *testServer) tokenOperations() (withBody, all []string) {
 	return withBody, all
 }
 
-// For every operation that has a body: the headers are there and pass, the right is taken, the body comes. Nothing that
-// it asked for is done, and the same request with its right is.
+// For every operation with a body: the headers are sent and authorized, the right is removed, the body is sent. The request
+// has no effect, and the same request with the right has.
 func TestAuthorityLostBeforeBodyIsRefused(t *testing.T) {
 	srv := serve(t, func(c *server.Config) { c.Limits.PublishRate = 100_000 })
 	b := newFullAuthorityDevice(t, srv, "boss")
@@ -281,8 +282,8 @@ func TestAuthorityLostBeforeBodyIsRefused(t *testing.T) {
 	}
 }
 
-// Acts of somebody whose right comes and goes, as fast as they can be made, over endpoints of all kinds: none commits while it
-// was gone, by the numbers of the log.
+// Acts of a subject whose right is granted and removed, as fast as possible, at endpoints of all kinds: none commits while
+// the right was missing, by the numbers of the log.
 func TestActsDoNotCommitWithoutAuthority(t *testing.T) {
 	srv := serve(t, func(c *server.Config) { c.Limits.PublishRate = 100_000 })
 	ctx := t.Context()
@@ -385,7 +386,7 @@ func TestSelfRevocationIsReported(t *testing.T) {
 	}
 }
 
-// A wait tells nothing to one whose right to it went meanwhile.
+// A wait returns nothing to a caller that lost its right meanwhile.
 func TestAuthorityLostDuringWaitIsRefused(t *testing.T) {
 	srv := serve(t, nil)
 	ctx := t.Context()
@@ -421,7 +422,8 @@ func TestAuthorityLostDuringWaitIsRefused(t *testing.T) {
 	}
 }
 
-// Who may have a command for what its device is may not have it once the device is something else, also where they waited.
+// A caller that may order a command because of the device's labels may not once the device is another, even if it waited
+// already.
 func TestCommandOfReenrolledDeviceIsNotDelivered(t *testing.T) {
 	srv := serve(t, nil)
 	ctx := t.Context()
@@ -568,7 +570,7 @@ func (srv *testServer) lastEvent(t *testing.T, b *fullAuthorityDevice) string {
 	return mark.ID
 }
 
-// Who announces a body that is not sent has an answer that cannot be written. An edit ends it all the same.
+// A request announces a body that is not sent, so its answer cannot be written. A policy edit ends it nevertheless.
 func TestStalledRequestBodyDoesNotBlockPolicyEdit(t *testing.T) {
 	srv := serve(t, nil)
 	b := newFullAuthorityDevice(t, srv, "boss")

@@ -18,8 +18,8 @@ import (
 	"github.com/watchword-iot/watchword/server"
 )
 
-// TestBurstDropsOnlyOwnEvents has one device publish as much as it may, over MQTT, while a reader of all
-// events takes nothing, and another was away and comes back.
+// TestBurstDropsOnlyOwnEvents has one device publish as much as it may, over MQTT, while a reader of all events reads
+// nothing, and another reconnects.
 func TestBurstDropsOnlyOwnEvents(t *testing.T) {
 	srv := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 << 20 })
 	loud, quiet := srv.enroll("loud", device.Options{}, nil), srv.enroll("quiet", device.Options{}, nil)
@@ -31,7 +31,7 @@ func TestBurstDropsOnlyOwnEvents(t *testing.T) {
 	}
 	must(t, json.Unmarshal([]byte(first.body), &made))
 
-	// What is sent to who reads nothing waits in the connection, and then in the server.
+	// Data that a client does not read is buffered in the connection, and then in the server.
 	slow := srv.stream("/v1/events", op)
 	next(t, slow, "session")
 
@@ -98,7 +98,7 @@ func TestBurstDropsOnlyOwnEvents(t *testing.T) {
 	}
 }
 
-// TestEventsOfADeletedDeviceAreGone: who resumes after the deletion gets those of others alone.
+// TestEventsOfADeletedDeviceAreGone: a reader that resumes after the deletion gets only events of other devices.
 func TestEventsOfADeletedDeviceAreGone(t *testing.T) {
 	srv := serve(t, nil)
 	gone, stays := srv.enroll("gone", device.Options{}, nil), srv.enroll("stays", device.Options{}, nil)

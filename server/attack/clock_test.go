@@ -148,7 +148,7 @@ func TestCommandsWithoutAClock(t *testing.T) {
 	}
 	must(t, v.Close())
 
-	again := counting(srv.openDevice(folder, device.Options{NoClock: true, Now: at(-years)})) // a reboot: nobody has said what time it is
+	again := counting(srv.openDevice(folder, device.Options{NoClock: true, Now: at(-years)})) // a reboot: the time is unknown
 	if !again.Time().IsZero() {
 		t.Fatal("it knows the time by itself")
 	}
@@ -162,7 +162,7 @@ func TestCommandsWithoutAClock(t *testing.T) {
 	}
 }
 
-// Who sits between can hold the answer back and give an old one: neither sets a clock.
+// A man in the middle can delay the answer or replay an old one: neither sets a clock.
 func TestAnOldAnswerSetsNoClock(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{NoClock: true, Now: at(-years)}, nil)

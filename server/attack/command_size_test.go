@@ -21,7 +21,7 @@ import (
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
-// rawClient is an MQTT 5 client that does what it is told, packet by packet.
+// rawClient is an MQTT 5 client that sends exactly the given packets.
 type rawClient struct {
 	t  *testing.T
 	nc net.Conn
@@ -214,8 +214,7 @@ func TestOversizedCommandEndsAndBlocksNothing(t *testing.T) {
 	}
 }
 
-// What waits for a device that is away ends when it comes, by the bounds of the
-// connection that it comes with.
+// Queued commands of an offline device end when it connects, if they exceed the limits of that connection.
 func TestBacklogOfSmallDevice(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, nil)
@@ -237,7 +236,7 @@ func TestBacklogOfSmallDevice(t *testing.T) {
 	}
 }
 
-// The bound is a bound: a packet of as many bytes passes, with all that goes along with it.
+// The limit is inclusive: a packet of exactly that many bytes, with all properties, is sent.
 func TestAPacketOfTheMaximumSizePasses(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, nil)
@@ -249,7 +248,7 @@ func TestAPacketOfTheMaximumSizePasses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			srv := *srv
 			srv.t = t
-			// What goes along with a command, as it is sent: how many bytes its packet has beside it.
+			// Size of a command's packet besides the command.
 			connect := func(limit int) *rawClient {
 				s := &packet.Subscribe{ID: 9, Filters: []packet.Filter{{Topic: "devices/lamp-1/commands", QoS: 1}}}
 				c := connectRaw(t, d, func(p *packet.Connect) {
@@ -302,7 +301,7 @@ func TestDeviceStatesMaxCommandSize(t *testing.T) {
 	}
 	c.acknowledge(p, packet.Success)
 	srv.tooLarge(first, 2000)
-	// A later hello counts for what comes after it.
+	// A later hello applies to the commands after it.
 	c.say("$watchword/hello", fmt.Sprintf(`{"nonce":"","epoch":1,"seq":%d}`, small.Seq))
 	big := srv.commandTo(d, large)
 	if n := numberOf(t, srv, d, string(c.command().Payload)); n != big.Seq {
@@ -390,8 +389,8 @@ func TestSDKDeviceWithSmallMaxCommand(t *testing.T) {
 	}
 }
 
-// A command is delivered by its own PUBACK alone. One that is refused stays sent and
-// takes no place of the window, and neither does a PUBACK that comes twice make one.
+// A command is delivered only by its own PUBACK. A refused one stays sent and takes no place of the window, and a duplicate
+// PUBACK adds none.
 func TestCommandIsDeliveredOnlyByItsPuback(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, nil)

@@ -13,8 +13,8 @@ import (
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
-// Where nobody more can wait, an order is taken all the same, and who orders or asks is
-// answered at once with how the command stands.
+// If no further request may wait, an order is accepted nevertheless, and the caller is answered at once with the state of
+// the command.
 func TestNoDelayWhenAllDelaySlotsAreUsed(t *testing.T) {
 	const most = 1024 // limit of each class for one subject
 	srv := serve(t, nil)
@@ -25,7 +25,7 @@ func TestNoDelayWhenAllDelaySlotsAreUsed(t *testing.T) {
 	defer testwait.All(t, "the answers to those that wait", &waits)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	for n := 0; n < most; n += 128 { // a connection each, made before the crowd: HTTP/2 lets 250 ask over one
+	for n := 0; n < most; n += 128 { // separate connections, opened before the crowd: HTTP/2 allows 250 requests over one
 		one, err := admin.Local(srv.dir)
 		must(t, err)
 		_, err = one.Command(ctx, first.ID, 0)

@@ -15,8 +15,7 @@ import (
 	"github.com/watchword-iot/watchword/server"
 )
 
-// connected sends a CONNECT as it goes over the wire, and returns what CONNACK says; 0xFF
-// where the connection ends without one.
+// connected sends the bytes of a CONNECT, and returns the code of CONNACK; 0xFF if the connection ends without one.
 func connected(t *testing.T, nc net.Conn, v packet.Version, b []byte) packet.Reason {
 	t.Helper()
 	must(t, nc.SetDeadline(time.Now().Add(20*time.Second)))
@@ -31,7 +30,7 @@ func connected(t *testing.T, nc net.Conn, v packet.Version, b []byte) packet.Rea
 		must(t, ferr)
 		if used > 0 {
 			p, err := packet.Parse(first, body, v)
-			if err != nil { // who speaks another version is told in 3.1.1
+			if err != nil { // a client of another version is answered in 3.1.1
 				p, err = packet.Parse(first, body, packet.V311)
 			}
 			must(t, err)

@@ -23,10 +23,10 @@ var kinds = []string{
 	token.TypReceipt, typEvent, token.TypOrder, token.TypTrust, token.TypTime, "JWT", "", "at+jwt+jwt", "vnd.watchword.*", "truſt+jwt",
 }
 
-// credential is one that stands, somewhere.
+// credential is a credential of some endpoint.
 type credential struct {
 	name string
-	typ  string // of a JWS; empty for what is none
+	typ  string // of a JWS; empty for others
 	raw  string
 }
 
@@ -150,9 +150,8 @@ func (d endpoint) maxBytes() int {
 	return watchword.MaxToken
 }
 
-// Every credential at every endpoint: what is not a credential of this endpoint is refused by its kind,
-// whoever signed it. And each refusal can be found again: in the answer, in the
-// server's log and in the log of privileged acts, by one trace and one code.
+// Every credential at every endpoint: a credential of another endpoint is refused because of its kind, whoever signed it.
+// And each refusal can be found in the answer, in the server's log and in the audit log, by one trace and one code.
 func TestEveryCredentialAtEveryEndpoint(t *testing.T) {
 	ep := newEndpoints(t, time.Now)
 	for i := range ep.endpoints {

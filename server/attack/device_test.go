@@ -241,7 +241,7 @@ func TestDeviceWithLostJournalNeedsNonce(t *testing.T) {
 		if v.acts.Load() != 0 {
 			t.Fatalf("%s: it acted", name)
 		}
-		seq = obeys() // by its nonce it goes on: the real server signs for it
+		seq = obeys() // with its nonce it continues: the real server signs for it
 		if reason := v.MemoryLost(); reason != "" {
 			t.Errorf("%s: it is lost still: %s", name, reason)
 		}

@@ -17,8 +17,8 @@ import (
 	"github.com/watchword-iot/watchword/server"
 )
 
-// A server that is told to go under load: all that publishers were acknowledged reaches
-// who is there and keeps no session, before the goodbye.
+// A server that is stopped under load: every message that was acknowledged to its publisher reaches connected clients
+// without a persistent session before DISCONNECT.
 func TestShutdownLosesNoMessage(t *testing.T) {
 	const publishers, before = 3, 600
 	srv := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 << 20 })

@@ -22,8 +22,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// persistentClient is one client with a session that lasts, and its own side of it (MQTT 5.0 §4.1):
-// what it has not heard the end of it says again over the next connection.
+// persistentClient is a client with a persistent session and the client's session state (MQTT 5.0 §4.1): it sends
+// unacknowledged packets again over the next connection.
 type persistentClient struct {
 	t        testing.TB
 	id       string
@@ -53,7 +53,7 @@ func newPeer(t testing.TB, id, address string, credentials func() string) *persi
 	return p
 }
 
-// run keeps a connection until it is told to end.
+// run keeps a connection until ctx ends.
 func (p *persistentClient) run(ctx context.Context, filters ...string) {
 	for first := true; ctx.Err() == nil; {
 		if err := p.connect(ctx, first, filters); err != nil {
@@ -225,8 +225,8 @@ func (p *persistentClient) until(is func() bool) {
 	}
 }
 
-// kill -9 while messages go through sessions that come and go: what was acknowledged is
-// heard, in its order, and with QoS 2 once, counted message by message.
+// kill -9 while messages are sent through sessions that connect and disconnect: acknowledged messages are received, in
+// order, and with QoS 2 exactly once, counted message by message.
 func TestAKilledServerLosesNoMessage(t *testing.T) {
 	const publishers, kills, each = 3, 5, 250
 	data := filepath.Join(t.TempDir(), "data")
@@ -245,7 +245,7 @@ func TestAKilledServerLosesNoMessage(t *testing.T) {
 	}
 	there, away := newPeer(t, "operator/there", address, credentials), newPeer(t, "operator/away", address, credentials)
 	go1(there, "counted/#")
-	// The other one is there to subscribe, and comes back in the end.
+	// The other client is there to subscribe, and reconnects in the end.
 	leave, left := context.WithCancel(ctx)
 	defer left()
 	done := make(chan struct{})
@@ -314,7 +314,7 @@ func TestAKilledServerLosesNoMessage(t *testing.T) {
 	}
 }
 
-// countHeard compares what one heard with what another was acknowledged.
+// countHeard compares the messages that one client received with those that were acknowledged to another.
 func countHeard(t *testing.T, s, p *persistentClient, prefix string, once bool) {
 	t.Helper()
 	seen := map[string]int{}

@@ -9,8 +9,8 @@ import (
 	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
-// Many who edit policies at once all succeed, though each edit moves what the others were decided on: who waits for
-// another's edit is decided once it is their turn. There are more of them than an act is decided again.
+// Many concurrent policy edits all succeed, though each edit changes the basis of the others: an edit that waits for
+// another is decided when it has its turn. There are more of them than an act is decided again.
 func TestManyEditorsOfPoliciesAllSucceed(t *testing.T) {
 	const editors = 80
 	srv := serve(t, nil)

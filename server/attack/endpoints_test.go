@@ -64,10 +64,10 @@ type endpoint struct {
 	typ         string
 	key         *jose.Signer // whose signature counts here
 	secondKey   *jose.Signer // and whose beside it, of a pair
-	keyInHeader bool         // the key stands in the header
+	keyInHeader bool         // the key is in the header
 	max         int          // bytes; 0 means those of a token
 	refusalCode watchword.Code
-	unlogged    bool                  // it refuses without a word in the log: nothing was asked for with the credential
+	unlogged    bool                  // its refusals are not logged: the credential requested nothing
 	leeway      time.Duration         // how long after exp it counts
 	claims      func() map[string]any // of a fresh good credential
 	present     func(raw string) observed
@@ -168,7 +168,7 @@ func newEndpointsFor(t *testing.T, now func() time.Time, o device.Options) *endp
 	ep.handOver()
 	ep.bundle = mustValue(ep.admin.TrustBundle(t.Context()))(t)
 	ep.endpoints = append(ep.httpEndpoints(), ep.mqttEndpoints()...)
-	ep.endpoints = append(append(ep.endpoints, ep.deviceEndpoints()...), ep.rekeyEndpoint()) // who passes the last has another key
+	ep.endpoints = append(append(ep.endpoints, ep.deviceEndpoints()...), ep.rekeyEndpoint()) // the last one changes the key
 	return ep
 }
 
@@ -458,7 +458,7 @@ func (ep *endpointFixture) connack(version byte, password string) observed {
 	var ack [4]byte
 	_, err = io.ReadFull(nc, ack[:])
 	must(ep.t, err)
-	// Version 3.1.1 has five words: what they stand for is told apart in the log.
+	// Version 3.1.1 has five return codes: the log distinguishes what they stand for.
 	return observed{code: map[byte]watchword.Code{0: accepted, 4: "bad_user_or_password", 5: "not_authorized"}[ack[3]], text: "CONNACK"}
 }
 

@@ -19,7 +19,7 @@ import (
 // takes stays within the bounds, others lose nothing, and once it is deleted the memory is back.
 func TestExhaustionByOneDeviceOverHTTP(t *testing.T) {
 	srv := serve(t, func(c *server.Config) {
-		d := server.Defaults().Limits // what everybody has
+		d := server.Defaults().Limits // the defaults
 		c.Limits.TokenRate, c.Limits.RequestRate, c.Limits.IssueRate, c.Limits.PublishRate = d.TokenRate, d.RequestRate, d.IssueRate, d.PublishRate
 	})
 	srv.http = srv.client()

@@ -22,8 +22,8 @@ import (
 	"github.com/watchword-iot/watchword/server"
 )
 
-// flooder is one connection of an attacker. It counts what comes, by kind and reason, and keeps none of it, so that the
-// heap is the server's.
+// flooder is one connection of an attacker. It counts received packets, by kind and reason, and stores none of them, so
+// that the heap is the server's.
 type flooder struct {
 	t    testing.TB
 	nc   net.Conn
@@ -122,7 +122,7 @@ func (f *flooder) has(what string) int {
 	return f.heard[what]
 }
 
-// await waits until something was heard n times. It reports false where the connection ended before.
+// await waits until something was received n times. It returns false if the connection ended before.
 func (f *flooder) await(what string, n int) bool {
 	deadline := time.After(60 * time.Second)
 	for {
@@ -290,7 +290,7 @@ func TestExhaustionByOneDeviceOverMQTT(t *testing.T) {
 		}
 		f.send(&packet.Subscribe{ID: 1, Filters: []packet.Filter{{Topic: own + "state", QoS: 1}}})
 		f.await("SUBACK 0x01", 1)
-		must(t, f.nc.Close()) // without DISCONNECT: the will stands
+		must(t, f.nc.Close()) // without DISCONNECT: the will stays
 	}
 	connects++
 	if _, code := flood(t, srv.info.MQTT, token, "bad/one-more", true, func(p *packet.Connect) { p.Properties.SetNumber(packet.SessionExpiryInterval, 3600) }); code != packet.QuotaExceeded {
@@ -318,7 +318,7 @@ func TestExhaustionByOneDeviceOverMQTT(t *testing.T) {
 			return &packet.Publish{Topic: fmt.Sprint(own, "events/", n), Retain: true, Payload: []byte("x")}
 		})
 	})
-	// Filters and reconnects first, then what costs as much of its rate that all that comes later is held back.
+	// Filters and reconnects first, then packets that use so much of its rate that all later ones are delayed.
 	for n := range 3 {
 		s := &packet.Subscribe{ID: uint16(n + 1)}
 		for i := range 40 {
@@ -429,7 +429,7 @@ func TestExhaustionByOneDeviceOverMQTT(t *testing.T) {
 	)
 	allowed := int64(limits.SubjectRetainedBytes + limits.SubjectSubscriptionBytes + limits.SubjectQueueBytes + 2*limits.SubjectWillBytes) // of wills the packet too
 	allowed += most * (connection + 3*int64(limits.PacketBytes) + 2*64*1024 + 256*64)                                                      // what is read and held back, aliases, what is open
-	allowed += int64(limits.QueueMessages) * perMessage                                                                                    // of messages that wait for who is away
+	allowed += int64(limits.QueueMessages) * perMessage                                                                                    // of messages that are queued for an offline client
 	allowed += 2 << 20                                                                                                                     // kept events
 	t.Logf("%d kB of memory, and %d kB more at the worst, of %d kB that it may; %s; %d of %d CONNECTs refused", before>>10, grown>>10, allowed>>10, took.Round(time.Millisecond), refused, connects)
 	if grown > allowed {

@@ -16,7 +16,7 @@ import (
 // outside finds a program that others wrote. Under make test it must be there.
 func outside(t *testing.T, name string) string {
 	t.Helper()
-	// What make test built itself comes first: other programs have such names too.
+	// Programs that make test built are preferred: other programs may have the same names.
 	path, err := exec.LookPath(filepath.Join("..", "..", "bin", "outside", name))
 	if err == nil {
 		return path

@@ -58,8 +58,8 @@ func fill(t *testing.T, dir string) (free func()) {
 	return func() { must(t, os.Remove(name)) }
 }
 
-// With a full disk nothing is done that could not be written down; what needs no
-// write goes on; and people are told why.
+// With a full disk nothing is done that could not be written; operations without a write continue; and clients get the
+// reason.
 func TestDiskFull(t *testing.T) {
 	dir := smallDisk(t, "8m")
 	srv := serveOn(t, filepath.Join(dir, "data"), nil)
@@ -96,7 +96,7 @@ func TestDiskFull(t *testing.T) {
 	}
 
 	free := fill(t, dir)
-	// What room the database had in its own files goes first.
+	// Free space in the database's own files is used first.
 	n := 0
 	for ; n < 20_000; n++ {
 		if _, err := srv.admin.CreateDevice(ctx, watchword.SubjectID("more-"+strings.Repeat("x", 10)+itoa(n)), nil, 0); err != nil {

@@ -47,8 +47,7 @@ func TestHostileNames(t *testing.T) {
 	}
 }
 
-// A policy says what it says: no expansion widens, and no trick of TOML says
-// another thing to the one who reads it.
+// A policy has one meaning: no expansion widens it, and no feature of TOML shows another meaning to a reader.
 func TestHostilePolicies(t *testing.T) {
 	ep := newEndpoints(t, newClock().now)
 	bad := map[string]string{}
@@ -176,8 +175,7 @@ func TestHostileNamesInCLI(t *testing.T) {
 	}
 }
 
-// Other tenants have no endpoint yet: no path, no header and no issuer of theirs leads
-// anywhere, and whether there are any is not told.
+// Other tenants have no endpoint yet: no path, no header and no issuer leads to them, and their existence is not disclosed.
 func TestNoWayToAnotherTenant(t *testing.T) {
 	ep := newEndpoints(t, newClock().now)
 	for _, path := range []string{"/t/default/v1/self", "/t/evil/v1/self", "/t//v1/self", "/t/evil/oauth/token", "/t/evil/.well-known/jwks.json", "/t/%2e%2e/v1/self", "/v1/self/t/evil", "/v1/t/evil/self"} {

@@ -31,7 +31,7 @@ type craftedJWE struct {
 	apu, apv, alg string
 }
 
-// seal makes what a sender could who plays games with the header, but knows whom it is for.
+// seal encrypts as a sender would that manipulates the header, but knows the recipient's key.
 func (j craftedJWE) seal(t testing.TB, to *ecdh.PublicKey) string {
 	t.Helper()
 	ephemeral, err := to.Curve().GenerateKey(rand.Reader)

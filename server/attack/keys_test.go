@@ -60,8 +60,8 @@ func obeyed(t *testing.T, srv *testServer, id watchword.SubjectID) {
 
 var obey = map[string]device.Handler{"f": func(context.Context, *device.Command) (any, error) { return nil, nil }}
 
-// The keys that sign turn, again and again and with no notice, while clients authenticate, ask and order: no
-// request is lost, and every command is obeyed.
+// The signing keys are rotated repeatedly and without notice, while clients authenticate, read and order: no request is
+// lost, and every command is executed.
 func TestKeyRotationUnderLoad(t *testing.T) {
 	srv := serve(t, nil)
 	running(t, srv, "lamp-1", obey)
@@ -69,7 +69,7 @@ func TestKeyRotationUnderLoad(t *testing.T) {
 	s := deviceSigner(t, d)
 	ctx, stop := context.WithCancel(t.Context())
 	var asked, ordered atomic.Int64
-	did := make(chan struct{}) // something was done, if anybody wants to know
+	did := make(chan struct{}) // something was done; read only if needed
 	done := func(n *atomic.Int64) {
 		n.Add(1)
 		select {
@@ -138,8 +138,8 @@ func TestKeyRotationUnderLoad(t *testing.T) {
 	t.Logf("%d keys, bundle %d; %d rounds of requests, %d commands", len(ks.Keys), ks.Bundle.Version, asked.Load(), ordered.Load())
 }
 
-// A stolen issuer key: revoked, every session of its tokens ends and says so, on
-// every endpoint; its tokens are refused by name; who holds a private key comes back.
+// A stolen issuer key: once revoked, every session of its tokens ends with that reason, on every endpoint; its tokens are
+// refused with that code; holders of a private key reconnect.
 func TestRevokingTheIssuerKeyEndsEverySession(t *testing.T) {
 	srv := serve(t, nil)
 	_, up := running(t, srv, "lamp-1", obey)
@@ -246,8 +246,8 @@ func TestAHandoverOfARevokedKeyIsSignedAnew(t *testing.T) {
 	}
 }
 
-// A device that was away while root, authority and command key turned comes back
-// by the root's word alone, also after a restart of its own.
+// A device that was offline while root, authority and command key were rotated reconnects by the root's signatures alone,
+// also after a restart of the device.
 func TestOfflineDeviceFollowsRootRotation(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, nil)
@@ -283,8 +283,7 @@ func TestOfflineDeviceFollowsRootRotation(t *testing.T) {
 	}
 }
 
-// The bundle's way is no way in: what a stranger who answers at the server's
-// address could hand out as the next one is refused.
+// Fetching bundles is no way in: a forged bundle from an attacker at the server's address is refused.
 func TestDeviceRefusesForgedBundles(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, nil)
@@ -339,7 +338,7 @@ func TestDeviceRefusesForgedBundles(t *testing.T) {
 	}
 }
 
-// forgeTrust signs a bundle as [token.SignTrust] does, also one that nobody would take.
+// forgeTrust signs a bundle as [token.SignTrust] does, also an invalid one.
 func forgeTrust(b token.Trust, roots ...*jose.Signer) (string, error) {
 	payload, err := token.TrustPayload(b)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/watchword-iot/watchword/server/audit"
 )
 
-// The life of a device, as somebody sees it who follows the log.
+// The life of a device, as a reader of the audit log sees it.
 func TestTheLogIsFollowed(t *testing.T) {
 	srv := serve(t, func(c *server.Config) { c.Audit.CheckpointEvery.Duration = 100 * time.Millisecond })
 	ctx, cancel := context.WithCancel(t.Context())
@@ -86,7 +86,7 @@ func TestTheLogIsFollowed(t *testing.T) {
 		t.Errorf("by its cause: %+v", es)
 	}
 
-	// The arguments stand nowhere in the log, and who may opens their hash.
+	// The arguments are not in the log, and an authorized reader can verify their hash.
 	var export bytes.Buffer
 	must(t, srv.admin.ExportLog(ctx, admin.LogQuery{}, &export))
 	if strings.Contains(export.String(), secret) {
@@ -108,7 +108,7 @@ func TestTheLogIsFollowed(t *testing.T) {
 	}
 }
 
-// Who may read the log, but not what was ordered, and who loses the right to follow it.
+// Readers who may read the log but not the ordered arguments, and readers that lose the right during a stream.
 func TestReadersOfTheLog(t *testing.T) {
 	srv := serve(t, func(c *server.Config) { c.Audit.CheckpointEvery.Duration = 100 * time.Millisecond })
 	ctx := t.Context()
@@ -135,7 +135,7 @@ func TestReadersOfTheLog(t *testing.T) {
 			t.Errorf("%s: %d %s, want %d", path, a.status, a.body, want)
 		}
 	}
-	// It reads, and that it reads stands in the log; it loses the right, and the stream ends.
+	// It reads, and its read is in the log; it loses the right, and the stream ends.
 	follow := make(chan answer, 1)
 	go func() { follow <- srv.request("GET", "/v1/audit", tok, "", "Accept: text/event-stream") }()
 	for {

@@ -25,8 +25,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// serverWithLog is a data folder with a log of more than two tiles, that nobody serves
-// any more, and what was kept of it elsewhere.
+// serverWithLog is a data folder with a log of more than two tiles, which no server uses any more, and the checkpoint that
+// was stored elsewhere.
 func serverWithLog(t *testing.T) (dir string, keys []ledger.Key, kept []byte) {
 	t.Helper()
 	srv := serve(t, nil)
@@ -73,7 +73,7 @@ func copyTree(t *testing.T, from string) string {
 	return to
 }
 
-// tamper runs SQL on a data folder's database, as somebody who can write to it.
+// tamper runs SQL on a data folder's database, as an attacker with write access.
 func tamper(t *testing.T, dir string, f func(db *sql.DB)) {
 	t.Helper()
 	db, err := sql.Open("sqlite", filepath.Join(dir, "watchword.db"))
@@ -91,8 +91,8 @@ func exec1(t *testing.T, db *sql.DB, q string, args ...any) {
 	}
 }
 
-// Whatever somebody changes who can write to the database, with all that they can make
-// anew but for a signature, is found, and the first entry that does not fit is named.
+// Whatever an attacker with write access to the database changes, with everything recomputed except signatures, is found,
+// and the first entry that does not match is named.
 func TestRewrittenLogIsDetected(t *testing.T) {
 	dir, keys, kept := serverWithLog(t)
 	flip := func(column, table, where string) func(t *testing.T, db *sql.DB) {
@@ -402,7 +402,7 @@ func TestEvidenceCannotBeChanged(t *testing.T) {
 	}
 }
 
-// fixedKeys is keys that somebody kept.
+// fixedKeys returns the given keys for every log.
 func fixedKeys(keys []ledger.Key) func(string) []ledger.Key {
 	return func(string) []ledger.Key { return keys }
 }
@@ -459,7 +459,7 @@ func TestPruningWithoutAuthorization(t *testing.T) {
 		tamper(t, c, change)
 		wants(t, name, verify(c), watchword.LogInvalid)
 	}
-	// The same, said by who can write to the database alone.
+	// The same, by an attacker with write access to the database only.
 	store(forged, func(st *sqlite.Store) {
 		say(st)
 		_, err := st.PruneLog(ctx, shall)
@@ -468,7 +468,7 @@ func TestPruningWithoutAuthorization(t *testing.T) {
 	wants(t, "by nobody's word", verify(forged), watchword.LogInvalid)
 }
 
-// Who has no checkpoint but the one beside the database is told all the same.
+// Without any other checkpoint, the one beside the database detects it too.
 func TestTheCheckpointBesideTheDatabase(t *testing.T) {
 	dir, _, _ := serverWithLog(t)
 	for name, q := range map[string][]string{

@@ -14,7 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
-// A machine that stood still for three hours: its timers did too, and every token is over.
+// A machine that was paused for three hours: its timers were too, and every token has expired.
 func TestTokensExpireDuringMachinePause(t *testing.T) {
 	var paused atomic.Int64
 	now := func() time.Time { return time.Now().Add(time.Duration(paused.Load())) }

@@ -17,7 +17,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Somebody sits between device and server, shows the true trust bundle, and waits for the code.
+// A man in the middle presents the true trust bundle, and waits for the code.
 func TestManInTheMiddleDoesNotSeeEnrollmentCode(t *testing.T) {
 	srv := serve(t, nil)
 	made, err := srv.admin.CreateDevice(t.Context(), "lamp-1", nil, 0)

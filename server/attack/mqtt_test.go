@@ -323,8 +323,7 @@ func mustValue[T any](v T, err error) func(testing.TB) T {
 	}
 }
 
-// What a device says over HTTP is heard over MQTT, and the other way round; what
-// the server keeps comes at once.
+// A device's messages over HTTP are received over MQTT, and the other way round; stored messages are sent at once.
 func TestTransportsShareEvents(t *testing.T) {
 	srv, one, two := meterServer(t)
 	_, err := srv.admin.ApplyPolicy(t.Context(), "listeners", []byte("subjects = [\"meter-2\"]\n[[allow]]\nsubscribe = [\"devices/+/events/#\", \"devices/+/state\"]\n"), 0)
@@ -418,7 +417,7 @@ func TestCommandsOverMQTT(t *testing.T) {
 		must(t, err)
 		return c
 	}
-	waiting := send() // before anybody is there
+	waiting := send() // before a device is connected
 	a := connectPaho(t, one, "/a")
 	a.subscribe(t, "devices/meter-1/commands")
 	if p := <-a.got; p.Topic != "devices/meter-1/commands" || p.QoS != 1 {
@@ -439,7 +438,7 @@ func TestCommandsOverMQTT(t *testing.T) {
 	must(t, b.client.Disconnect(&paho.Disconnect{}))
 	last := send()
 	c := last
-	for !c.State.Final() { // one that was not acknowledged over there comes first, again
+	for !c.State.Final() { // one that was not acknowledged there is sent first, again
 		p := <-a.got
 		r, err := one.Execute(t.Context(), string(p.Payload))
 		must(t, err)

@@ -73,7 +73,7 @@ func inPart(i int, f func(string) string) func(string) string {
 
 const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
-// loose sets the bits at the end that no byte holds; where there are none, it adds a letter.
+// loose sets the unused bits at the end; if there are none, it adds a letter.
 func loose(p string) string {
 	if len(p)%4 == 0 {
 		return p + "A"
@@ -280,7 +280,7 @@ func (m mutation) of(d endpoint) (code watchword.Code, ok bool) {
 		}
 	case token.TypAccess:
 		if d.refusalCode == inactive && m.want == watchword.AudienceMismatch {
-			return "", false // tokens of every audience are asked about
+			return "", false // tokens of every audience may be introspected
 		}
 	case token.TypTrust:
 		switch {
@@ -296,7 +296,7 @@ func (m mutation) of(d endpoint) (code watchword.Code, ok bool) {
 		case game("header: no kid"):
 			return "", false // each of a client's few keys is tried
 		case m.want == watchword.KeyUnknown, m.want == watchword.SignatureInvalid, game("header: alg of another curve"):
-			return watchword.ClientInvalid, true // who is known here is nobody's business
+			return watchword.ClientInvalid, true // which subjects exist is not disclosed
 		}
 	case token.TypRekey: // a pair: the games of one JWS among two are another's
 		if m.raw != nil || game("header: alg of") || game("header: kid") || game("header: no kid") {

@@ -43,7 +43,7 @@ func (srv *testServer) narrowed(by *jose.Signer, id watchword.SubjectID, scope s
 	return a.member(srv.t, "access_token")
 }
 
-// operatorSigner is the key of the first operator, who owns everything.
+// operatorSigner returns the key of the first operator, who may do everything.
 func (srv *testServer) operatorSigner() *jose.Signer {
 	srv.t.Helper()
 	k, err := jose.ParsePrivateJWK(mustValue(os.ReadFile(filepath.Join(srv.dir, "operator.jwk")))(srv.t), jose.ForSigning)
@@ -53,9 +53,8 @@ func (srv *testServer) operatorSigner() *jose.Signer {
 	return s
 }
 
-// TestNarrowedTokenAllowsItsEndpointOnly goes over the description: with a token of the
-// owner that names one path no other operation gives anything, also not what the owner
-// itself ordered.
+// TestNarrowedTokenAllowsItsEndpointOnly goes over the OpenAPI document: with a token of the owner that names one path no
+// other operation is allowed, not even on commands that the owner itself ordered.
 func TestNarrowedTokenAllowsItsEndpointOnly(t *testing.T) {
 	srv := serve(t, nil)
 	srv.http = srv.client()
@@ -89,7 +88,7 @@ func TestNarrowedTokenAllowsItsEndpointOnly(t *testing.T) {
 			}
 			body := ""
 			if method != "get" {
-				body = `{"device":"lamp-1","function":"lamp.set"}` // what the one operation takes that any token may ask
+				body = `{"device":"lamp-1","function":"lamp.set"}` // the body of the only operation that any token may call
 			}
 			try(strings.ToUpper(method), at, body)
 		}
@@ -106,9 +105,8 @@ func TestNarrowedTokenAllowsItsEndpointOnly(t *testing.T) {
 	}
 }
 
-// TestNarrowedTokenMatchesItsScope is the table of docs/protocol.md, §2, row by row:
-// each thing that a subject gets by being who it is, with a token that does not state the
-// right, and with one that does.
+// TestNarrowedTokenMatchesItsScope tests the table of docs/protocol.md, §2, row by row: each operation of a subject, with a
+// token that lacks the permission, and with one that has it.
 func TestNarrowedTokenMatchesItsScope(t *testing.T) {
 	srv := serve(t, nil)
 	srv.http = srv.client()
@@ -125,7 +123,7 @@ call = ["lamp.*"]
 	scoped := func(scope string) string { return srv.narrowed(key, "lamp-1", scope) }
 	whole := scoped("")
 
-	// What stands: a connection with subscriptions.
+	// An existing session: a connection with subscriptions.
 	standing, err := dialPaho(t, d, "lamp-1", whole)
 	must(t, err)
 	standing.subscribe(t, "plant/held", "devices/lamp-1/commands", "$watchword/auth")
@@ -223,7 +221,7 @@ call = ["lamp.*"]
 	for _, row := range []struct {
 		name     string
 		less     string // a scope that does not state the right
-		enough   string // one that does; "" for none: policy gives it to nobody here
+		enough   string // a sufficient scope; "" for none: policy grants it to no subject here
 		act      func(tok string) watchword.Code
 		withLess watchword.Code
 	}{
@@ -330,7 +328,7 @@ call = ["lamp.*"]
 	}
 }
 
-// A stream that stands is refreshed only by a token that allows it too, and goes on.
+// A live stream is refreshed only by a token that allows it too, and continues.
 func TestNarrowedTokenDoesNotRefreshStream(t *testing.T) {
 	srv := serve(t, nil)
 	srv.http = srv.client()

@@ -18,7 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// send is ask with headers that may stand twice.
+// send is ask with headers, which may be duplicate.
 func (srv *testServer) send(method, path, body string, head http.Header) answer {
 	srv.t.Helper()
 	req, err := http.NewRequestWithContext(srv.t.Context(), method, srv.url+path, strings.NewReader(body))
@@ -85,7 +85,7 @@ func prove(t testing.TB, s *jose.Signer, method, uri, nonce, access string) stri
 	return raw
 }
 
-// nonce asks the server for one, as a client does that knows none.
+// nonce requests a nonce from the server, as a client without one does.
 func (srv *testServer) nonce() string {
 	srv.t.Helper()
 	_, s := newKey(srv.t, "P-256")

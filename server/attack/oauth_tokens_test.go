@@ -119,7 +119,7 @@ func TestIntrospection(t *testing.T) {
 		}
 	}
 
-	// Who must prove its key asks by a bound token: an assertion is no proof for one request.
+	// A subject that must prove its key uses a bound token: an assertion is no proof for one request.
 	_, err = srv.admin.SetProof(t.Context(), "gate-1", watchword.RequireProof)
 	must(t, err)
 	if _, a := srv.introspect(gate, tok); a.status != 400 || a.oauth != "invalid_dpop_proof" || a.code != watchword.ProofRequired {
@@ -143,7 +143,7 @@ func TestIntrospection(t *testing.T) {
 		t.Errorf("what revoked itself: %s", a.body)
 	}
 
-	// What policy takes away is gone from the answer, what it denies stands in it.
+	// Permissions that policy removes are not in the answer; those that it denies are in deny.
 	_, err = srv.admin.ApplyPolicy(t.Context(), "lux", []byte("for = { site = \"a\" }\n[[allow]]\npublish = [\"plant/#\"]\n"), 0)
 	must(t, err)
 	wide := srv.token(d)
@@ -329,7 +329,7 @@ publish = ["plant/a/secret"]
 	a := ask("scope", "pub,sub:topic:#")
 	srv.waitForRefusalEntry(a.member(t, "trace_id"), watchword.ScopeInvalid, "lamp-1")
 
-	// The token is what was asked for, and denied what policy denies.
+	// The token has the requested permissions, and deny has what policy denies.
 	tok := ask("scope", "pub:topic:plant/a/# get:api:/v1/self/sessions").member(t, "access_token")
 	if c := claims(t, tok); c["deny"] == nil {
 		t.Error("a narrow token lost its deny")
@@ -382,8 +382,7 @@ publish = ["plant/a/secret"]
 	}
 }
 
-// A token for another resource says nothing of this server's topics and functions,
-// unless it was asked to.
+// A token for another resource has no permissions on this server's topics and functions, unless they were requested.
 func TestATokenForAnotherResourceGivesPathsAlone(t *testing.T) {
 	srv := serve(t, nil)
 	_, err := srv.admin.ApplyPolicy(t.Context(), "plant", []byte(`subjects = ["lamp-1"]

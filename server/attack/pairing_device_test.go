@@ -66,7 +66,7 @@ func TestPairingSurvivesRestarts(t *testing.T) {
 	if info.Mode().Perm() != 0o600 {
 		t.Errorf("the device code can be read by others: %04o", info.Mode().Perm())
 	}
-	// Approved while it waits; the answer gets lost on its way; the device asks once more.
+	// Approved while it waits; the answer is lost; the device polls once more.
 	c.forward(time.Minute)
 	waits := 0
 	must(t, pair(func(context.Context, time.Duration) error {
@@ -98,7 +98,7 @@ func TestPairingSurvivesRestarts(t *testing.T) {
 	must(t, d.Pair(t.Context(), srv.url, device.PairOptions{})) // again is no harm
 	wants(t, "another server", d.Pair(t.Context(), "https://other.example", device.PairOptions{}), watchword.Conflict)
 
-	// What lies in the folder is what enrollment by a link leaves.
+	// The folder has the same files as after enrollment by a link.
 	linked := srv.enroll("lamp-8", device.Options{}, nil)
 	if got, want := names(t, dir), names(t, filepath.Dir(linked.CAFile())); got != want {
 		t.Errorf("the folder holds %s, want %s", got, want)

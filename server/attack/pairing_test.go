@@ -20,7 +20,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// clock is the server's, and stands still unless a test moves it.
+// clock is the server's clock, which only a test advances.
 type clock struct {
 	mu sync.Mutex
 	at time.Time
@@ -401,7 +401,7 @@ func TestPairingApprovalIsForTheShownKeys(t *testing.T) {
 	srv.waitForRefusals(audit.PairingReject, watchword.NotFound, 1)
 	s.poll().says(t, "after all that", 400, "authorization_pending", watchword.PairingPending)
 
-	// In any case, without the dash. The device that asked first, and the one whose key was compared, are not the same to us.
+	// In any case, without the dash. The device that requested first, and the one whose key was compared, are different.
 	made, err := srv.admin.ApprovePairing(t.Context(), strings.ToLower(strings.ReplaceAll(s.user, "-", "")), s.sign.Public().ID(), "", nil)
 	must(t, err)
 	if made.ID != "lamp-2" || made.State != watchword.Active || len(made.Keys) != 2 {
@@ -500,7 +500,7 @@ func TestAFloodOfPairingsIsBounded(t *testing.T) {
 	if n != 16 || len(of) != 16 {
 		t.Errorf("%d wait, under %d codes", n, len(of))
 	}
-	// Whoever is turned down makes room, and so does time.
+	// A rejected pairing makes room, and so does an expired one.
 	_, err := srv.admin.RejectPairing(t.Context(), first.user)
 	must(t, err)
 	one.ask()

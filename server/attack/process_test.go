@@ -255,8 +255,8 @@ func TestADeviceKilledAnywhereNeverActsTwice(t *testing.T) {
 	t.Logf("%v, %d acts", ends, len(times))
 }
 
-// An agent that is told to end while a program runs: the program and all that it started
-// end, and the next start hands in the receipt that says so.
+// The agent is stopped while a program runs: the program and all its processes end, and the next start sends the receipt
+// with that status.
 func TestAgentStoppedMidFunctionSignsInterrupted(t *testing.T) {
 	dir := t.TempDir()
 	data, lamp := filepath.Join(dir, "data"), filepath.Join(dir, "lamp-1")

@@ -147,7 +147,7 @@ func TestTheSDKProvesItsKey(t *testing.T) {
 	if len(list) != 1 {
 		t.Fatalf("%d sessions", len(list))
 	}
-	// An edit makes the server ask for a refresh: the session stays, its end moves.
+	// A policy edit makes the server request a refresh: the session continues, with a later end.
 	_, err = srv.admin.ApplyPolicy(ctx, "more", []byte("for = {}\n[[allow]]\npublish = [\"plant/lux\"]\n"), 0)
 	must(t, err)
 	for moved := false; !moved; {
@@ -165,8 +165,8 @@ func TestTheSDKProvesItsKey(t *testing.T) {
 	must(t, v.ReportState(t.Context(), map[string]int{"level": 7}))
 }
 
-// A device that was told to prove its key does so from the start, and gets over a
-// server that came back and knows none of its nonces.
+// A device with ProvePossession proves its key from the start, and recovers when a restarted server knows none of its
+// nonces.
 func TestTheSDKProvesItsKeyWhenTold(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{ProvePossession: true}, nil)

@@ -30,9 +30,9 @@ func fillPath(path string) string {
 	}
 }
 
-// TestEveryOperationHasARateBySubject goes over the description, so that an operation that comes later is held too.
+// TestEveryOperationHasARateBySubject goes over the OpenAPI document, so that new operations are covered too.
 func TestEveryOperationHasARateBySubject(t *testing.T) {
-	now := time.Now() // it stands still: nobody's account fills up again
+	now := time.Now() // it does not advance: no account is refilled
 	srv := serveAt(t, t.TempDir()+"/data", func() time.Time { return now }, func(c *server.Config) {
 		c.Limits.RequestRate, c.Limits.TokenRate = 1, 50
 	})

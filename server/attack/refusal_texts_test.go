@@ -16,9 +16,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// explained is the endpoints whose credentials `watchword token inspect` judges by the readers of
-// the endpoint itself, and which of their refusals it cannot know: what only the server knows,
-// and what it tells no stranger.
+// explained is the endpoints whose credentials `watchword token inspect` checks with the endpoint's own parsers, and the
+// refusals that it cannot predict: those that depend on the server's state, and those that the server does not disclose.
 var explained = map[string][]watchword.Code{
 	"HTTP, Bearer":                {watchword.AudienceMismatch, watchword.TokenKind},
 	"/oauth/token, the assertion": {watchword.ClientInvalid, watchword.TokenKind},

@@ -142,7 +142,7 @@ func TestKeyChangeEndpoint(t *testing.T) {
 		t.Fatalf("%d key changes passed", n)
 	}
 
-	// The good one, once; then the same again, by who the device is now.
+	// The valid one, once; then the same again, with the device's new key.
 	first := srv.request("POST", "/v1/self/keys", tok, rekeyBody(t, fresh.Public(), seal, good))
 	if first.status != 200 || !strings.Contains(first.body, string(fresh.Public().ID())) || !strings.Contains(first.body, string(seal.ID())) {
 		t.Fatalf("a good one: %d %s", first.status, first.body)
@@ -207,8 +207,7 @@ func TestKeyChangeEndpoint(t *testing.T) {
 	}
 }
 
-// A device changes its keys while it runs: its session ends, it comes back, and
-// what it was ordered before and after arrives.
+// A device changes its keys while it runs: its session ends, it reconnects, and commands ordered before and after arrive.
 func TestADeviceChangesItsKeysWhileItRuns(t *testing.T) {
 	srv := serve(t, nil)
 	ctx := t.Context()
@@ -333,7 +332,7 @@ func TestReceiptsByARetiredKey(t *testing.T) {
 	}
 }
 
-// Wherever the power goes during a change of keys, the device finds out which count.
+// Whenever power is lost during a key change, the device finds out which keys are valid.
 func TestACutOffKeyChangeIsFinished(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	srv := serveOn(t, dir, nil)

@@ -77,7 +77,7 @@ func (srv *testServer) atOnce(clients []*http.Client, shots ...shot) map[watchwo
 	for i, s := range shots {
 		ready.Add(1)
 		wg.Go(func() {
-			_, err := srv.sendShot(clients[i], shot{"GET", "/healthz", "", nil}) // the connection stands
+			_, err := srv.sendShot(clients[i], shot{"GET", "/healthz", "", nil}) // the connection is open
 			ready.Done()
 			if err != nil {
 				srv.t.Error(err)
@@ -282,7 +282,7 @@ func TestUsedAssertionIsRefusedAfterRestart(t *testing.T) {
 	}
 }
 
-// enrollment is what a stranger with two keys posts for a code.
+// enrollment returns the request with which an attacker with two keys redeems a code.
 func (srv *testServer) enrollment(code string) shot {
 	_, sign := newKey(srv.t, "P-256")
 	seal, err := jose.GenerateKey("X25519")
@@ -303,7 +303,7 @@ func codeOfLink(t testing.TB, link string) string {
 	return q.Get("code")
 }
 
-// Many devices with one code, at the same instant: one comes in.
+// Many devices with one code, at the same time: one is enrolled.
 func TestManyDevicesWithOneCode(t *testing.T) {
 	const devices, rounds = 8, 8
 	srv := serve(t, nil)
@@ -328,9 +328,8 @@ func TestManyDevicesWithOneCode(t *testing.T) {
 	}
 }
 
-// A thousand wrong codes from one address: a few are looked at, the rest cost
-// nothing and say when to come again; meanwhile who has a good one comes in from
-// elsewhere, and then from there too.
+// A thousand wrong codes from one address: a few are checked, the rest cost nothing and state when to try again. Meanwhile
+// a valid code is accepted from another address, and later from that one too.
 func TestManyWrongEnrollmentCodes(t *testing.T) {
 	c := newClock()
 	srv := serveAt(t, filepath.Join(t.TempDir(), "data"), c.now, nil)

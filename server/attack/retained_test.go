@@ -18,7 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/server/audit"
 )
 
-// oddTopics is what may stand in a topic and means something in a path.
+// oddTopics is topics with characters that have a meaning in a path.
 var oddTopics = []string{
 	"a", "a/b", "a/b/c", "a//b", "/a", "a/", "//", ".", "..", "a/../b", "a/./b", "../../v1/devices", "a%2Fb", "100%", "a b", "a?x=1", "a;b", "$stats/x", "é/ü", "%", "self/state", strings.Repeat("long/", 60) + strings.Repeat("x", 724),
 }

@@ -74,7 +74,7 @@ func TestNpmMQTTEndToEnd(t *testing.T) {
 	}
 }
 
-// connectPaho3 is Paho for 3.1.1, which comes back by itself to the session that it left.
+// connectPaho3 is Paho for 3.1.1, which reconnects to its session automatically.
 func connectPaho3(t *testing.T, d *device.Device, clean bool) *peers.Client {
 	t.Helper()
 	tok, err := d.NewToken(t.Context())
@@ -91,7 +91,7 @@ func TestPaho3ResumesSession(t *testing.T) {
 	sub := connectPaho3(t, two, false)
 	must(t, sub.Subscribe(t, "plant/+/lux", 2))
 	pub := connectPaho3(t, one, true)
-	// The server cuts it off, and it comes back to what it had.
+	// The server closes the connection, and the client resumes its session.
 	for round := range 3 {
 		ss, err := srv.admin.Sessions(t.Context(), two.ID())
 		must(t, err)
@@ -104,7 +104,7 @@ func TestPaho3ResumesSession(t *testing.T) {
 		for _, want := range []string{fmt.Sprintf("%d-1 1 false", round), fmt.Sprintf("%d-2 2 false", round)} {
 			for m := range sub.Messages {
 				if m.QoS == 0 && !m.Retained {
-					continue // QoS 0 is heard by who is there
+					continue // QoS 0 is received by connected clients only
 				}
 				if got := fmt.Sprintf("%s %d %v", m.Payload, m.QoS, m.Retained); got != want {
 					t.Fatalf("heard %q, want %q", got, want)

@@ -36,7 +36,7 @@ type testServer struct {
 	log   *logBuffer
 	info  server.Info
 	stop  func()
-	http  *http.Client // that ask uses; nil: a new connection for each request
+	http  *http.Client // used by ask; nil: a new connection for each request
 }
 
 // logBuffer keeps what the server prints.
@@ -148,7 +148,7 @@ func (srv *testServer) token(d *device.Device) string {
 	return tok
 }
 
-// stealKeys opens the server's keys, as somebody who stole the whole folder can.
+// stealKeys opens the server's keys, as an attacker with a copy of the whole folder can.
 func (srv *testServer) stealKeys() *keyring.Ring {
 	srv.t.Helper()
 	kek, err := keyring.OpenKEK(filepath.Join(srv.dir, "keys", "kek"), false)

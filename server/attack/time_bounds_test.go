@@ -149,7 +149,7 @@ func TestAccessTokensExpireExactly(t *testing.T) {
 	}
 }
 
-// newNonce asks for the nonce of this moment.
+// newNonce requests the current nonce.
 func (ep *endpointFixture) newNonce() {
 	_, unknown := newKey(ep.t, "P-256")
 	ep.nonce = ep.requestOnce("POST", "/oauth/token", "", http.Header{"Content-Type": form, "Dpop": {ep.dpop(unknown, "POST", "/oauth/token", "")}}).header.Get("DPoP-Nonce")

@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-iot/watchword/sdk/device"
 )
 
-// No file of an enrolled device's folder is believed that somebody else has, or that others can write to.
+// No file of an enrolled device's folder is trusted if another user owns it, or others can write to it.
 func TestNoFileOfADeviceIsBelievedFromOthers(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give a file to another user")

@@ -144,7 +144,7 @@ func TestResourceServerAcceptsTokensIssuedForIt(t *testing.T) {
 	}
 }
 
-// The program of docs/resource-servers.md, as it stands there.
+// The program of docs/resource-servers.md, unchanged.
 func TestDocumentedResourceServer(t *testing.T) {
 	srv := serve(t, nil)
 	text, err := os.ReadFile("../../docs/resource-servers.md")

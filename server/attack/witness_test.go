@@ -168,7 +168,7 @@ func TestThirdPartyWitnessesSignTheLog(t *testing.T) {
 	}
 	stop()
 
-	// Whoever has the command key alone, and whoever has the log's key beside it.
+	// An attacker with the command key alone, and one with the log's key too.
 	ring := srv.stealKeys()
 	jwe := func(forge func(jws string) (string, []byte)) string {
 		epoch, seq := lamp.Position()
@@ -213,8 +213,8 @@ func TestThirdPartyWitnessesSignTheLog(t *testing.T) {
 	default:
 	}
 
-	// After a restart the device goes on from the log that it saw last, and with one
-	// witness alone nothing is handed over.
+	// After a restart the device continues from the last log that it saw, and with one witness alone nothing is handed
+	// over.
 	must(t, lamp.Close())
 	srv.stop()
 	ws[1].stop()
@@ -230,8 +230,8 @@ func TestThirdPartyWitnessesSignTheLog(t *testing.T) {
 	}
 }
 
-// Without witnesses it is the thief of the command key alone who is stopped: whoever
-// has the log's key too is not. The manual says so.
+// Without witnesses only an attacker with the command key alone is stopped: one with the log's key too is not, as
+// documented.
 func TestLoggedOnlyWithoutWitnesses(t *testing.T) {
 	srv := serve(t, func(c *server.Config) { c.Server.MQTTS = "" }) // by long poll
 	lamp := srv.enroll("lamp-1", device.Options{RequireLogProof: true}, nil)
@@ -274,7 +274,7 @@ func TestThirdPartyVerifierReadsTheLog(t *testing.T) {
 	if err != nil || !strings.Contains(string(out), "Successfully fsck'd log") {
 		t.Errorf("%v\n%s", err, out)
 	}
-	// Who may not read it is told so.
+	// A caller without the permission is refused.
 	lamp := srv.enroll("lamp-1", device.Options{}, nil)
 	for _, path := range []string{"/log/checkpoint", "/log/tile/0/000", "/log/tile/entries/000"} {
 		if a := srv.request("GET", path, srv.token(lamp), ""); a.code != watchword.Denied {

@@ -319,7 +319,7 @@ func (signer *CheckpointSigner) ProveAt(ctx context.Context, c ledger.Checkpoint
 	if err != nil {
 		return ledger.Proof{}, err
 	}
-	// The result is verified before it is returned: the body comes from the disk.
+	// The result is verified before it is returned: the body is from the disk.
 	err = ledger.VerifyInclusion(c, seq-1, ledger.LeafHash(ledger.Commitment(rs[0].Salt, rs[0].Body)), hs)
 	return ledger.Proof{Index: seq - 1, Salt: rs[0].Salt, Body: rs[0].Body, Hashes: hs, Checkpoint: note}, err
 }

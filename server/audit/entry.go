@@ -1,7 +1,7 @@
-// Package audit is the audit log: who did what, to what, and with which outcome. A store writes an entry in the transaction of
-// the act that it records; refused acts and requests, and sessions, are written by a [Recorder] afterwards, within a rate limit.
-// Entries form a Merkle tree with signed checkpoints (package ledger). An entry has ids, codes, hashes and labels, and never
-// arguments or private keys.
+// Package audit is the audit log: the actor, the object and the outcome of each privileged act. A store writes an entry in
+// the transaction of the act that it records; refused acts and requests, and sessions, are written by a [Recorder]
+// afterwards, within a rate limit. Entries form a Merkle tree with signed checkpoints (package ledger). An entry has ids,
+// codes, hashes and labels, and never arguments or private keys.
 package audit
 
 import (

@@ -14,7 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/server/audit"
 )
 
-// What Body writes, Parse reads: byte for byte one entry, whatever stands in it.
+// Parse parses every output of Body: exactly one entry, byte for byte, whatever its content.
 func FuzzBody(f *testing.F) {
 	f.Add("default", int64(1_790_000_000_123), "token.issue", "lamp-1", "k", "tok_1", "done", "", "trace", "reason", "he said \"no\"\n</script>\u2028", "remote", "127.0.0.1")
 	f.Add("", int64(0), "", "", "", "", "", "denied", "", "", "", "a", "")
