@@ -108,12 +108,21 @@ func (p *dpopVerifier) verify(s DPoPRequest, access string, now time.Time) (dpop
 	if err != nil {
 		return dpopProof{}, err
 	}
+	w, err := p.checkNonce(d.Nonce, now)
+	if err != nil {
+		return dpopProof{}, err
+	}
+	return dpopProof{d, w}, nil
+}
+
+// checkNonce returns the window of a nonce, which is the present one or the one before. Code: dpop_nonce.
+func (p *dpopVerifier) checkNonce(nonce string, now time.Time) (int64, error) {
 	for w, i := window(now), int64(0); i < 2; i++ {
-		if subtle.ConstantTimeCompare([]byte(d.Nonce), []byte(p.nonceForWindow(w-i))) == 1 {
-			return dpopProof{d, w - i}, nil
+		if subtle.ConstantTimeCompare([]byte(nonce), []byte(p.nonceForWindow(w-i))) == 1 {
+			return w - i, nil
 		}
 	}
-	return dpopProof{}, watchword.Refuse(watchword.DPoPNonce, "nonce must be the value of the response header DPoP-Nonce; see docs/errors.md")
+	return 0, watchword.Refuse(watchword.DPoPNonce, "nonce must be the value of the response header DPoP-Nonce; see docs/errors.md")
 }
 
 // consume marks a proof as used by the subject of its token. It is called after all other checks, so that only subjects with a

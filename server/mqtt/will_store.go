@@ -34,27 +34,7 @@ func (st *sessionState) name() clientName { return clientName{st.tenant.id, st.i
 
 func (ws *willStore) init(b *Broker) {
 	ws.broker, ws.all, ws.waiting = b, map[int64]*will{}, map[clientName][]*will{}
-	ws.quota = quota.New[quota.Key](quota.Resource{
-		Name: "wills", Unit: "bytes",
-		Subject: quota.Bound{Max: b.options.SubjectWillBytes, Name: "limits.subject_will_bytes"},
-		Total:   quota.Bound{Max: b.options.WillBytes, Name: "limits.will_bytes"},
-	})
-}
-
-// reserveQuota charges a new will; nil is none. Code: busy.
-func (ws *willStore) reserveQuota(w *will, of quota.Key) error {
-	if w == nil {
-		return nil
-	}
-	w.account = of
-	return ws.quota.Reserve(of, w.size())
-}
-
-// releaseQuota releases the charge of a will that was removed or never added.
-func (ws *willStore) releaseQuota(w *will) {
-	if w != nil {
-		ws.quota.Release(w.account, w.size())
-	}
+	ws.quota = newWillQuota(&b.options)
 }
 
 // add adds a charged will, and returns the commit that will write it.

@@ -1,0 +1,83 @@
+package command
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/watchword-iot/watchword/internal/clockjump"
+	"github.com/watchword-iot/watchword/server/audit"
+)
+
+// expireBatch is how many commands end in one transaction.
+const expireBatch = 500
+
+// Run ends commands on time until ctx ends.
+func (svc *Service) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	ahead := clockjump.Start(svc.opts.Now, svc.wakeExpiryTimer) // the timer counts monotonic time
+	defer ahead.Stop()
+	for {
+		select {
+		case <-timer.C:
+			if err := svc.expireCommands(ctx); err != nil && ctx.Err() == nil {
+				slog.ErrorContext(ctx, "commands not expired", slog.Any("err", err))
+			}
+		case <-svc.wakeExpiry:
+		case <-ctx.Done():
+			return nil
+		}
+		next, err := svc.store.NextExpiry(ctx)
+		if err != nil {
+			next = svc.opts.Now().Add(time.Second) // the store is asked again soon; what has expired is not handed out meanwhile
+		}
+		svc.mu.Lock()
+		svc.nextExpiry = next
+		svc.mu.Unlock()
+		timer.Stop()
+		if !next.IsZero() {
+			timer.Reset(max(next.Sub(svc.opts.Now()), time.Millisecond))
+		}
+	}
+}
+
+// expireCommands ends what has expired.
+func (svc *Service) expireCommands(ctx context.Context) error {
+	for {
+		now := svc.opts.Now()
+		rows, err := svc.store.ExpireCommands(ctx, now, expireBatch, func(r, _ Row) audit.Entry {
+			return audit.Actor{Tenant: r.Tenant}.DoneEntry(audit.CommandExpire, string(r.ID), now, map[string]string{"before": string(r.State), "device": string(r.Device)})
+		})
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			svc.notify(r)
+		}
+		if len(rows) < expireBatch {
+			return nil
+		}
+	}
+}
+
+// scheduleExpiry tells Run of a new end, if it is nearer than the one Run waits for.
+func (svc *Service) scheduleExpiry(end time.Time) {
+	svc.mu.Lock()
+	sooner := svc.nextExpiry.IsZero() || end.Before(svc.nextExpiry)
+	if sooner {
+		svc.nextExpiry = end
+	}
+	svc.mu.Unlock()
+	if sooner {
+		svc.wakeExpiryTimer()
+	}
+}
+
+// wakeExpiryTimer has Run ask for the next end.
+func (svc *Service) wakeExpiryTimer() {
+	select {
+	case svc.wakeExpiry <- struct{}{}:
+	default:
+	}
+}
