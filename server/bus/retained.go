@@ -341,7 +341,7 @@ func (r *RetainedStore) Delete(topic string) {
 
 // DeliverIfAllowed calls offer, which queues x for a subscriber and does not wait, if the owner of x may publish it at this moment,
 // and unless another took its place, or it was set after the one of number latest: that came to the subscriber by
-// its subscription, or is about to. Code: that of ask.
+// its subscription, or is about to. Code: that of authorityOf.
 func (r *RetainedStore) DeliverIfAllowed(ctx context.Context, x *Retained, latest int64, authorityOf OwnerAuthority, offer func()) error {
 	for {
 		r.mu.RLock()
@@ -363,7 +363,7 @@ func (r *RetainedStore) DeliverIfAllowed(ctx context.Context, x *Retained, lates
 	}
 }
 
-// IsDeliverable returns the owner of x, and whether new subscribers are given it. Code: that of ask.
+// IsDeliverable returns the owner of x, and whether new subscribers are given it. Code: that of authorityOf.
 func (r *RetainedStore) IsDeliverable(ctx context.Context, x *Retained, authorityOf OwnerAuthority) (who Owner, given bool, err error) {
 	for {
 		r.mu.RLock()

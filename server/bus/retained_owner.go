@@ -107,7 +107,7 @@ func (o *RetainedOwner) mayDeliver(topic []byte) (may, known bool) {
 }
 
 // CheckOwner asks what of an owner may be given today, where that is not known: then it is, unless something changed
-// meanwhile. Code: that of ask.
+// meanwhile. Code: that of authorityOf.
 func (r *RetainedStore) CheckOwner(ctx context.Context, o *RetainedOwner, authorityOf OwnerAuthority) error {
 	r.mu.RLock()
 	decided, changes := o.checked || o.removed, o.changes

@@ -173,7 +173,7 @@ func (t *tree[S]) remove(filter string, s S) bool {
 }
 
 // removeCharged is remove with an accounting callback. settle is called with mu held, once, if s was there:
-// freed is the memory of removed levels, and heir returns a subscriber whose filter needs all
+// freed is the memory of removed levels, and successor returns a subscriber whose filter needs all
 // remaining levels of this one; false if there is none.
 func (t *tree[S]) removeCharged(filter string, s S, settle func(freed int64, successor func() (S, bool))) bool {
 	t.mu.Lock()

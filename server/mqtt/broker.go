@@ -38,7 +38,7 @@ type Authenticator interface {
 // Recorder writes audit entries of refused requests; it never blocks.
 type Recorder interface{ Refused(e audit.Entry) }
 
-// Dependencies is what the broker is built from. Office, Guard and Bus are required.
+// Dependencies is what the broker is built from. Auth, Guard and Bus are required.
 type Dependencies struct {
 	Auth     Authenticator
 	Guard    *session.Guard

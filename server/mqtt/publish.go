@@ -122,7 +122,7 @@ func (st *sessionState) routeMessage(ctx context.Context, w *workBatch, m *messa
 		if err := st.broker.committer.unavailable(); err != nil {
 			return nil, err // pending writes would grow without limit
 		}
-		p.Retain = st.setRetained(m)
+		p.Retain = st.retainFor(m)
 	}
 	if sys.kind != 0 {
 		err = st.handleSystemTopic(ctx, w, sys, p, m, o, by)

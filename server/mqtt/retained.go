@@ -26,9 +26,9 @@ func (k retainedKey) row() mqttstore.Retained {
 	return mqttstore.Retained{Tenant: k.tenant.id, Topic: k.topic, Packet: encoded, Expires: unixNano(expires), Subject: owner.Subject, Incarnation: owner.Incarnation}
 }
 
-// setRetained is what is to be retained of m, which the session publishes: nothing where its payload is empty, which removes
+// retainFor returns what is to be retained of m, which the session publishes: nothing where its payload is empty, which removes
 // what there is (MQTT 5.0 §3.3.1.3).
-func (st *sessionState) setRetained(m *message) *bus.Retain {
+func (st *sessionState) retainFor(m *message) *bus.Retain {
 	r := &bus.Retain{Owner: bus.Owner{Subject: st.owner.subject, Incarnation: st.owner.incarnation}}
 	if len(m.payload) > 0 {
 		r.Message = newRetained(m)

@@ -88,7 +88,7 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 					}
 					m := &message{topic: shape.topic(i), payload: make([]byte, payload), props: shape.props}
 					st := &sessionState{tenant: tn, owner: who}
-					if err := tn.bus.Publish(bus.Publication{Message: m, Retain: st.setRetained(m)}, &batch, &bus.Result{}); err != nil {
+					if err := tn.bus.Publish(bus.Publication{Message: m, Retain: st.retainFor(m)}, &batch, &bus.Result{}); err != nil {
 						t.Fatal(err)
 					}
 				}

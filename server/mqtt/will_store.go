@@ -261,7 +261,7 @@ func (ws *willStore) restore(r mqttstore.Will, now time.Time) error {
 	return nil
 }
 
-// watchAuthorities calls watch for restored wills.
+// watchAuthorities calls watchAuthority for restored wills.
 func (ws *willStore) watchAuthorities(ctx context.Context) {
 	ws.mu.Lock()
 	var all []*will

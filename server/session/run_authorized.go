@@ -14,12 +14,12 @@ const maxDecisions = 64
 
 // RunAuthorized runs do under the current authority of the session, if may (nil: no check) allows it. do
 // passes [Authority.Versions] to the store, which compares them in the transaction of the act. If
-// they changed, nothing is written, and Act reads the authority again and repeats may and do. So
+// they changed, nothing is written, and RunAuthorized reads the authority again and repeats may and do. So
 // the writes of do commit only while the subject may make them; an edit does not wait for acts, and
 // every act that was decided before the edit is refused after it.
 //
 // do may run several times and must have no effect when it returns [watchword.ErrAuthorityChanged].
-// The input of the act must be complete before Act is called.
+// The input of the act must be complete before RunAuthorized is called.
 //
 // Codes: the cause of the session's end; those of may and do; busy; those of [Directory.Refresh].
 func (s *Session) RunAuthorized(ctx context.Context, may func(*Authority) error, do func(context.Context, *Authority) error) error {

@@ -261,7 +261,7 @@ func (s *Session) endIfExpired() {
 	s.endIfExpiredLocked()
 }
 
-// endIfExpiredLocked is expire, called with mu held.
+// endIfExpiredLocked is endIfExpired, called with mu held.
 func (s *Session) endIfExpiredLocked() {
 	if s.ended.Load() || s.timer == nil {
 		return

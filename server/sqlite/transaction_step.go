@@ -36,7 +36,7 @@ func writeAuthorized[T any](ctx context.Context, s *Store, tenant watchword.Tena
 	})
 }
 
-// writeAs is act for a step whose entries are made in the step.
+// writeAs is writeAuthorized for a step whose entries are made in the step.
 func writeAs[T any](ctx context.Context, s *Store, by audit.Actor, step func(*tx) (T, error)) (T, error) {
 	return writeAuthorized(ctx, s, by.Tenant, by.Versions, step)
 }
