@@ -29,6 +29,8 @@ const (
 	PreconditionFailed Code = "precondition_failed"
 	// Denied means the caller is known and no rule allows this, or one forbids it.
 	Denied Code = "denied"
+	// ExceedsOwn means the act would give a permission that the caller may not give, or concerns a subject that has more than the caller.
+	ExceedsOwn Code = "exceeds_own"
 	// Unauthenticated means no token was sent where one is needed.
 	Unauthenticated Code = "unauthenticated"
 	// RateLimited means too much came from one side; RetryAfter says when to come back.
@@ -170,7 +172,7 @@ func (c Code) Page() string {
 
 // Codes lists the closed set in the order of docs/errors.md.
 var Codes = []Code{
-	BadRequest, TooLarge, UnsupportedMediaType, MethodNotAllowed, NotFound, Conflict, PreconditionFailed, Denied,
+	BadRequest, TooLarge, UnsupportedMediaType, MethodNotAllowed, NotFound, Conflict, PreconditionFailed, Denied, ExceedsOwn,
 	Unauthenticated, RateLimited, Busy, Unavailable, TimedOut, ClientInvalid, GrantUnsupported,
 	ScopeInvalid, TargetInvalid, ProofRequired, DPoPInvalid, DPoPNonce,
 	TokenMalformed, TokenKind, AlgorithmInvalid, KeyUnknown, SignatureInvalid, TokenExpired, TokenEarly, TokenLifetime,

@@ -67,6 +67,7 @@ var exitStatusByCode = map[watchword.Code]int{
 	watchword.Conflict:             4,
 	watchword.PreconditionFailed:   4,
 	watchword.Denied:               5,
+	watchword.ExceedsOwn:           5,
 	watchword.Unauthenticated:      5,
 	watchword.RateLimited:          7,
 	watchword.Busy:                 7,

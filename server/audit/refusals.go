@@ -26,6 +26,7 @@ var requestRefusals = map[watchword.Code]recording{
 	watchword.Conflict:             never,
 	watchword.PreconditionFailed:   never,
 	watchword.Denied:               always,
+	watchword.ExceedsOwn:           always,
 	watchword.Unauthenticated:      always,
 	watchword.RateLimited:          never,
 	watchword.Busy:                 never,

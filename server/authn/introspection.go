@@ -132,6 +132,12 @@ func (svc *Service) RevocableRecord(ctx context.Context, t watchword.TenantID, c
 	return &rec, nil
 }
 
+// TokenSubject returns whom a token was issued to. Codes: not_found, unavailable.
+func (svc *Service) TokenSubject(ctx context.Context, t watchword.TenantID, jti string) (watchword.SubjectID, error) {
+	rec, err := svc.tokens.TokenRecord(ctx, t, jti)
+	return rec.Subject, err
+}
+
 // Revoke ends one token, and whatever session stands on it, before it returns. Codes: not_found, unavailable.
 func (svc *Service) Revoke(ctx context.Context, by audit.Actor, jti string, now time.Time) error {
 	rec, err := svc.tokens.TokenRecord(ctx, by.Tenant, jti)

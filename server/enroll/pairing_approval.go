@@ -7,6 +7,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/session"
 )
 
 // PairingApproval is what an operator says to a pairing. Sign is the whole thumbprint of
@@ -47,7 +48,7 @@ func (svc *Service) Pairings(ctx context.Context, t watchword.TenantID, before s
 // Codes: bad_request; not_found for a code that is unknown or over; conflict
 // where the thumbprint is another one, the pairing is decided, or the id is taken;
 // token_too_large.
-func (svc *Service) ApprovePairing(ctx context.Context, by audit.Actor, a PairingApproval, now time.Time) (watchword.Subject, error) {
+func (svc *Service) ApprovePairing(ctx context.Context, by session.Actor, a PairingApproval, now time.Time) (watchword.Subject, error) {
 	p, err := svc.Pairing(ctx, by.Tenant, a.UserCode, now)
 	if err != nil {
 		return watchword.Subject{}, err
@@ -71,7 +72,10 @@ func (svc *Service) ApprovePairing(ctx context.Context, by audit.Actor, a Pairin
 	if err != nil {
 		return watchword.Subject{}, err
 	}
-	s, err := svc.store.ApprovePairing(ctx, by, approval, now, func(before, after watchword.Subject) (es []audit.Entry) {
+	if !approval.Create {
+		by = by.On(&approval.Subject)
+	}
+	s, err := svc.store.ApprovePairing(ctx, by.Actor, approval, now, func(before, after watchword.Subject) (es []audit.Entry) {
 		if approval.Create {
 			es = append(es, by.DoneEntry(audit.DeviceCreate, string(id), now, map[string]string{"labels": a.Labels.String(), "pairing": p.ID}))
 		}
@@ -86,7 +90,7 @@ func (svc *Service) ApprovePairing(ctx context.Context, by audit.Actor, a Pairin
 	return s, err
 }
 
-func (svc *Service) buildApproval(ctx context.Context, by audit.Actor, p Pairing, id watchword.SubjectID, a PairingApproval, now time.Time) (Approval, error) {
+func (svc *Service) buildApproval(ctx context.Context, by session.Actor, p Pairing, id watchword.SubjectID, a PairingApproval, now time.Time) (Approval, error) {
 	out := Approval{Pairing: p.ID, AnswerUntil: now.Add(ApprovedPairingLifetime), Create: true, Subject: watchword.Subject{
 		Tenant: by.Tenant, ID: id, Kind: watchword.Device, State: watchword.New, Labels: a.Labels,
 		Version: 1, Incarnation: 1, Created: now, Changed: now,
@@ -97,7 +101,7 @@ func (svc *Service) buildApproval(ctx context.Context, by audit.Actor, p Pairing
 	if err := watchword.CheckLabels(a.Labels); err != nil {
 		return out, err
 	}
-	if err := svc.opts.CheckTokenSize(ctx, out.Subject); err != nil {
+	if err := svc.opts.CheckGiven(ctx, by, out.Subject); err != nil {
 		return out, err
 	}
 	switch s, err := svc.store.Subject(ctx, by.Tenant, id); {
@@ -111,17 +115,17 @@ func (svc *Service) buildApproval(ctx context.Context, by audit.Actor, p Pairing
 		return out, watchword.RefuseField("labels", "the device is there already, with labels of its own")
 	default:
 		out.Create, out.Subject = false, s
-		return out, nil
+		return out, svc.checkComesBack(ctx, by, s)
 	}
 }
 
 // RejectPairing turns a pairing down. Codes: bad_request, not_found, conflict.
-func (svc *Service) RejectPairing(ctx context.Context, by audit.Actor, userCode string, now time.Time) (Pairing, error) {
+func (svc *Service) RejectPairing(ctx context.Context, by session.Actor, userCode string, now time.Time) (Pairing, error) {
 	p, err := svc.Pairing(ctx, by.Tenant, userCode, now)
 	if err != nil {
 		return p, err
 	}
-	return svc.store.RejectPairing(ctx, by, p.ID, now, audit.FixedEntry[Pairing](by.DoneEntry(audit.PairingReject, p.ID, now, map[string]string{
+	return svc.store.RejectPairing(ctx, by.Actor, p.ID, now, audit.FixedEntry[Pairing](by.DoneEntry(audit.PairingReject, p.ID, now, map[string]string{
 		"sign": string(p.Sign.ID), "seal": string(p.Seal.ID), "user_code": FormatUserCode(p.UserCode),
 	})))
 }

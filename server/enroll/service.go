@@ -9,6 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/session"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -26,8 +27,10 @@ type Options struct {
 	PublicURL string        // where links of the default tenant point, without a path
 	Issuer    string        // of the default tenant
 	TrustPin  func() string // of the root of this moment
-	// CheckTokenSize refuses a subject whose token would outgrow its bound.
-	CheckTokenSize func(ctx context.Context, s watchword.Subject) error
+	// CheckGiven refuses a subject that is to be added, or to come back, if its token would outgrow its bound or the actor may
+	// not give what it would have. CheckActOn refuses an act on a subject that has more than the actor. Code: exceeds_own.
+	CheckGiven func(ctx context.Context, by session.Actor, s watchword.Subject) error
+	CheckActOn func(ctx context.Context, by session.Actor, s watchword.Subject) error
 	// Live is told of each subject that has changed in the store, before the answer. It is a [session.Live].
 	Live interface {
 		Apply(ctx context.Context, c watchword.Change) error
@@ -65,13 +68,13 @@ func (svc *Service) issuer(t watchword.TenantID) string {
 
 // CreateDevice writes a new device down and returns the link by which it comes in. ttl 0
 // means [DefaultCodeLifetime]. Codes: bad_request, conflict, token_too_large.
-func (svc *Service) CreateDevice(ctx context.Context, by audit.Actor, id watchword.SubjectID, labels watchword.Labels, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
+func (svc *Service) CreateDevice(ctx context.Context, by session.Actor, id watchword.SubjectID, labels watchword.Labels, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
 	return svc.CreateDeviceWithProof(ctx, by, id, labels, "", ttl, now)
 }
 
 // CreateDeviceWithProof is [Service.CreateDevice] for a device that gets nothing without a proof of its
 // key, where proof is [watchword.RequireProof].
-func (svc *Service) CreateDeviceWithProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, labels watchword.Labels, proof string, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
+func (svc *Service) CreateDeviceWithProof(ctx context.Context, by session.Actor, id watchword.SubjectID, labels watchword.Labels, proof string, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
 	s := watchword.Subject{
 		Tenant: by.Tenant, ID: id, Kind: watchword.Device, State: watchword.New, Labels: labels, Proof: proof,
 		Version: 1, Incarnation: 1, Created: now, Changed: now,
@@ -85,7 +88,7 @@ func (svc *Service) CreateDeviceWithProof(ctx context.Context, by audit.Actor, i
 	if err := watchword.CheckProof(proof); err != nil {
 		return s, Link{}, err
 	}
-	if err := svc.opts.CheckTokenSize(ctx, s); err != nil {
+	if err := svc.opts.CheckGiven(ctx, by, s); err != nil {
 		return s, Link{}, err
 	}
 	code, link, err := svc.newCode(by, id, ttl, now)
@@ -104,7 +107,15 @@ func (svc *Service) CreateDeviceWithProof(ctx context.Context, by audit.Actor, i
 
 // CreateLink makes a new link for a device that is new or revoked; an older one dies.
 // Codes: bad_request, not_found, conflict.
-func (svc *Service) CreateLink(ctx context.Context, by audit.Actor, id watchword.SubjectID, ttl time.Duration, now time.Time) (Link, error) {
+func (svc *Service) CreateLink(ctx context.Context, by session.Actor, id watchword.SubjectID, ttl time.Duration, now time.Time) (Link, error) {
+	s, err := svc.store.Subject(ctx, by.Tenant, id)
+	if err != nil {
+		return Link{}, err
+	}
+	by = by.On(&s)
+	if err := svc.checkComesBack(ctx, by, s); err != nil {
+		return Link{}, err
+	}
 	code, link, err := svc.newCode(by, id, ttl, now)
 	if err != nil {
 		return Link{}, err
@@ -112,7 +123,15 @@ func (svc *Service) CreateLink(ctx context.Context, by audit.Actor, id watchword
 	return link, svc.store.AddCode(ctx, code, by.DoneEntry(audit.DeviceLink, string(id), now, nil))
 }
 
-func (svc *Service) newCode(by audit.Actor, id watchword.SubjectID, ttl time.Duration, now time.Time) (Code, Link, error) {
+// checkComesBack refuses to let a subject enroll for an actor that may not act on it or may not give what it has.
+func (svc *Service) checkComesBack(ctx context.Context, by session.Actor, s watchword.Subject) error {
+	if err := svc.opts.CheckActOn(ctx, by, s); err != nil {
+		return err
+	}
+	return svc.opts.CheckGiven(ctx, by, s)
+}
+
+func (svc *Service) newCode(by session.Actor, id watchword.SubjectID, ttl time.Duration, now time.Time) (Code, Link, error) {
 	if ttl == 0 {
 		ttl = DefaultCodeLifetime
 	}

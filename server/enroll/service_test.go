@@ -14,6 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/enroll"
+	"github.com/watchword-iot/watchword/server/session"
 	"github.com/watchword-iot/watchword/server/sqlite"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -50,7 +51,8 @@ func newSetup(t *testing.T, o enroll.Options) *setup {
 	s := &setup{t: t, store: st, now: at}
 	o.PublicURL, o.Issuer = "https://hub.example/w", issuer
 	o.TrustPin = func() string { return strings.Repeat("p", 43) }
-	o.CheckTokenSize = func(context.Context, watchword.Subject) error { return s.fits }
+	o.CheckGiven = func(context.Context, session.Actor, watchword.Subject) error { return s.fits }
+	o.CheckActOn = func(context.Context, session.Actor, watchword.Subject) error { return nil }
 	o.Live = live(func(id watchword.SubjectID) {
 		s.changed = append(s.changed, id)
 	})
@@ -66,7 +68,7 @@ func must(t *testing.T, err error) {
 }
 
 // by is the operator who does all this.
-var by = audit.Actor{Tenant: here, Subject: "alice", Key: "alice-key", Trace: "trace", Versions: watchword.AuthorityVersions{Local: true}}
+var by = session.Actor{Actor: audit.Actor{Tenant: here, Subject: "alice", Key: "alice-key", Trace: "trace", Versions: watchword.AuthorityVersions{Local: true}}}
 
 func wantCode(t *testing.T, what string, err error, want watchword.Code) {
 	t.Helper()
@@ -571,11 +573,11 @@ func TestApproveAndRejectPairing(t *testing.T) {
 	if e := s.entry(audit.DeviceCreate); e.Object != "lamp-7" || e.Data["labels"] != "site=c" || e.Data["pairing"] != a.ID {
 		t.Errorf("the log says %+v", e)
 	}
-	_, err = s.store.Revoke(t.Context(), by, "lamp-7", s.now, audit.FixedEntry[watchword.Subject](by.DoneEntry(audit.DeviceRevoke, "lamp-7", s.now, nil)))
+	_, err = s.store.Revoke(t.Context(), by.Actor, "lamp-7", s.now, audit.FixedEntry[watchword.Subject](by.DoneEntry(audit.DeviceRevoke, "lamp-7", s.now, nil)))
 	must(t, err)
 	_, _, err = s.poll(d, a.DeviceCode, "lamp-7")
 	wantCode(t, "revoked since", err, watchword.PairingExpired)
-	must(t, s.store.DeleteSubject(t.Context(), by, "lamp-7", s.now, audit.FixedEntry[watchword.Subject](by.DoneEntry(audit.DeviceDelete, "lamp-7", s.now, nil))))
+	must(t, s.store.DeleteSubject(t.Context(), by.Actor, "lamp-7", s.now, audit.FixedEntry[watchword.Subject](by.DoneEntry(audit.DeviceDelete, "lamp-7", s.now, nil))))
 	_, _, err = s.poll(d, a.DeviceCode, "lamp-7")
 	wantCode(t, "deleted since", err, watchword.PairingExpired)
 

@@ -164,7 +164,7 @@ func (a *API) runDecided(r *http.Request, c *caller, may func(*session.Authority
 	}
 	return c.session.RunAuthorized(r.Context(), may, func(_ context.Context, now *session.Authority) error {
 		c.Authority = now
-		c.actor.Versions = now.Versions()
+		c.actor.Versions, c.actor.Policy = now.Versions(), now.Policy()
 		return h()
 	})
 }

@@ -143,7 +143,7 @@ func (a *API) commandRoutes() {
 			if _, err := a.visibleCommand(ctx, c, in.ID, http.MethodPost, "/cancel"); err != nil {
 				return nil, err
 			}
-			return a.commandAnswer(a.Commands.Cancel(ctx, c.actor, in.ID))
+			return a.commandAnswer(a.Commands.Cancel(ctx, c.actor.Actor, in.ID))
 		})
 }
 

@@ -7,7 +7,6 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/quota"
-	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/authn"
 	"github.com/watchword-iot/watchword/server/registry"
 	"github.com/watchword-iot/watchword/server/session"
@@ -23,7 +22,7 @@ const (
 type caller struct {
 	*session.Authority
 	credentials session.Credentials
-	actor       audit.Actor // Versions are those of Authority, inside [API.runAuthorized]
+	actor       session.Actor // Versions and Policy are those of Authority, inside [API.runAuthorized]
 	remote      string
 	method      string
 	path        string          // path in the form that policies match
@@ -60,7 +59,7 @@ func (a *API) caller(r *http.Request) (*caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &caller{Authority: authority, credentials: credentials, actor: in.actor, remote: in.remote.String(), method: r.Method, path: policyPath(r)}, nil
+	return &caller{Authority: authority, credentials: credentials, actor: session.Actor{Actor: in.actor}, remote: in.remote.String(), method: r.Method, path: policyPath(r)}, nil
 }
 
 func (a *API) verifyCredentials(r *http.Request, scheme, raw string) (session.Credentials, error) {

@@ -44,7 +44,7 @@ func (a *API) keyRoutes() {
 	}
 	register(a, operation{method: http.MethodPost, path: "/v1/keys/{role}/rotate", summary: "Create a role's next key, or activate it now"},
 		func(ctx context.Context, c *caller, in *rotateIn) (*keyOut, error) {
-			k, err := a.Keys.Rotate(ctx, c.actor, in.Role, in.Body.Now, a.Now())
+			k, err := a.Keys.Rotate(ctx, c.actor.Actor, in.Role, in.Body.Now, a.Now())
 			return &keyOut{viewKey(k)}, err
 		})
 	type revokeIn struct {
@@ -53,14 +53,14 @@ func (a *API) keyRoutes() {
 	}
 	register(a, operation{method: http.MethodPost, path: "/v1/keys/{id}/revoke", summary: "Revoke a key: its signatures become invalid"},
 		func(ctx context.Context, c *caller, in *revokeIn) (*keyOut, error) {
-			k, err := a.Keys.Revoke(ctx, c.actor, in.ID, in.Body.Reason, a.Now())
+			k, err := a.Keys.Revoke(ctx, c.actor.Actor, in.ID, in.Body.Reason, a.Now())
 			return &keyOut{viewKey(k)}, err
 		})
 	type planIn struct{ Body api.PlanBundlesRequest }
 	type planOut struct{ Body api.PlannedBundles }
 	register(a, operation{method: http.MethodPost, path: "/v1/keys/bundles/plan", summary: "Plan trust bundles for an offline root to sign"},
 		func(ctx context.Context, c *caller, in *planIn) (*planOut, error) {
-			planned, err := a.Keys.PlanBundles(ctx, c.actor, in.Body.Count, a.Now())
+			planned, err := a.Keys.PlanBundles(ctx, c.actor.Actor, in.Body.Count, a.Now())
 			out := &planOut{}
 			for _, p := range planned {
 				out.Body.Bundles = append(out.Body.Bundles, api.PlannedBundle{
@@ -72,6 +72,6 @@ func (a *API) keyRoutes() {
 	type importIn struct{ Body api.ImportBundlesRequest }
 	register(a, operation{method: http.MethodPost, path: "/v1/keys/bundles", summary: "Import trust bundles that were signed offline", status: http.StatusNoContent, maxBody: maxBody},
 		func(ctx context.Context, c *caller, in *importIn) (*noBody, error) {
-			return nil, a.Keys.ImportBundles(ctx, c.actor, in.Body.Bundles, a.Now())
+			return nil, a.Keys.ImportBundles(ctx, c.actor.Actor, in.Body.Bundles, a.Now())
 		})
 }

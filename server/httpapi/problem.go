@@ -27,6 +27,7 @@ var statusOf = map[watchword.Code]int{
 	watchword.Conflict:             http.StatusConflict,
 	watchword.PreconditionFailed:   http.StatusPreconditionFailed,
 	watchword.Denied:               http.StatusForbidden,
+	watchword.ExceedsOwn:           http.StatusForbidden,
 	watchword.Unauthenticated:      http.StatusUnauthorized,
 	watchword.RateLimited:          http.StatusTooManyRequests,
 	watchword.Busy:                 http.StatusTooManyRequests,

@@ -19,7 +19,7 @@ func (a *API) rekey(w http.ResponseWriter, r *http.Request, c *caller) error {
 	if err := decodeStrict(c.body, &in); err != nil {
 		return err
 	}
-	s, err := a.Enrollment.Rekey(r.Context(), c.actor, enroll.RekeyRequest{Sign: in.Keys.Sign, Seal: in.Keys.Seal, Proof: in.Rekey}, a.Now())
+	s, err := a.Enrollment.Rekey(r.Context(), c.actor.Actor, enroll.RekeyRequest{Sign: in.Keys.Sign, Seal: in.Keys.Seal, Proof: in.Rekey}, a.Now())
 	if err != nil {
 		a.Recorder.Refused(c.actor.RefusedEntry(audit.DeviceRekey, string(c.Subject()), a.Now(), err, nil))
 		return err

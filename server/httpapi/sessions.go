@@ -174,7 +174,11 @@ func (a *API) endOfflineSession(ctx context.Context, c *caller, id watchword.Ses
 	if i < 0 {
 		return watchword.Refuse(watchword.NotFound, "no such session")
 	}
-	e := c.actor.DoneEntry(audit.SessionClose, string(id), a.Now(), map[string]string{"subject": string(offline[i].Subject), "client": offline[i].MQTT.Client})
+	by, err := a.Registry.MayActOn(ctx, c.actor, offline[i].Subject)
+	if err != nil {
+		return err
+	}
+	e := by.DoneEntry(audit.SessionClose, string(id), a.Now(), map[string]string{"subject": string(offline[i].Subject), "client": offline[i].MQTT.Client})
 	return a.Broker.EndOfflineSession(c.Tenant(), id, func() error { return a.Entries.AddEntry(ctx, e) })
 }
 
@@ -200,7 +204,11 @@ func (a *API) sessionRoutes() {
 			if s == nil {
 				return nil, a.endOfflineSession(ctx, c, in.ID)
 			}
-			e := c.actor.DoneEntry(audit.SessionClose, string(in.ID), a.Now(), map[string]string{"subject": string(s.Authority().Subject())})
+			by, err := a.Registry.MayActOn(ctx, c.actor, s.Authority().Subject())
+			if err != nil {
+				return nil, err
+			}
+			e := by.DoneEntry(audit.SessionClose, string(in.ID), a.Now(), map[string]string{"subject": string(s.Authority().Subject())})
 			if err := a.Entries.AddEntry(ctx, e); err != nil {
 				return nil, err
 			}

@@ -99,7 +99,7 @@ func (a *API) clientByAssertion(r *http.Request, form url.Values, may func(*watc
 	if err != nil {
 		return nil, err
 	}
-	return &caller{credentials: session.KeyCredentials(tenantOf(r), c.Subject, c.Incarnation, c.Key), actor: in.actor, remote: in.remote.String()}, nil
+	return &caller{credentials: session.KeyCredentials(tenantOf(r), c.Subject, c.Incarnation, c.Key), actor: session.Actor{Actor: in.actor}, remote: in.remote.String()}, nil
 }
 
 // revoke revokes a token of the client (RFC 7009) and ends its sessions before it answers. An
@@ -146,7 +146,7 @@ func (a *API) revokeOwnToken(r *http.Request, c *caller, raw string) error {
 	if err != nil || rec == nil {
 		return err
 	}
-	return a.Auth.Revoke(r.Context(), c.actor, rec.JTI, a.Now())
+	return a.Auth.Revoke(r.Context(), c.actor.Actor, rec.JTI, a.Now())
 }
 
 // revocationCaller authenticates the client of a revocation, by token or by client assertion.
@@ -163,6 +163,14 @@ func (a *API) tokenRoutes() {
 	}
 	register(a, operation{method: http.MethodDelete, path: "/v1/tokens/{jti}", summary: "Revoke an access token and close its sessions", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *tokenJTI) (*noBody, error) {
-			return nil, a.Auth.Revoke(ctx, c.actor, in.JTI, a.Now())
+			subject, err := a.Auth.TokenSubject(ctx, c.Tenant(), in.JTI)
+			if err != nil {
+				return nil, err
+			}
+			by, err := a.Registry.MayActOn(ctx, c.actor, subject)
+			if err != nil {
+				return nil, err
+			}
+			return nil, a.Auth.Revoke(ctx, by.Actor, in.JTI, a.Now())
 		})
 }

@@ -10,6 +10,7 @@ import (
 // extent is what is allowed on one side: what allowed rules allow and no denied rule denies. nil denies nothing.
 type extent struct {
 	allowed, denied *rules
+	everyTopic      bool // allows all topics, also those that start with $, which no single filter matches
 }
 
 var nothing = &rules{}
@@ -53,7 +54,7 @@ func topicCovered(r *topicRule, denied *rules, outer extent) bool {
 	if anyRule(denied.Topics, func(d *topicRule) bool { return contains(d, r) }) {
 		return true
 	}
-	if !anyRule(outer.allowed.Topics, func(o *topicRule) bool { return contains(o, r) }) {
+	if !outer.everyTopic && !anyRule(outer.allowed.Topics, func(o *topicRule) bool { return contains(o, r) }) {
 		return false
 	}
 	return !anyRule(outer.denied.Topics, func(o *topicRule) bool {

@@ -16,8 +16,11 @@ func (g *Grant) MayNotGive(before, after *Grant) (watchword.Permission, bool) {
 	if before == nil || before.proof != nil && after.proof == nil {
 		before = &Grant{}
 	}
+	if after.givesEveryTopic && !before.givesEveryTopic && !g.givesEveryTopic {
+		return everyTopic, true
+	}
 	for _, of := range []func(*Grant) *rules{(*Grant).held, (*Grant).givable} {
-		gained, lacks := extent{withoutSelf(of(after)), &after.Denied}, extent{of(before), &before.Denied}
+		gained, lacks := extent{allowed: withoutSelf(of(after)), denied: &after.Denied}, extent{allowed: of(before), denied: &before.Denied}
 		for _, one := range gained.each() {
 			if _, isNew := uncovered(one, lacks); !isNew {
 				continue
@@ -33,8 +36,8 @@ func (g *Grant) MayNotGive(before, after *Grant) (watchword.Permission, bool) {
 // Lacks returns the first permission that the holder of other has, or may give, and that the holder of g neither has nor may
 // give; false if there is none. Who lacks one may not narrow, suspend, revoke, relabel or close the other.
 func (g *Grant) Lacks(other *Grant) (watchword.Permission, bool) {
-	for _, one := range (extent{withoutSelf(&other.Allowed), &other.Denied}).each() {
-		p, over := uncovered(one, extent{&g.Allowed, &g.Denied})
+	for _, one := range (extent{allowed: withoutSelf(&other.Allowed), denied: &other.Denied}).each() {
+		p, over := uncovered(one, extent{allowed: &g.Allowed, denied: &g.Denied})
 		if over {
 			p, over = uncovered(one, g.gives())
 		}
@@ -42,17 +45,25 @@ func (g *Grant) Lacks(other *Grant) (watchword.Permission, bool) {
 			return p, true
 		}
 	}
-	return uncovered(extent{other.givable(), &other.Denied}, g.gives())
+	if other.givesEveryTopic && !g.givesEveryTopic {
+		return everyTopic, true
+	}
+	return uncovered(extent{allowed: other.givable(), denied: &other.Denied}, g.gives())
 }
+
+// everyTopic names the right to give all topics, with those that start with $.
+var everyTopic = watchword.Permission{Resource: watchword.TopicPrefix + allTopic, Actions: topicActions}
 
 // Narrows reports whether something that before allows is not allowed by after.
 func Narrows(before, after *Grant) bool {
-	_, loses := uncovered(extent{&before.Allowed, &before.Denied}, extent{&after.Allowed, &after.Denied})
+	_, loses := uncovered(extent{allowed: &before.Allowed, denied: &before.Denied}, extent{allowed: &after.Allowed, denied: &after.Denied})
 	return loses || before.proof == nil && after.proof != nil
 }
 
-func (g *Grant) held() *rules  { return &g.Allowed }
-func (g *Grant) gives() extent { return extent{g.givable(), &g.Denied} }
+func (g *Grant) held() *rules { return &g.Allowed }
+func (g *Grant) gives() extent {
+	return extent{allowed: g.givable(), denied: &g.Denied, everyTopic: g.givesEveryTopic}
+}
 
 // givable returns what the subject may give: what a role or a member may_give says, and what documents without that member
 // allow.
@@ -81,13 +92,13 @@ func (g *Grant) givable() *rules {
 // each returns the permissions one by one, each with all that is denied.
 func (e extent) each() (all []extent) {
 	for i := range e.allowed.Topics {
-		all = append(all, extent{&rules{Topics: e.allowed.Topics[i : i+1]}, e.denied})
+		all = append(all, extent{allowed: &rules{Topics: e.allowed.Topics[i : i+1]}, denied: e.denied})
 	}
 	for i := range e.allowed.Calls {
-		all = append(all, extent{&rules{Calls: e.allowed.Calls[i : i+1]}, e.denied})
+		all = append(all, extent{allowed: &rules{Calls: e.allowed.Calls[i : i+1]}, denied: e.denied})
 	}
 	for i := range e.allowed.Paths {
-		all = append(all, extent{&rules{Paths: e.allowed.Paths[i : i+1]}, e.denied})
+		all = append(all, extent{allowed: &rules{Paths: e.allowed.Paths[i : i+1]}, denied: e.denied})
 	}
 	return all
 }
@@ -129,11 +140,11 @@ func (g *Grant) DocumentMayNotGive(before, after *Document) (watchword.Permissio
 		old = &Grant{}
 	}
 	for _, of := range []func(*Grant) *rules{(*Grant).held, (*Grant).givable} {
-		for _, one := range (extent{of(now), &now.Denied}).each() {
-			if _, isNew := uncovered(one, extent{of(old), &old.Denied}); !isNew {
+		for _, one := range (extent{allowed: of(now), denied: &now.Denied}).each() {
+			if _, isNew := uncovered(one, extent{allowed: of(old), denied: &old.Denied}); !isNew {
 				continue
 			}
-			if p, over := uncovered(extent{widest(one.allowed), one.denied}, g.gives()); over {
+			if p, over := uncovered(extent{allowed: widest(one.allowed), denied: one.denied}, g.gives()); over {
 				return p, true
 			}
 		}
@@ -143,16 +154,16 @@ func (g *Grant) DocumentMayNotGive(before, after *Document) (watchword.Permissio
 		kept = nothing
 	}
 	old = before.symbolic()
-	for _, one := range (extent{&old.Denied, nothing}).each() {
-		if _, lifted := uncovered(one, extent{kept, nothing}); !lifted {
+	for _, one := range (extent{allowed: &old.Denied, denied: nothing}).each() {
+		if _, lifted := uncovered(one, extent{allowed: kept, denied: nothing}); !lifted {
 			continue
 		}
-		if p, over := uncovered(extent{widest(one.allowed), nothing}, g.gives()); over {
+		if p, over := uncovered(extent{allowed: widest(one.allowed), denied: nothing}, g.gives()); over {
 			return p, true
 		}
 	}
 	if before.ProofRequired && !(after.ProofRequired && after.selects(before)) {
-		return uncovered(extent{&builtInRoles[RoleOwner].give, nothing}, g.gives())
+		return uncovered(extent{allowed: &builtInRoles[RoleOwner].give, denied: nothing}, g.gives())
 	}
 	return watchword.Permission{}, false
 }

@@ -388,6 +388,25 @@ func TestMayGiveCounts(t *testing.T) {
 	}
 }
 
+// Owners and admins give topics that start with $, which # does not match; who gives # does not.
+func TestTopicsThatStartWithADollarSign(t *testing.T) {
+	stats := parsed(t, "stats", "for = {}\n[[allow]]\npublish = [\"$stats/#\"]\n")
+	set := policy.NewSet(parsed(t, "boss", "role = \"boss\"\nmay_give = [\"topic:#\", \"fn:*/*\", \"api:/#\"]\n"))
+	for role, may := range map[string]bool{"owner": true, "admin": true, "operator": false, "boss": false} {
+		g := set.GrantFor(policy.Subject{ID: "x", Kind: watchword.Operator, Role: role})
+		if p, over := g.DocumentMayNotGive(nil, stats); over == may {
+			t.Errorf("%s: may not give %v: %v", role, p, over)
+		}
+	}
+	boss, admin := set.GrantFor(policy.Subject{ID: "x", Kind: watchword.Operator, Role: "boss"}), set.GrantFor(policy.Subject{ID: "x", Kind: watchword.Operator, Role: "admin"})
+	if p, over := boss.MayNotGive(nil, admin); !over || p.Resource != "topic:#" {
+		t.Errorf("who gives no $ topics makes one who does: %v, %v", p, over)
+	}
+	if p, lacks := boss.Lacks(admin); !lacks || p.Resource != "topic:#" {
+		t.Errorf("who gives no $ topics lacks nothing of one who does: %v, %v", p, lacks)
+	}
+}
+
 // A requirement of a proof is part of what a subject has: who loses it gains all that it has without.
 func TestLosingAProofGivesEverything(t *testing.T) {
 	proof := parsed(t, "proof", "for = { site = \"a\" }\nproof = \"required\"\n")

@@ -17,8 +17,10 @@ type Grant struct {
 	proof       *origin  // the first document that requires a proof; nil for none
 	give        rules    // what the subject may give by its built-in role, or by a member may_give
 	givesStated []string // the documents that have a member may_give
-	claims      sync.Once
-	perm, denyP []watchword.Permission
+	// givesEveryTopic says that the built-in role may give all topics, also those that start with $.
+	givesEveryTopic bool
+	claims          sync.Once
+	perm, denyP     []watchword.Permission
 }
 
 type (

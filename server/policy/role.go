@@ -27,7 +27,8 @@ func (s *Set) HasRole(role string) bool { return IsBuiltInRole(role) || len(s.by
 
 // roleRules is what a built-in role may do, and what it may give to others.
 type roleRules struct {
-	do, give rules
+	do, give        rules
+	givesEveryTopic bool // also topics that start with $, which no single filter matches
 }
 
 const (
@@ -38,7 +39,7 @@ const (
 var builtInRoles = map[string]*roleRules{
 	RoleOwner: func() *roleRules {
 		all := roleRule(RoleOwner).topic(allTopic, true, true).calls().path("/#", authz.PathActions...).rules
-		return &roleRules{do: all, give: all}
+		return &roleRules{do: all, give: all, givesEveryTopic: true}
 	}(),
 	RoleAdmin: {
 		do: roleRule(RoleAdmin).devices().calls().see().
@@ -46,7 +47,8 @@ var builtInRoles = map[string]*roleRules{
 			path("/v1/policies/#", authz.PathActions...).path("/v1/commands/#", authz.PathActions...).path("/v1/sessions/#", authz.PathActions...).
 			path("/v1/tokens/#", authz.PathActions...).path("/v1/retained/#", authz.PathActions...).
 			path("/v1/audit/#", get).path("/v1/keys/#", get).path("/v1/operators/#", get).rules,
-		give: roleRule(RoleAdmin).topic(allTopic, true, true).calls().path("/v1/self/#", authz.PathActions...).rules,
+		givesEveryTopic: true,
+		give:            roleRule(RoleAdmin).topic(allTopic, true, true).calls().path("/v1/self/#", authz.PathActions...).rules,
 	},
 	RoleOperator: {do: roleRule(RoleOperator).devices().calls().see().path("/v1/commands/#", "post").rules},
 	RoleViewer:   {do: roleRule(RoleViewer).devices().see().rules},

@@ -172,6 +172,7 @@ func (c *compiler) builtIn(w Subject) {
 	if role := w.builtInRole(); role != nil {
 		appendRules(&c.g.Allowed, &role.do)
 		appendRules(&c.g.give, &role.give)
+		c.g.givesEveryTopic = role.givesEveryTopic
 	}
 }
 

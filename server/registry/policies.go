@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"slices"
 	"strconv"
 	"time"
 
@@ -63,17 +64,49 @@ func (r *Registry) checkAllTokenSizes(ctx context.Context, t watchword.TenantID,
 		return err
 	}
 	set = set.With(doc)
+	return r.eachSubject(ctx, t, func(s *watchword.Subject) error {
+		if !doc.AppliesTo(session.PolicySubject(s)) {
+			return nil
+		}
+		return r.checkTokenSize(set, *s)
+	})
+}
+
+// checkNarrowed refuses an edit that takes something from a subject which has more than the actor. Code: exceeds_own.
+func (r *Registry) checkNarrowed(ctx context.Context, by session.Actor, before, after *policy.Set) error {
+	if by.Policy == nil {
+		return nil // the server itself; MayEdit refused a subject without its policy
+	}
+	docs := policy.ChangedDocuments(before, after)
+	return r.eachSubject(ctx, by.Tenant, func(s *watchword.Subject) error {
+		w := session.PolicySubject(s)
+		if s.ID == by.Subject || !slices.ContainsFunc(docs, func(d *policy.Document) bool { return d.AppliesTo(w) }) {
+			return nil
+		}
+		was := before.GrantFor(w)
+		if !policy.Narrows(was, after.GrantFor(w)) {
+			return nil
+		}
+		if err := by.MayActOn(s.ID, was); err != nil {
+			return watchword.Wrap(err, watchword.ExceedsOwn, "the policy takes something from %q: %s", s.ID, watchword.DetailOf(err))
+		}
+		return nil
+	})
+}
+
+// eachSubject calls f with each subject of the tenant that is not revoked, until it returns an error.
+func (r *Registry) eachSubject(ctx context.Context, t watchword.TenantID, f func(*watchword.Subject) error) error {
 	const page = 1000
 	for after := watchword.SubjectID(""); ; {
 		subjects, err := r.store.Subjects(ctx, t, "", "", nil, after, page)
 		if err != nil {
 			return err
 		}
-		for _, s := range subjects {
-			if s.State == watchword.Revoked || !doc.AppliesTo(session.PolicySubject(&s)) {
+		for i := range subjects {
+			if subjects[i].State == watchword.Revoked {
 				continue
 			}
-			if err := r.checkTokenSize(set, s); err != nil {
+			if err := f(&subjects[i]); err != nil {
 				return err
 			}
 		}
@@ -143,7 +176,7 @@ func (p *PolicyEdit) checkVersion(b watchword.AuthorityVersions, before *policy.
 // touches recomputed before the answer. ifVersion is -1 for any, 0 for none yet, else
 // the version that was compared. Codes: policy_invalid, token_too_large, too_large,
 // precondition_failed, busy ([watchword.ErrAuthorityChanged]).
-func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, source []byte, ifVersion int64, now time.Time) (policy.Stored, error) {
+func (p *PolicyEdit) Apply(ctx context.Context, by session.Actor, name string, source []byte, ifVersion int64, now time.Time) (policy.Stored, error) {
 	before, err := p.r.directory.Policies(ctx, by.Tenant)
 	if err == nil {
 		err = p.checkVersion(by.Versions, before)
@@ -159,7 +192,14 @@ func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, sou
 	if err := r.checkPolicyLimits(ctx, by.Tenant, name, source); err != nil {
 		return policy.Stored{}, err
 	}
+	old, _ := before.Document(name)
+	if err := by.MayEdit(old, doc); err != nil {
+		return policy.Stored{}, err
+	}
 	if err := r.checkAllTokenSizes(ctx, by.Tenant, doc); err != nil {
+		return policy.Stored{}, err
+	}
+	if err := r.checkNarrowed(ctx, by, before, before.With(doc)); err != nil {
 		return policy.Stored{}, err
 	}
 	entry := func(before, after policy.Stored) audit.Entry {
@@ -167,7 +207,7 @@ func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, sou
 			"after": jose.Hash(source), "source": string(source), "version": strconv.FormatInt(after.Version, 10),
 		}).With(replaced(before)...)
 	}
-	row, version, err := r.store.PutPolicy(ctx, by, name, bytes.Clone(source), ifVersion, now, entry)
+	row, version, err := r.store.PutPolicy(ctx, by.Actor, name, bytes.Clone(source), ifVersion, now, entry)
 	if err != nil {
 		return row, err
 	}
@@ -176,7 +216,7 @@ func (p *PolicyEdit) Apply(ctx context.Context, by audit.Actor, name string, sou
 
 // Delete takes a document out of force, as Apply puts it in. Codes: not_found,
 // precondition_failed, busy.
-func (p *PolicyEdit) Delete(ctx context.Context, by audit.Actor, name string, ifVersion int64, now time.Time) error {
+func (p *PolicyEdit) Delete(ctx context.Context, by session.Actor, name string, ifVersion int64, now time.Time) error {
 	r := p.r
 	before, err := r.directory.Policies(ctx, by.Tenant)
 	if err == nil {
@@ -185,10 +225,18 @@ func (p *PolicyEdit) Delete(ctx context.Context, by audit.Actor, name string, if
 	if err != nil {
 		return err
 	}
+	if old, ok := before.Document(name); ok {
+		if err := by.MayEdit(old, nil); err != nil {
+			return err
+		}
+		if err := r.checkNarrowed(ctx, by, before, before.Without(name)); err != nil {
+			return err
+		}
+	}
 	entry := func(before, _ policy.Stored) audit.Entry {
 		return by.DoneEntry(audit.PolicyDelete, name, now, nil).With(replaced(before)...)
 	}
-	version, err := r.store.DeletePolicy(ctx, by, name, ifVersion, now, entry)
+	version, err := r.store.DeletePolicy(ctx, by.Actor, name, ifVersion, now, entry)
 	if err != nil {
 		return err
 	}

@@ -86,11 +86,11 @@ func (r *Registry) checkTokenSize(set *policy.Set, s watchword.Subject) error {
 
 // SetLabels replaces the labels and recomputes what they decide. Codes:
 // bad_request, not_found, precondition_failed, token_too_large.
-func (r *Registry) SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time) (watchword.Subject, error) {
+func (r *Registry) SetLabels(ctx context.Context, by session.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time) (watchword.Subject, error) {
 	if err := watchword.CheckLabels(l); err != nil {
 		return watchword.Subject{}, err
 	}
-	s, err := r.store.Subject(ctx, by.Tenant, id)
+	s, before, by, err := r.mayActOn(ctx, by, id)
 	if err != nil {
 		return s, err
 	}
@@ -98,7 +98,10 @@ func (r *Registry) SetLabels(ctx context.Context, by audit.Actor, id watchword.S
 	if err := r.CheckTokenSize(ctx, s); err != nil {
 		return s, err
 	}
-	return r.notifySubjectChanged(ctx)(r.store.SetLabels(ctx, by, id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
+	if err := r.mayGive(ctx, by, before, s); err != nil {
+		return s, err
+	}
+	return r.notifySubjectChanged(ctx)(r.store.SetLabels(ctx, by.Actor, id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
 		return by.DoneEntry(audit.DeviceLabel, string(id), now, map[string]string{"before": before.Labels.String(), "after": after.Labels.String()})
 	}))
 }
@@ -106,39 +109,122 @@ func (r *Registry) SetLabels(ctx context.Context, by audit.Actor, id watchword.S
 // SetProof says whether a subject gets anything without a proof of its key: proof is
 // [watchword.RequireProof] or empty. Sessions without one end at once. Codes:
 // bad_request, not_found.
-func (r *Registry) SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time) (watchword.Subject, error) {
+func (r *Registry) SetProof(ctx context.Context, by session.Actor, id watchword.SubjectID, proof string, now time.Time) (watchword.Subject, error) {
 	if err := watchword.CheckProof(proof); err != nil {
 		return watchword.Subject{}, err
 	}
-	return r.notifySubjectChanged(ctx)(r.store.SetProof(ctx, by, id, proof, now, func(before, after watchword.Subject) audit.Entry {
+	s, _, by, err := r.mayActOn(ctx, by, id)
+	if err == nil && proof == "" { // whoever has a token of the subject, without its key, gains what the subject has
+		err = r.mayGive(ctx, by, nil, s)
+	}
+	if err != nil {
+		return s, err
+	}
+	return r.notifySubjectChanged(ctx)(r.store.SetProof(ctx, by.Actor, id, proof, now, func(before, after watchword.Subject) audit.Entry {
 		return by.DoneEntry(audit.DeviceProof, string(id), now, map[string]string{"before": before.Proof, "after": after.Proof})
 	}))
 }
 
 // Suspend stops everything of a subject until Resume. Codes: not_found, conflict.
-func (r *Registry) Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
-	return r.notifySubjectChanged(ctx)(r.store.Suspend(ctx, by, id, now, stateChangeEntry(by, audit.DeviceSuspend, reason, now)))
+func (r *Registry) Suspend(ctx context.Context, by session.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
+	s, _, by, err := r.mayActOn(ctx, by, id)
+	if err != nil {
+		return s, err
+	}
+	return r.notifySubjectChanged(ctx)(r.store.Suspend(ctx, by.Actor, id, now, stateChangeEntry(by, audit.DeviceSuspend, reason, now)))
 }
 
 // Resume gives a suspended subject back all it had. Codes: not_found, conflict.
-func (r *Registry) Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) (watchword.Subject, error) {
-	return r.notifySubjectChanged(ctx)(r.store.Resume(ctx, by, id, now, stateChangeEntry(by, audit.DeviceResume, "", now)))
+func (r *Registry) Resume(ctx context.Context, by session.Actor, id watchword.SubjectID, now time.Time) (watchword.Subject, error) {
+	s, _, by, err := r.mayActOn(ctx, by, id)
+	if err == nil {
+		err = r.mayGive(ctx, by, nil, s)
+	}
+	if err != nil {
+		return s, err
+	}
+	return r.notifySubjectChanged(ctx)(r.store.Resume(ctx, by.Actor, id, now, stateChangeEntry(by, audit.DeviceResume, "", now)))
 }
 
 // Revoke ends a subject's keys, tokens and sessions permanently. When it returns,
 // nothing of the subject passes any more. Code: not_found.
-func (r *Registry) Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
-	return r.notifySubjectChanged(ctx)(r.store.Revoke(ctx, by, id, now, stateChangeEntry(by, audit.DeviceRevoke, reason, now)))
+func (r *Registry) Revoke(ctx context.Context, by session.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
+	s, _, by, err := r.mayActOn(ctx, by, id)
+	if err != nil {
+		return s, err
+	}
+	return r.notifySubjectChanged(ctx)(r.store.Revoke(ctx, by.Actor, id, now, stateChangeEntry(by, audit.DeviceRevoke, reason, now)))
 }
 
 // Delete revokes a subject and leaves a tombstone: no id means two things over
 // time. Code: not_found.
-func (r *Registry) Delete(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time) error {
-	err := r.store.DeleteSubject(ctx, by, id, now, audit.FixedEntry[watchword.Subject](by.DoneEntry(audit.DeviceDelete, string(id), now, nil)))
+func (r *Registry) Delete(ctx context.Context, by session.Actor, id watchword.SubjectID, now time.Time) error {
+	_, _, by, err := r.mayActOn(ctx, by, id)
+	if err != nil {
+		return err
+	}
+	err = r.store.DeleteSubject(ctx, by.Actor, id, now, audit.FixedEntry[watchword.Subject](by.DoneEntry(audit.DeviceDelete, string(id), now, nil)))
 	if err != nil {
 		return err
 	}
 	return r.live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.SubjectDeleted, ID: string(id), Version: 1})
+}
+
+// mayActOn reads a subject and refuses acts on it that the actor may not do (session.Actor.MayActOn). It returns what policy gives
+// the subject, and the actor with the version of the subject.
+func (r *Registry) mayActOn(ctx context.Context, by session.Actor, id watchword.SubjectID) (watchword.Subject, *policy.Grant, session.Actor, error) {
+	s, err := r.store.Subject(ctx, by.Tenant, id)
+	if err != nil {
+		return s, nil, by, err
+	}
+	g, err := r.grant(ctx, &s)
+	if err != nil {
+		return s, nil, by, err
+	}
+	return s, g, by.On(&s), by.MayActOn(id, g)
+}
+
+// mayGive refuses to give s what policy gives it, where it has before now. Codes: exceeds_own, unavailable.
+func (r *Registry) mayGive(ctx context.Context, by session.Actor, before *policy.Grant, s watchword.Subject) error {
+	after, err := r.grant(ctx, &s)
+	if err != nil {
+		return err
+	}
+	return by.MayGive(before, after)
+}
+
+// grant is what policy gives a subject now, whatever its state is.
+func (r *Registry) grant(ctx context.Context, s *watchword.Subject) (*policy.Grant, error) {
+	set, err := r.directory.Policies(ctx, s.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	return set.GrantFor(session.PolicySubject(s)), nil
+}
+
+// MayActOn refuses an act on a subject that has more than the actor, such as closing its session or revoking its token. It
+// returns the actor with the version of the subject, which the store compares. Codes: exceeds_own, not_found, unavailable.
+func (r *Registry) MayActOn(ctx context.Context, by session.Actor, id watchword.SubjectID) (session.Actor, error) {
+	_, _, by, err := r.mayActOn(ctx, by, id)
+	return by, err
+}
+
+// CheckActOn is [Registry.MayActOn] for a subject that was read already.
+func (r *Registry) CheckActOn(ctx context.Context, by session.Actor, s watchword.Subject) error {
+	g, err := r.grant(ctx, &s)
+	if err != nil {
+		return err
+	}
+	return by.MayActOn(s.ID, g)
+}
+
+// CheckGiven refuses a subject that is to be added, or to come back, if its token would outgrow 4 KiB or it would have what the
+// actor may not give. Codes: token_too_large, exceeds_own, unavailable.
+func (r *Registry) CheckGiven(ctx context.Context, by session.Actor, s watchword.Subject) error {
+	if err := r.CheckTokenSize(ctx, s); err != nil {
+		return err
+	}
+	return r.mayGive(ctx, by, nil, s)
 }
 
 // notifySubjectChanged takes the change of a subject to every live session before it is answered.
@@ -152,7 +238,7 @@ func (r *Registry) notifySubjectChanged(ctx context.Context) func(watchword.Subj
 }
 
 // stateChangeEntry makes the entry of a subject whose state changes.
-func stateChangeEntry(by audit.Actor, kind, reason string, now time.Time) audit.EntryOf[watchword.Subject] {
+func stateChangeEntry(by session.Actor, kind, reason string, now time.Time) audit.EntryOf[watchword.Subject] {
 	return func(before, after watchword.Subject) audit.Entry {
 		data := map[string]string{"before": string(before.State), "after": string(after.State)}
 		if reason != "" {
