@@ -230,7 +230,6 @@ var goModsNeed = map[string]map[string]string{
 	},
 	"cmd": {
 		"github.com/rogpeppe/go-internal": "testscript runs the CLI's main inside its test",
-		"github.com/spf13/pflag":          "tests go over the flags of cobra's commands; cobra requires it",
 	},
 }
 

@@ -44,4 +44,4 @@ func (b AuthorityVersions) Check(v Versions) error {
 
 // ErrAuthorityChanged is what a store answers to an act whose [AuthorityVersions] is no longer the current versions. It
 // is handled by session.Session.Act, which decides again; a client sees it as busy, after many tries.
-var ErrAuthorityChanged = Refuse(Busy, "authority changed while this was being done: try again")
+var ErrAuthorityChanged = Refuse(Busy, "permissions or keys changed while the request ran: try again")

@@ -233,6 +233,24 @@ func Wrap(err error, c Code, format string, a ...any) error {
 	return &Error{Code: c, Detail: fmt.Sprintf(format, a...), Err: err}
 }
 
+// WrapRefusal refuses with code c what failed for the reason that err gives. what says what failed, such as "the signed
+// order is not valid"; the code, field and detail of err follow it, so that its reader can tell the reasons apart. An err
+// that is about this server, and not about what was sent (internal, unavailable, timed_out, busy, rate_limited, or an error of
+// another package), is returned as it is, and so is nil.
+func WrapRefusal(err error, c Code, what string) error {
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		return err
+	}
+	switch e.Code {
+	case Internal, Unavailable, TimedOut, Busy, RateLimited:
+		return err
+	}
+	reason := *e
+	reason.Err = nil
+	return &Error{Code: c, Detail: what + ": " + reason.Error(), Err: err}
+}
+
 // CodeOf returns the code of the first [Error] in err's chain, [Internal] for
 // any other error, and "" for nil.
 func CodeOf(err error) Code {

@@ -98,3 +98,36 @@ func TestDetailOf(t *testing.T) {
 		}
 	}
 }
+
+// A refusal for the reason that another one gives says both, and what is about the server itself keeps its code.
+func TestWrapRefusalKeepsTheReason(t *testing.T) {
+	const what = "the signed order is not valid"
+	for _, tc := range []struct {
+		name  string
+		err   error
+		code  watchword.Code
+		wants string // the text; "" where the error stays as it is
+	}{
+		{"nothing", nil, "", ""},
+		{"another claim", watchword.Refuse(watchword.AudienceMismatch, `aud must be exactly "lamp-1"`), watchword.OrderInvalid, `order_invalid: the signed order is not valid: audience_mismatch: aud must be exactly "lamp-1"`},
+		{"another member", watchword.RefuseField("args", "must be a JSON object"), watchword.OrderInvalid, "order_invalid: the signed order is not valid: bad_request: args: must be a JSON object"},
+		{"no store", watchword.Refuse(watchword.Unavailable, "the store does not answer"), watchword.Unavailable, ""},
+		{"no room", watchword.Refuse(watchword.Busy, "the store is busy"), watchword.Busy, ""},
+		{"no time", watchword.Refuse(watchword.TimedOut, "it took too long"), watchword.TimedOut, ""},
+		{"too often", watchword.Refuse(watchword.RateLimited, "too often"), watchword.RateLimited, ""},
+		{"a fault", watchword.Refuse(watchword.Internal, "damaged"), watchword.Internal, ""},
+		{"another package's error", os.ErrNotExist, watchword.Internal, ""},
+	} {
+		err := watchword.WrapRefusal(tc.err, watchword.OrderInvalid, what)
+		if got := watchword.CodeOf(err); got != tc.code {
+			t.Errorf("%s: got code %q, want %q", tc.name, got, tc.code)
+		}
+		if !errors.Is(err, tc.err) || (tc.wants == "") != (err == tc.err) || tc.wants != "" && err.Error() != tc.wants {
+			t.Errorf("%s: got %v, want %s", tc.name, err, tc.wants)
+		}
+	}
+	secret := watchword.Wrap(errors.New("a private cause"), watchword.KeyUnknown, "kid names no key")
+	if detail := watchword.DetailOf(watchword.WrapRefusal(secret, watchword.OrderInvalid, what)); detail != what+": key_unknown: kid names no key" {
+		t.Errorf("the detail is %q", detail)
+	}
+}

@@ -51,16 +51,16 @@ func (p Permission) Check() error {
 			continue
 		}
 		if rest == "" || len(p.Actions) == 0 {
-			return Refuse(TokenMalformed, "a permission without resource or action")
+			return Refuse(TokenMalformed, "each permission must have a resource and at least one action")
 		}
 		for i, a := range p.Actions {
 			if !slices.Contains(actions, a) || slices.Contains(p.Actions[:i], a) {
-				return Refuse(TokenMalformed, "a permission with an action that its resource does not have")
+				return Refuse(TokenMalformed, "each action of a permission must be one that its resource has")
 			}
 		}
 		return nil
 	}
-	return Refuse(TokenMalformed, "a permission on an unknown kind of resource")
+	return Refuse(TokenMalformed, "the resource of a permission must begin with topic:, fn: or api:")
 }
 
 // MarshalJSON writes [resource, [action…]].
@@ -79,7 +79,7 @@ func (p *Permission) UnmarshalJSON(b []byte) error {
 		return err
 	}
 	if len(pair) != 2 {
-		return Refuse(TokenMalformed, "a permission is [resource, [action…]]")
+		return Refuse(TokenMalformed, "each permission must be [resource, [action…]]")
 	}
 	if err := json.Unmarshal(pair[0], &p.Resource); err != nil {
 		return err

@@ -22,9 +22,9 @@ func ParseScope(scope string) ([]Permission, error) {
 	if scope == "" {
 		return nil, nil
 	}
-	bad := Refuse(ScopeInvalid, "scope is tokens between single spaces, each ACTION[,ACTION]:RESOURCE")
+	bad := Refuse(ScopeInvalid, "scope must be tokens separated by single spaces, each ACTION[,ACTION]:RESOURCE")
 	if len(scope) > MaxScope || strings.Count(scope, " ") >= MaxScopeTokens {
-		return nil, Refuse(ScopeInvalid, "scope may have %d tokens and %d bytes", MaxScopeTokens, MaxScope)
+		return nil, Refuse(ScopeInvalid, "scope must have at most %d tokens and %d bytes", MaxScopeTokens, MaxScope)
 	}
 	for _, c := range []byte(scope) {
 		if c < 0x20 || c > 0x7e || c == '"' || c == '\\' {

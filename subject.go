@@ -39,7 +39,7 @@ const MaxLabels = 32
 // CheckLabels refuses labels with bad names, or too many. Code: bad_request.
 func CheckLabels(l Labels) error {
 	if len(l) > MaxLabels {
-		return RefuseField("labels", "more than %d labels", MaxLabels)
+		return RefuseField("labels", "must have at most %d labels", MaxLabels)
 	}
 	for k, v := range l {
 		if !ValidName(k) {
@@ -107,7 +107,7 @@ const RequireProof = "required"
 // CheckProof refuses what is neither RequireProof nor empty. Code: bad_request.
 func CheckProof(proof string) error {
 	if proof != "" && proof != RequireProof {
-		return RefuseField("proof", `may be "required" or ""`)
+		return RefuseField("proof", `must be "required" or ""`)
 	}
 	return nil
 }
@@ -119,11 +119,11 @@ func (s *Subject) CheckActive() error {
 	case Active:
 		return nil
 	case New:
-		return Refuse(SubjectNew, "%s %q has not enrolled yet", s.Kind, s.ID)
+		return Refuse(SubjectNew, "%s %q has no key yet: it must enroll first", s.Kind, s.ID)
 	case Suspended:
-		return Refuse(SubjectSuspended, "%s %q is suspended", s.Kind, s.ID)
+		return Refuse(SubjectSuspended, "%s %q is suspended: an operator must resume it", s.Kind, s.ID)
 	default:
-		return Refuse(SubjectRevoked, "%s %q is revoked", s.Kind, s.ID)
+		return Refuse(SubjectRevoked, "%s %q is revoked: it must enroll again with a new link", s.Kind, s.ID)
 	}
 }
 

@@ -17,11 +17,11 @@ func (s Subject) Added() Subject {
 
 // IDTaken is the refusal of a subject whose id another one of the tenant has, or a deleted one had.
 func IDTaken(id SubjectID) error {
-	return Refuse(Conflict, "the id %q is taken, or was taken before: no id means two things over time", id)
+	return Refuse(Conflict, "id %q is in use, or was used before: an id is never assigned twice", id)
 }
 
 // ErrKeyUsed is the refusal of a key that a subject of the tenant has or had.
-var ErrKeyUsed = Refuse(Conflict, "a key that was used before does not come in again; make new keys")
+var ErrKeyUsed = Refuse(Conflict, "keys.sign and keys.seal must not have been used before: generate new keys")
 
 // Suspend moves a new or active subject to suspended. Code: conflict for a revoked one.
 func (s Subject) Suspend(now time.Time) (_ Subject, changed bool, err error) {
@@ -111,7 +111,7 @@ func (s Subject) ReplaceKeys(sign, seal Key, now time.Time) Subject {
 // Relabel replaces the labels. ifVersion is the version that the labels were decided on, 0 for any. Code: precondition_failed.
 func (s Subject) Relabel(l Labels, ifVersion int64, now time.Time) (Subject, error) {
 	if ifVersion != 0 && ifVersion != s.Version {
-		return s, Refuse(PreconditionFailed, "the version is %d now", s.Version)
+		return s, Refuse(PreconditionFailed, "If-Match must be the current version, %d", s.Version)
 	}
 	s.Labels = l
 	return s.nextVersion(s.State, now), nil

@@ -20,10 +20,10 @@ func decode(s []byte) ([]byte, error) {
 // decodeInto decodes s into out, which must have just the length that s gives.
 func decodeInto(out, s []byte) error {
 	if bytes.IndexByte(s, '\n') >= 0 || bytes.IndexByte(s, '\r') >= 0 { // which the standard library passes over
-		return malformed(nil, "is not strict base64url")
+		return malformed(nil, "each part must be base64url without padding")
 	}
 	if n, err := b64.Decode(out, s); err != nil || n != len(out) {
-		return malformed(err, "is not strict base64url")
+		return malformed(err, "each part must be base64url without padding")
 	}
 	return nil
 }

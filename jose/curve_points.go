@@ -15,11 +15,11 @@ func checkEdwards(p []byte) error {
 	y[31] &= 0x7f // the sign of x
 	switch {
 	case !isReduced(&y):
-		return keyInvalid("x is not written as it must be")
+		return keyInvalid("x must be the reduced encoding of a point (RFC 8032 §5.1.3)")
 	case slices.Contains(smallOrders, y):
-		return keyInvalid("x is a point of small order")
+		return keyInvalid("x must not be a point of small order")
 	case verifyError(p) != verifyErrorOfPoint:
-		return keyInvalid("x is no point of the curve")
+		return keyInvalid("x must be a point of the curve")
 	}
 	return nil
 }
@@ -30,9 +30,9 @@ func checkMontgomery(p []byte) error {
 	u := [32]byte(p)
 	switch {
 	case !isReduced(&u):
-		return keyInvalid("x is not written as it must be")
+		return keyInvalid("x must be the reduced encoding of a point (RFC 8032 §5.1.3)")
 	case slices.Contains(lowOrders, u):
-		return keyInvalid("x is a point of low order")
+		return keyInvalid("x must not be a point of small order")
 	}
 	return nil
 }

@@ -38,14 +38,14 @@ func LooksLikeDual(raw string) bool { return strings.HasPrefix(raw, "[") }
 // Codes: those of ParseJWS; token_malformed for any other shape.
 func ParseDual(raw string, max int) (*DualSignature, error) {
 	if len(raw) > 2*max+len(`["",""]`) {
-		return nil, tooLarge("this pair of tokens", 2*max)
+		return nil, tooLarge("the pair of tokens", 2*max)
 	}
 	if jsontext.Value(raw).Kind() != '[' || strings.Count(raw, `"`) != 4 { // so nothing but two strings can be in it
-		return nil, malformed(nil, "is no JSON array of two tokens")
+		return nil, malformed(nil, "it must be a JSON array of two compact tokens")
 	}
 	var both []string
 	if err := json.Unmarshal([]byte(raw), &both); err != nil || len(both) != 2 {
-		return nil, malformed(err, "is no JSON array of two tokens")
+		return nil, malformed(err, "it must be a JSON array of two compact tokens")
 	}
 	first, err := ParseJWS(both[0], max)
 	if err != nil {
@@ -56,7 +56,7 @@ func ParseDual(raw string, max int) (*DualSignature, error) {
 		return nil, err
 	}
 	if !bytes.Equal(first.payload, second.payload) || !SameType(first.Typ, second.Typ) {
-		return nil, malformed(nil, "the two tokens do not say the same")
+		return nil, malformed(nil, "both tokens must have the same claims")
 	}
 	return &DualSignature{first, second}, nil
 }

@@ -42,12 +42,12 @@ func parseHeader(b []byte, f headerKind) (h header, err error) {
 		case name == "jwk" && f == proofHeader:
 			h.jwk = v
 		default:
-			return malformed(nil, "the header has a member that is not taken here")
+			return malformed(nil, "the header must not have other members than the ones that are defined for its typ")
 		}
 		return err
 	})
 	if err == nil && len(h.kid) > 128 {
-		err = malformed(nil, "kid may have 128 bytes")
+		err = malformed(nil, "kid must have at most 128 bytes")
 	}
 	return h, err
 }
@@ -70,7 +70,7 @@ func appendMember(head []byte, name, value string) ([]byte, error) {
 func nonEmptyString(v jsontext.Value) (string, error) {
 	s, err := String(v)
 	if err == nil && s == "" {
-		err = malformed(nil, "a member of the header is empty")
+		err = malformed(nil, "the members of the header must not be empty")
 	}
 	return s, err
 }

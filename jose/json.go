@@ -60,12 +60,12 @@ func (w *walker) release() {
 
 func (w *walker) walk(f func(name string, value jsontext.Value) error) error {
 	if t, err := w.d.ReadToken(); err != nil || t.Kind() != '{' {
-		return malformed(err, "is no JSON object")
+		return malformed(err, "it must be a JSON object")
 	}
 	for w.d.PeekKind() != '}' {
 		raw, err := w.d.ReadValue()
 		if err != nil {
-			return malformed(err, "is no strict JSON")
+			return malformed(err, "it must be strict JSON: UTF-8, no member twice")
 		}
 		name, err := String(raw)
 		if err != nil {
@@ -73,7 +73,7 @@ func (w *walker) walk(f func(name string, value jsontext.Value) error) error {
 		}
 		v, err := w.d.ReadValue()
 		if err != nil {
-			return malformed(err, "is no strict JSON")
+			return malformed(err, "it must be strict JSON: UTF-8, no member twice")
 		}
 		if err := f(name, v); err != nil {
 			return err
@@ -85,10 +85,10 @@ func (w *walker) walk(f func(name string, value jsontext.Value) error) error {
 // end reads the closing bracket, and that nothing follows.
 func (w *walker) end() error {
 	if _, err := w.d.ReadToken(); err != nil {
-		return malformed(err, "is no strict JSON")
+		return malformed(err, "it must be strict JSON: UTF-8, no member twice")
 	}
 	if _, err := w.d.ReadToken(); !errors.Is(err, io.EOF) {
-		return malformed(nil, "has bytes after its end")
+		return malformed(nil, "the JSON value must not be followed by other bytes")
 	}
 	return nil
 }
@@ -103,12 +103,12 @@ func Each(v jsontext.Value, f func(item jsontext.Value) error) error {
 	w := newWalker(v)
 	defer w.release()
 	if t, err := w.d.ReadToken(); err != nil || t.Kind() != '[' {
-		return malformed(err, "an array is expected")
+		return malformed(err, "a claim must be an array")
 	}
 	for w.d.PeekKind() != ']' {
 		item, err := w.d.ReadValue()
 		if err != nil {
-			return malformed(err, "is no strict JSON")
+			return malformed(err, "it must be strict JSON: UTF-8, no member twice")
 		}
 		if err := f(item); err != nil {
 			return err
@@ -148,7 +148,7 @@ func checkDepth(b []byte) error {
 		case quoted:
 		case c == '{' || c == '[':
 			if depth++; depth > maxDepth {
-				return malformed(nil, "nests deeper than 8")
+				return malformed(nil, "JSON must not be nested deeper than 8 levels")
 			}
 		case c == '}' || c == ']':
 			depth--
@@ -178,14 +178,14 @@ func String(v jsontext.Value) (string, error) {
 // text is the bytes of a JSON string: those of v itself where nothing is escaped.
 func text(v jsontext.Value) ([]byte, error) {
 	if len(v) < 2 || v[0] != '"' {
-		return nil, malformed(nil, "a string is expected")
+		return nil, malformed(nil, "a claim must be a string")
 	}
 	if s := v[1 : len(v)-1]; bytes.IndexByte(s, '\\') < 0 {
 		return s, nil
 	}
 	s, err := jsontext.AppendUnquote(nil, v)
 	if err != nil {
-		return nil, malformed(err, "a string is expected")
+		return nil, malformed(err, "a claim must be a string")
 	}
 	return s, nil
 }
@@ -195,7 +195,7 @@ func text(v jsontext.Value) ([]byte, error) {
 func Int(v jsontext.Value) (int64, error) {
 	n, err := strconv.ParseInt(string(v), 10, 64)
 	if err != nil || n >= 1<<53 || n <= -1<<53 || v[0] == '+' || n == 0 && len(v) > 1 {
-		return 0, malformed(nil, "an integer is expected")
+		return 0, malformed(nil, "a claim must be an integer")
 	}
 	return n, nil
 }
@@ -222,7 +222,7 @@ func Decode(b []byte, into any) error {
 		if e, ok := errors.AsType[*watchword.Error](err); ok {
 			return e
 		}
-		return malformed(err, "is not of the expected shape")
+		return malformed(err, "it must have the expected members, each of its type")
 	}
 	return nil
 }
@@ -237,7 +237,7 @@ func DecodeExact(b []byte, into any) error {
 	if err == nil {
 		return nil
 	}
-	out := &watchword.Error{Code: watchword.TokenMalformed, Detail: "is not of the expected shape", Err: err}
+	out := &watchword.Error{Code: watchword.TokenMalformed, Detail: "it must have the expected members, each of its type", Err: err}
 	if se, ok := errors.AsType[*json.SemanticError](err); ok && len(se.JSONPointer) > 1 {
 		out.Field = string(se.JSONPointer[1:])
 	}
@@ -247,7 +247,7 @@ func DecodeExact(b []byte, into any) error {
 // checkObject bounds nesting, and refuses null, which would decode into anything.
 func checkObject(b []byte) error {
 	if jsontext.Value(b).Kind() != '{' {
-		return malformed(nil, "is no JSON object")
+		return malformed(nil, "it must be a JSON object")
 	}
 	return checkDepth(b)
 }

@@ -18,7 +18,7 @@ import (
 // bad_request for an Ed25519 key, and for a cty that is not valid UTF-8.
 func Encrypt(to *PublicKey, cty string, plaintext []byte) (string, error) {
 	if !to.CanEncrypt() {
-		return "", keyInvalid("an Ed25519 key does not unseal")
+		return "", keyInvalid("an Ed25519 key cannot decrypt")
 	}
 	ephemeral, err := to.dh.Curve().GenerateKey(rand.Reader)
 	if err != nil {
@@ -102,11 +102,11 @@ func (d *Decrypter) Public() *PublicKey { return d.public }
 // signature_invalid where the tag does not hold.
 func (d *Decrypter) Decrypt(raw string, max int) (plaintext []byte, cty string, err error) {
 	if len(raw) > max {
-		return nil, "", tooLarge("this token", max)
+		return nil, "", tooLarge("the token", max)
 	}
 	p, ok := splitJWE([]byte(raw))
 	if !ok {
-		return nil, "", malformed(nil, "is no compact JWE of five parts with an empty key")
+		return nil, "", malformed(nil, "it must be a compact JWE of five parts, with an empty encrypted key")
 	}
 	head, err := decode(p.head)
 	if err != nil {
@@ -124,7 +124,7 @@ func (d *Decrypter) Decrypt(raw string, max int) (plaintext []byte, cty string, 
 	}
 	epk, err := ParseJWK(h.epk, ForEncryption)
 	if err != nil || epk.crv != d.public.crv {
-		return nil, "", malformed(err, "epk is no public key of the recipient's curve")
+		return nil, "", malformed(err, "epk must be a public key of the recipient's curve")
 	}
 	plaintext, err = d.decryptParts(epk, p)
 	return plaintext, h.cty, err
@@ -154,11 +154,11 @@ var dot = []byte{'.'}
 func (d *Decrypter) decryptParts(epk *PublicKey, p jweParts) ([]byte, error) {
 	var iv [12]byte
 	if b64.DecodedLen(len(p.iv)) != len(iv) || decodeInto(iv[:], p.iv) != nil {
-		return nil, malformed(nil, "the initialization vector has 12 bytes")
+		return nil, malformed(nil, "the initialization vector must have 12 bytes")
 	}
 	const tagLen = 16
 	if b64.DecodedLen(len(p.tag)) != tagLen {
-		return nil, malformed(nil, "the tag has 16 bytes")
+		return nil, malformed(nil, "the tag must have 16 bytes")
 	}
 	n := b64.DecodedLen(len(p.text))
 	sealed := make([]byte, n+tagLen) // text and tag, opened in place
@@ -170,7 +170,7 @@ func (d *Decrypter) decryptParts(epk *PublicKey, p jweParts) ([]byte, error) {
 	}
 	z, err := d.key.ECDH(epk.dh)
 	if err != nil {
-		return nil, malformed(err, "epk gives no shared secret")
+		return nil, malformed(err, "epk must give a shared secret")
 	}
 	aead, err := contentKey(z)
 	if err != nil {

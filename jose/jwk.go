@@ -83,18 +83,18 @@ func readJWK(b []byte, private bool) (f jwkFields, err error) {
 		case name == "d" && private:
 			f.d, err = coordinate(v)
 		case slices.Contains(privateMembers, name):
-			return keyInvalid("it has a member of a private or symmetric key")
+			return keyInvalid("it must not have the members of a private or symmetric key")
 		}
 		return err // other members are ignored (RFC 7517 §4)
 	})
 	if err != nil && watchword.CodeOf(err) != watchword.BadRequest {
-		err = keyInvalid("it is no strict JSON object of the expected members") // the cause could quote a secret
+		err = keyInvalid("it must be a JSON object with no members but those of a JWK (RFC 7517), each once") // the cause could quote a secret
 	}
 	return f, err
 }
 
 func keyInvalid(why string) error {
-	return watchword.Refuse(watchword.BadRequest, "is not an accepted JWK: %s", why)
+	return watchword.Refuse(watchword.BadRequest, "the JWK is not accepted: %s", why)
 }
 
 // ParseJWK parses a public key for a use: EC P-256 or OKP Ed25519 [ForSigning], EC P-256 or OKP X25519 [ForEncryption] (RFC
@@ -118,11 +118,11 @@ func (f jwkFields) public() (*PublicKey, error) {
 	var err error
 	switch {
 	case f.x == nil:
-		return nil, keyInvalid("it has no x")
+		return nil, keyInvalid("x is required")
 	case f.kty == "EC" && f.crv == P256 && f.y != nil:
 		pub, parseErr := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), slices.Concat([]byte{4}, f.x, f.y))
 		if parseErr != nil {
-			return nil, keyInvalid("the point is not on the curve")
+			return nil, keyInvalid("x and y must be a point of the curve")
 		}
 		k, err = NewPublicKey(pub)
 	case f.kty == "OKP" && f.crv == Ed && f.y == nil:
@@ -130,7 +130,7 @@ func (f jwkFields) public() (*PublicKey, error) {
 	case f.kty == "OKP" && f.crv == X25519 && f.y == nil:
 		pub, parseErr := ecdh.X25519().NewPublicKey(f.x)
 		if parseErr != nil {
-			return nil, keyInvalid("x is no X25519 key")
+			return nil, keyInvalid("x must be an X25519 key")
 		}
 		k, err = NewPublicKey(pub)
 	default:
@@ -146,26 +146,26 @@ func (f jwkFields) checkUse(k *PublicKey, use Use) error {
 	switch use {
 	case ForSigning:
 		if !k.CanSign() {
-			return keyInvalid("this kind of key does not sign")
+			return keyInvalid("this type of key cannot sign")
 		}
 		alg = f.alg == k.Alg() || f.alg == EdDSA && k.crv == Ed
 	case ForEncryption:
 		if !k.CanEncrypt() {
-			return keyInvalid("this kind of key does not seal")
+			return keyInvalid("this type of key cannot encrypt")
 		}
 		alg = f.alg == algECDHES
 	default:
-		return keyInvalid("nobody says what it is for")
+		return keyInvalid("the purpose of the key must be for signatures or for encryption")
 	}
 	switch {
 	case f.kid != "" && f.kid != string(k.id):
 		return keyInvalid("kid must be the thumbprint (RFC 7638)")
 	case f.alg != "" && !alg:
-		return keyInvalid("alg does not fit the key and what it is for")
+		return keyInvalid("alg must fit the key and its purpose")
 	case f.use != "" && f.use != string(use):
-		return keyInvalid("use is another than what the key is for")
+		return keyInvalid("use must fit the purpose of the key: sig or enc")
 	case f.hasOps && !f.allows(use):
-		return keyInvalid("key_ops do not fit what the key is for")
+		return keyInvalid("key_ops must fit the purpose of the key")
 	}
 	return nil
 }
@@ -218,12 +218,12 @@ func NewPublicKey(pub crypto.PublicKey) (*PublicKey, error) {
 		}
 		dh, err := p.ECDH()
 		if err != nil {
-			return nil, keyInvalid("the point is not on the curve")
+			return nil, keyInvalid("x and y must be a point of the curve")
 		}
 		k.crv, k.ec, k.dh = P256, p, dh
 	case ed25519.PublicKey:
 		if len(p) != ed25519.PublicKeySize {
-			return nil, keyInvalid("an Ed25519 key has 32 bytes")
+			return nil, keyInvalid("an Ed25519 key must have 32 bytes")
 		}
 		if err := checkEdwards(p); err != nil {
 			return nil, err
@@ -232,7 +232,7 @@ func NewPublicKey(pub crypto.PublicKey) (*PublicKey, error) {
 	case *ecdh.PublicKey:
 		return fromECDH(p)
 	default:
-		return nil, keyInvalid("the type of key is not taken here")
+		return nil, keyInvalid("the type of the key must be ECDSA, ECDH or Ed25519")
 	}
 	return k.derive()
 }
@@ -242,7 +242,7 @@ func fromECDH(p *ecdh.PublicKey) (*PublicKey, error) {
 	case ecdh.P256():
 		ec, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), p.Bytes())
 		if err != nil {
-			return nil, keyInvalid("the point is not on the curve")
+			return nil, keyInvalid("x and y must be a point of the curve")
 		}
 		return NewPublicKey(ec)
 	case ecdh.X25519():

@@ -39,7 +39,7 @@ func ParseProof(raw string, max int) (*Unverified, *PublicKey, error) {
 		return nil, nil, err
 	}
 	if jwk == nil {
-		return nil, nil, keyInvalid("the header carries none")
+		return nil, nil, keyInvalid("jwk is required in the header")
 	}
 	k, err := ParseJWK(jwk, ForSigning)
 	if err != nil {
@@ -50,11 +50,11 @@ func ParseProof(raw string, max int) (*Unverified, *PublicKey, error) {
 
 func parseJWS(raw string, max int, f headerKind) (*Unverified, []byte, error) {
 	if len(raw) > max {
-		return nil, nil, tooLarge("this token", max)
+		return nil, nil, tooLarge("the token", max)
 	}
 	head, body, sig, ok := splitJWS(raw)
 	if !ok {
-		return nil, nil, malformed(nil, "is no compact token of three parts")
+		return nil, nil, malformed(nil, "it must be a compact token of three parts")
 	}
 	// One allocation holds the token and what is decoded from it.
 	headLen, bodyLen := b64.DecodedLen(head), b64.DecodedLen(body)
@@ -75,7 +75,7 @@ func parseJWS(raw string, max int, f headerKind) (*Unverified, []byte, error) {
 		return nil, nil, err
 	}
 	if b64.DecodedLen(sig) != len(u.signature) {
-		return nil, nil, malformed(nil, "a signature has 64 bytes")
+		return nil, nil, malformed(nil, "the signature must have 64 bytes")
 	}
 	if err := decodeInto(u.signature[:], in[len(raw)-sig:]); err != nil {
 		return nil, nil, err

@@ -81,7 +81,7 @@ func ParsePrivateJWK(b []byte, use Use) (*PrivateKey, error) {
 		return nil, err
 	}
 	if f.d == nil {
-		return nil, keyInvalid("it is public: d is missing")
+		return nil, keyInvalid("d is required, since the key must be private")
 	}
 	if err := f.checkUse(pub, use); err != nil {
 		return nil, err
@@ -91,7 +91,7 @@ func ParsePrivateJWK(b []byte, use Use) (*PrivateKey, error) {
 	case P256:
 		ec, parseErr := ecdsa.ParseRawPrivateKey(elliptic.P256(), f.d)
 		if parseErr != nil {
-			return nil, keyInvalid("d is no private key of this curve")
+			return nil, keyInvalid("d must be a private key of the curve")
 		}
 		k, err = privateEC(ec)
 	case Ed:
@@ -99,7 +99,7 @@ func ParsePrivateJWK(b []byte, use Use) (*PrivateKey, error) {
 	default:
 		dh, parseErr := ecdh.X25519().NewPrivateKey(f.d)
 		if parseErr != nil {
-			return nil, keyInvalid("d is no private key of this curve")
+			return nil, keyInvalid("d must be a private key of the curve")
 		}
 		k, err = privateX(dh)
 	}
@@ -107,7 +107,7 @@ func ParsePrivateJWK(b []byte, use Use) (*PrivateKey, error) {
 		return nil, err
 	}
 	if k.public.ID() != pub.ID() {
-		return nil, keyInvalid("d and the public members are of two keys")
+		return nil, keyInvalid("d must belong to the public members")
 	}
 	return k, nil
 }
@@ -144,7 +144,7 @@ func (k *PrivateKey) Crypto() crypto.Signer {
 func (k *PrivateKey) Signer() (*Signer, error) {
 	s := k.Crypto()
 	if s == nil {
-		return nil, keyInvalid("an X25519 key does not sign")
+		return nil, keyInvalid("an X25519 key cannot sign")
 	}
 	return NewSigner(s)
 }
@@ -152,7 +152,7 @@ func (k *PrivateKey) Signer() (*Signer, error) {
 // Decrypter returns the key as an opener. Code: bad_request for Ed25519.
 func (k *PrivateKey) Decrypter() (*Decrypter, error) {
 	if k.dh == nil {
-		return nil, keyInvalid("an Ed25519 key does not unseal")
+		return nil, keyInvalid("an Ed25519 key cannot decrypt")
 	}
 	return NewDecrypter(k.dh)
 }

@@ -25,7 +25,7 @@ func NewSigner(s crypto.Signer) (*Signer, error) {
 		return nil, err
 	}
 	if !pub.CanSign() {
-		return nil, keyInvalid("an X25519 key does not sign")
+		return nil, keyInvalid("an X25519 key cannot sign")
 	}
 	external := true
 	switch s.(type) {
@@ -87,7 +87,7 @@ func (s *Signer) raw(input []byte) ([]byte, error) {
 	}
 	sig := make([]byte, 64)
 	if !fromDER(sig, der) {
-		return nil, keyInvalid("the key behind the signer gave no ECDSA signature")
+		return nil, keyInvalid("the external key must return an ECDSA signature")
 	}
 	return sig, nil
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -156,7 +157,7 @@ type Duration struct{ time.Duration }
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
 	if err != nil {
-		return watchword.Refuse(watchword.ConfigInvalid, `must be a duration as "90s" or "10m"`)
+		return watchword.Refuse(watchword.ConfigInvalid, `must be a duration such as "90s" or "10m"`)
 	}
 	d.Duration = v
 	return nil
@@ -215,13 +216,13 @@ func (c Config) PublicURL() string {
 }
 
 func configError(key, format string, a ...any) error {
-	return &watchword.Error{Code: watchword.ConfigInvalid, Field: key, Detail: watchword.Refuse("", format, a...).(*watchword.Error).Detail}
+	return &watchword.Error{Code: watchword.ConfigInvalid, Field: key, Detail: fmt.Sprintf(format, a...)}
 }
 
 // Check refuses invalid or inconsistent values and names the key. Code: config_invalid.
 func (c Config) Check() error {
 	if c.Data == "" {
-		return watchword.Refuse(watchword.ConfigInvalid, "no data folder: give --data DIR or WATCHWORD_DATA")
+		return watchword.Refuse(watchword.ConfigInvalid, "a data folder is required: --data DIR or WATCHWORD_DATA")
 	}
 	for _, check := range []func() error{c.checkListeners, c.checkTimes, c.checkNumbers, c.checkLog} {
 		if err := check(); err != nil {
@@ -237,17 +238,17 @@ func (c Config) Check() error {
 func (c Config) checkListeners() error {
 	s := c.Server
 	if (s.TLSCert == "") != (s.TLSKey == "") {
-		return configError("server.tls_cert", "tls_cert and tls_key belong together")
+		return configError("server.tls_cert", "must be given together with server.tls_key")
 	}
 	if s.TLSMin != "1.2" && s.TLSMin != "1.3" {
 		return configError("server.tls_min", `must be "1.3" or "1.2"`)
 	}
 	if len(s.proxies()) != len(s.ProxyProtocol) {
-		return configError("server.proxy_protocol", `each must be an address or a prefix, as "10.0.0.0/8"`)
+		return configError("server.proxy_protocol", `must be addresses or prefixes, such as "10.0.0.0/8"`)
 	}
 	for _, n := range s.Names {
 		if !hostName(n) {
-			return configError("server.names", "each must be a host name or an IP address")
+			return configError("server.names", "must be host names or IP addresses")
 		}
 	}
 	if p := s.PublicURL; p != "" && !publicURL(p) {
@@ -263,11 +264,11 @@ func (c Config) checkListeners() error {
 			return configError(d.key, `must be "HOST:PORT"`)
 		case loopback:
 		case d.key == "metrics.listen":
-			return configError(d.key, "the metrics listener accepts loopback addresses only; put a proxy before it")
+			return configError(d.key, "must be a loopback address; put a proxy before it")
 		case d.key == "server.mqtt":
-			return configError(d.key, "plain MQTT listens on loopback addresses only; use server.mqtts")
+			return configError(d.key, "must be a loopback address, since MQTT without TLS is not allowed elsewhere; use server.mqtts")
 		case len(s.Names) == 0 && s.TLSCert == "":
-			return configError(d.key, `an address beyond loopback needs server.names = ["hub.local", …] for the own authority to certify, or server.tls_cert`)
+			return configError(d.key, `must be a loopback address unless server.names = ["hub.local", …] or server.tls_cert is set`)
 		}
 	}
 	return nil
@@ -350,7 +351,7 @@ func (c Config) checkTimes() error {
 		}
 	}
 	if every := c.Keys.RotateEvery.Duration; every > 0 && every <= c.Keys.Overlap.Duration {
-		return configError("keys.rotate_every", "must be longer than keys.overlap, or 0s: then keys turn by hand alone")
+		return configError("keys.rotate_every", "must be longer than keys.overlap, or 0s for rotation by hand only")
 	}
 	for _, d := range []struct {
 		key   string
@@ -412,10 +413,10 @@ func (c Config) checkNumbers() error {
 
 func (c Config) checkLog() error {
 	if r := c.Audit.RetainBodies.Duration; r != 0 && (r < 24*time.Hour || r > 100*365*24*time.Hour) {
-		return configError("audit.retain", "must be from 24h to a hundred years, or 0s: for ever")
+		return configError("audit.retain", "must be from 24h to 100 years, or 0s for unlimited")
 	}
 	if n := len(c.Audit.Witnesses); n > token.MaxWitnesses {
-		return configError("audit.witnesses", "may be %d", token.MaxWitnesses)
+		return configError("audit.witnesses", "must be at most %d", token.MaxWitnesses)
 	} else if c.Audit.Quorum < 0 || c.Audit.Quorum > n {
 		return configError("audit.quorum", "must be from 0 to %d, as many as there are witnesses", n)
 	}
@@ -426,7 +427,7 @@ func (c Config) checkLog() error {
 			return err
 		}
 		if known[w.Key.String()] {
-			return configError("audit.witnesses", "names %s twice", w.Key.Name())
+			return configError("audit.witnesses", "must name %s once", w.Key.Name())
 		}
 		known[w.Key.String()] = true
 	}

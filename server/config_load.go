@@ -225,7 +225,7 @@ func overlayEnvironment(c *Config, env func(string) (string, bool)) error {
 			*p = n
 		case *Duration:
 			if err := p.UnmarshalText([]byte(text)); err != nil {
-				return watchword.Refuse(watchword.ConfigInvalid, `%s must be a duration as "90s"`, name)
+				return watchword.Refuse(watchword.ConfigInvalid, `%s must be a duration such as "90s"`, name)
 			}
 		}
 		return nil

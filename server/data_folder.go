@@ -63,7 +63,7 @@ func openData(dir string) (*os.File, error) {
 		return nil, ours
 	}
 	if err != nil {
-		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the data folder %s cannot be made or read", dir)
+		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the data folder %s cannot be created or read", dir)
 	}
 	return durable.Lock(filepath.Join(dir, lockFile))
 }

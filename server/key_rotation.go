@@ -106,7 +106,7 @@ func operator() audit.Actor {
 // withRotator opens a data folder without serving it.
 func withRotator(ctx context.Context, cfg Config, o Options, f func(*keyring.Rotator, *Server) error) (err error) {
 	if _, err := os.Stat(filepath.Join(cfg.Data, databaseFile)); err != nil {
-		return watchword.Wrap(err, watchword.NotFound, "no server was started on %s yet", cfg.Data)
+		return watchword.Wrap(err, watchword.NotFound, "no server was started with the data folder %s yet", cfg.Data)
 	}
 	s := &Server{cfg: cfg, o: o.filled()}
 	defer s.close()

@@ -126,7 +126,7 @@ func (s *Server) tls() (*tls.Config, error) {
 			return nil, err
 		}
 		if err != nil {
-			return nil, watchword.Wrap(err, watchword.ConfigInvalid, "server.tls_cert and server.tls_key are not a certificate and its key")
+			return nil, watchword.Wrap(err, watchword.ConfigInvalid, "server.tls_cert and server.tls_key must be a certificate and its key")
 		}
 		c.GetCertificate = f.get
 		return c, nil

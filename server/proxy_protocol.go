@@ -124,7 +124,7 @@ func readProxy(nc net.Conn) (client netip.AddrPort, err error) {
 	}
 	length := int(binary.BigEndian.Uint16(head[14:]))
 	if !bytes.Equal(head[:12], proxySignature) || head[12]>>4 != 2 || length > proxyBytes {
-		return client, watchword.Refuse(watchword.BadRequest, "not a PROXY header of version 2")
+		return client, watchword.Refuse(watchword.BadRequest, "the connection must begin with a PROXY header of version 2")
 	}
 	body := make([]byte, length)
 	if _, err := io.ReadFull(nc, body); err != nil {
@@ -146,7 +146,7 @@ func proxyAddress(command, family byte, body []byte) (client netip.AddrPort, err
 	case family == 0x21 && len(body) >= 36: // TCP over IPv6
 		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(body)).Unmap(), binary.BigEndian.Uint16(body[32:])), nil
 	}
-	return client, watchword.Refuse(watchword.BadRequest, "the PROXY header names no TCP client")
+	return client, watchword.Refuse(watchword.BadRequest, "the PROXY header must name a TCP client")
 }
 
 // Accept returns the next connection whose client address is known.

@@ -200,8 +200,8 @@ func (s *Server) assemble(ctx context.Context) error {
 		Issuer: s.keys.Issuer(), Epoch: s.keys.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Log: s.checkpoints, Now: s.o.Now,
 		Bounds: command.Bounds{PerOrderer: int64(s.cfg.Limits.SubjectCommands), Total: int64(s.cfg.Limits.Commands)},
 	})
-	controls := ratelimit.NewShared[quota.Key](float64(s.cfg.Limits.ControlRate), "this subject connects, reports its state or hands in receipts too often (limits.control_rate)")
-	publishes := ratelimit.NewShared[quota.Key](float64(s.cfg.Limits.PublishRate), "too many events from this device")
+	controls := ratelimit.NewShared[quota.Key](float64(s.cfg.Limits.ControlRate), "too many connections, state reports or receipts of this subject (limits.control_rate)")
+	publishes := ratelimit.NewShared[quota.Key](float64(s.cfg.Limits.PublishRate), "too many events of this device (limits.publish_rate)")
 	options := httpapi.Options{
 		Tenant:  s.tenantOf,
 		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.keys.JWKS, TrustBundle: func(t watchword.TenantID) (string, error) { return s.keys.TenantBundle(t, s.o.Now()) },

@@ -29,7 +29,7 @@ func IsData(dir string) bool {
 func VerifyLog(ctx context.Context, dir string, keys func(origin string) []ledger.Key, against ...[]byte) (v audit.VerifyResult, err error) {
 	defer func() {
 		if sqlite.Damaged(err) {
-			err = watchword.Wrap(err, watchword.LogInvalid, "the database is damaged, or tables of it are gone")
+			err = watchword.Wrap(err, watchword.LogInvalid, "the database is damaged, or lacks tables")
 		}
 	}()
 	// The file is outside the database, so rewriting the database alone does not change it. It is
@@ -91,7 +91,7 @@ func logKeys(ctx context.Context, f *sqlite.LogFile) (keys []ledger.Key, err err
 		keys = append(keys, ledger.LogKeys(founding.Issuer, pub)...)
 	}
 	if len(keys) == 0 {
-		return nil, watchword.Refuse(watchword.LogInvalid, "the database names no key of the log")
+		return nil, watchword.Refuse(watchword.LogInvalid, "the database has no key of the log")
 	}
 	bundles, err := f.Bundles(ctx)
 	if err != nil {

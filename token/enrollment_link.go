@@ -25,7 +25,7 @@ func ParseEnrollmentLink(link string) (server, code, pin string, err error) {
 	base, ok := strings.CutSuffix(u.EscapedPath(), "/e")
 	bare := u.Scheme == "https" && u.Host != "" && u.User == nil && u.RawQuery == "" && !u.ForceQuery
 	if err != nil || !ok || !bare || len(q) != 2 || len(q["code"]) != 1 || len(q["pin"]) != 1 || !isBase64URL(q.Get("pin"), 32) || !WellFormedCode(q.Get("code")) {
-		return "", "", "", watchword.RefuseField("link", "must look like https://HOST/e#code=…&pin=…")
+		return "", "", "", watchword.RefuseField("link", "must be https://HOST/e#code=…&pin=…")
 	}
 	return "https://" + u.Host + base, q.Get("code"), q.Get("pin"), nil
 }

@@ -99,8 +99,15 @@ func readOrder(payload []byte, dev watchword.SubjectID, now time.Time) (Order, e
 // Covers returns an error if a command is not the one that was ordered: function, arguments byte for byte, orderer and
 // expiry. Code: order_invalid.
 func (o Order) Covers(function string, args []byte, by watchword.SubjectID, expires time.Time) error {
-	if o.Function != function || o.ArgsHash != jose.Hash(args) || o.By != by || !o.Expires.Equal(expires.Truncate(time.Second)) {
-		return watchword.Refuse(watchword.OrderInvalid, "cmd, args_hash, exp and iss of the signed order must be those of the command; see docs/errors.md")
+	switch {
+	case o.Function != function:
+		return refuse(watchword.OrderInvalid, "cmd of the order must be %q", function)
+	case o.ArgsHash != jose.Hash(args):
+		return refuse(watchword.OrderInvalid, "args_hash of the order must be the base64url SHA-256 of args, byte for byte")
+	case o.By != by:
+		return refuse(watchword.OrderInvalid, "iss of the order must be %q", by)
+	case !o.Expires.Equal(expires.Truncate(time.Second)):
+		return refuse(watchword.OrderInvalid, "exp of the order must be the end of the command, %d", expires.Unix())
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func TrustPinOfBundle(raw string) (string, error) {
 		return "", err
 	}
 	if len(t.Roots) == 0 {
-		return "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle names no root")
+		return "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle must name a root")
 	}
 	return TrustPin(t.Roots[len(t.Roots)-1]), nil
 }

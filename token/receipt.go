@@ -70,7 +70,7 @@ func SignReceipt(s *jose.Signer, r Receipt) (string, error) {
 	}
 	b, err := json.Marshal(m)
 	if err != nil {
-		return "", watchword.Wrap(err, watchword.BadRequest, "the result is not valid JSON")
+		return "", watchword.Wrap(err, watchword.BadRequest, "the result must be valid JSON")
 	}
 	return signTyped(s, TypReceipt, watchword.MaxDocument, b, func(payload []byte) error {
 		got, err := readReceipt(payload, r.Device, r.Issuer)

@@ -39,7 +39,7 @@ type SubjectState struct {
 // client_invalid, subject_new, subject_suspended, subject_revoked, token_replayed.
 func (r Record) Issue(h SubjectState, used bool) error {
 	if h.State == "" {
-		return watchword.Refuse(watchword.ClientInvalid, "there is no such subject")
+		return watchword.Refuse(watchword.ClientInvalid, "no subject has this id")
 	}
 	if err := (&watchword.Subject{Kind: h.Kind, ID: r.Subject, State: h.State}).CheckActive(); err != nil {
 		return err
@@ -74,7 +74,7 @@ func CheckNotRevoked(revoked, issuerRevoked bool) error {
 }
 
 // ErrNotRecorded is the error for a token that is not on record.
-var ErrNotRecorded = watchword.Refuse(watchword.NotFound, "no such token")
+var ErrNotRecorded = watchword.Refuse(watchword.NotFound, "no token has this id")
 
 // ErrJTIUsed is the error for an assertion, or a proof of a key change, that was used before.
 var ErrJTIUsed = watchword.Refuse(watchword.TokenReplayed, "jti was used before: sign a new one for each request; see docs/errors.md")

@@ -111,7 +111,7 @@ func signerError(err error, typ string) error {
 	case watchword.TooLarge:
 		return watchword.Wrap(err, watchword.TooLarge, "the %s is larger than its verifiers accept", typ)
 	default:
-		return watchword.Wrap(err, watchword.BadRequest, "verifiers would refuse this %s: %s: %s", typ, code, err)
+		return watchword.Wrap(err, watchword.BadRequest, "the %s must be one that its verifiers accept: %s: %s", typ, code, err)
 	}
 }
 

@@ -49,7 +49,7 @@ type VerifiedCheckpoint struct {
 // cosignatures of witnesses among keys are in the result. Signatures by other keys are ignored. Code: log_invalid.
 func VerifyCheckpoint(raw []byte, keys ...Key) (VerifiedCheckpoint, error) {
 	if len(raw) > MaxNote {
-		return VerifiedCheckpoint{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint is larger than 16 KiB")
+		return VerifiedCheckpoint{}, watchword.Refuse(watchword.LogInvalid, "the checkpoint must have at most 16384 bytes")
 	}
 	var vs []note.Verifier
 	byID := map[string]Key{}
@@ -95,14 +95,14 @@ func (k Key) idOf(hash uint32) string { return k.name + "+" + strconv.FormatUint
 func ReadCheckpoint(raw []byte) (Checkpoint, error) {
 	text, _, ok := bytes.Cut(raw, []byte("\n\n"))
 	if !ok || len(raw) > MaxNote {
-		return Checkpoint{}, watchword.Refuse(watchword.LogInvalid, "this is no signed checkpoint")
+		return Checkpoint{}, watchword.Refuse(watchword.LogInvalid, "the text must be a signed checkpoint (C2SP tlog-checkpoint)")
 	}
 	return parseText(string(text) + "\n")
 }
 
 func parseText(text string) (c Checkpoint, err error) {
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
-	invalid := watchword.Refuse(watchword.LogInvalid, "the checkpoint is not three lines: origin, size, root")
+	invalid := watchword.Refuse(watchword.LogInvalid, "the checkpoint must be three lines: origin, size, root")
 	if len(lines) < 3 || lines[0] == "" {
 		return c, invalid
 	}
@@ -125,14 +125,14 @@ func parseText(text string) (c Checkpoint, err error) {
 func Cosign(raw, answer []byte, witness Key) ([]byte, error) {
 	text, _, ok := bytes.Cut(raw, []byte("\n\n"))
 	if !ok || len(answer) > MaxNote {
-		return nil, watchword.Refuse(watchword.LogInvalid, "the witness's answer is no signature")
+		return nil, watchword.Refuse(watchword.LogInvalid, "the witness's answer must be signature lines")
 	}
 	n, err := note.Open(append(append(bytes.Clone(text), "\n\n"...), answer...), note.VerifierList(witness))
 	if err != nil {
-		return nil, watchword.Wrap(err, watchword.LogInvalid, "the witness's answer is no signature of %s", witness.Name())
+		return nil, watchword.Wrap(err, watchword.LogInvalid, "the witness's answer has no valid signature of %s", witness.Name())
 	}
 	if _, err := strictBase64.DecodeString(n.Sigs[0].Base64); err != nil { // a strict reader would refuse another encoding
-		return nil, watchword.Wrap(err, watchword.LogInvalid, "the witness's answer is no signature of %s", witness.Name())
+		return nil, watchword.Wrap(err, watchword.LogInvalid, "the witness's answer has no valid signature of %s", witness.Name())
 	}
 	line := "— " + n.Sigs[0].Name + " " + n.Sigs[0].Base64 + "\n"
 	if bytes.Contains(raw, []byte(line)) {

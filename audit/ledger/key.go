@@ -48,7 +48,7 @@ func VerifierKeys(issuer string, logs []*jose.PublicKey, witnesses []string) ([]
 	for _, w := range witnesses {
 		k, err := ParseKey(w)
 		if err == nil && !k.Witness() {
-			err = watchword.Refuse(watchword.BadRequest, "%s is the key of no witness", k.Name())
+			err = watchword.Refuse(watchword.BadRequest, "%s must be a witness key (cosignature/v1, Ed25519)", k.Name())
 		}
 		if err != nil {
 			return nil, err
@@ -60,7 +60,7 @@ func VerifierKeys(issuer string, logs []*jose.PublicKey, witnesses []string) ([]
 
 // ParseKey parses a verifier key (signed-note, Verifier keys): name+hash+material. Code: bad_request.
 func ParseKey(vkey string) (Key, error) {
-	invalid := watchword.Refuse(watchword.BadRequest, "this is no key of a log or witness: it has the form name+hash+base64, of Ed25519")
+	invalid := watchword.Refuse(watchword.BadRequest, "the key of a log or witness must have the form name+hash+base64, of Ed25519")
 	parts := strings.SplitN(vkey, "+", 3)
 	if len(parts) != 3 {
 		return Key{}, invalid

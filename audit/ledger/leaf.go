@@ -61,13 +61,13 @@ func AppendBundle(bundle []byte, commit Hash) []byte {
 // ParseBundle parses a bundle of width entries. Code: log_invalid.
 func ParseBundle(b []byte, width int) ([]Hash, error) {
 	if len(b) != width*(2+leafSize) {
-		return nil, watchword.Refuse(watchword.LogInvalid, "the bundle has %d bytes, and %d entries have %d", len(b), width, width*(2+leafSize))
+		return nil, watchword.Refuse(watchword.LogInvalid, "the bundle has %d bytes; %d entries need %d", len(b), width, width*(2+leafSize))
 	}
 	out := make([]Hash, width)
 	for i := range out {
 		e := b[i*(2+leafSize):]
 		if e[0] != 0 || e[1] != leafSize || e[2] != leafVersion {
-			return nil, watchword.Refuse(watchword.LogInvalid, "entry %d of the bundle is no leaf of ours", i)
+			return nil, watchword.Refuse(watchword.LogInvalid, "entry %d of the bundle is not a salted entry", i)
 		}
 		copy(out[i][:], e[3:])
 	}

@@ -37,7 +37,7 @@ func (l LoggedJWS) Marshal() ([]byte, error) { return json.Marshal(l) }
 func ParseLoggedJWS(b []byte) (l LoggedJWS, err error) {
 	err = jsonv2.Unmarshal(b, &l, jsonv2.RejectUnknownMembers(true))
 	if err != nil || l.JWS == "" || l.Proof == "" || l.FromSize < 0 || len(l.ConsistencyProof) > 63 {
-		return l, watchword.Wrap(err, watchword.CommandUnlogged, "what is sealed is no command with its proof")
+		return l, watchword.Wrap(err, watchword.CommandUnlogged, "the sealed content must be a command with its log proof")
 	}
 	return l, nil
 }
@@ -55,13 +55,13 @@ func (l LoggedJWS) Verify(seen Checkpoint, quorum int, keys ...Key) (Proof, Veri
 		return p, o, err
 	}
 	if n := len(o.Cosignatures); n < quorum {
-		return p, o, watchword.Refuse(watchword.LogInvalid, "%d witnesses have signed the checkpoint, and %d must have", n, quorum)
+		return p, o, watchword.Refuse(watchword.LogInvalid, "the checkpoint has the signatures of %d witnesses, and %d are required", n, quorum)
 	}
 	if seen.Size == 0 {
 		return p, o, nil
 	}
 	if l.FromSize != seen.Size {
-		return p, o, watchword.Refuse(watchword.LogInvalid, "the proof is for a log of %d entries, and the one that was seen last had %d", l.FromSize, seen.Size)
+		return p, o, watchword.Refuse(watchword.LogInvalid, "the proof is for a log of %d entries, and the last known log had %d", l.FromSize, seen.Size)
 	}
 	var hs []Hash
 	for _, b := range l.ConsistencyProof {

@@ -50,7 +50,7 @@ func ParsePath(path string) (level int, n int64, width int, err error) {
 	}
 	// Comparing with Path ensures that only the canonical form is accepted.
 	if !ok || !ok2 || err != nil || n < 0 || width < 1 || level > 63 || Path(level, n, width) != path {
-		return 0, 0, 0, watchword.Refuse(watchword.NotFound, "no such tile")
+		return 0, 0, 0, watchword.Refuse(watchword.NotFound, "no tile has this path")
 	}
 	return level, n, width, nil
 }

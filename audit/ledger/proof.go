@@ -59,7 +59,7 @@ func proofInvalid(err error) error {
 	if err == nil || watchword.CodeOf(err) != watchword.Internal {
 		return err
 	}
-	return watchword.Wrap(err, watchword.LogInvalid, "the log's tiles do not fit its checkpoint")
+	return watchword.Wrap(err, watchword.LogInvalid, "the log's tiles do not match its checkpoint")
 }
 
 // VerifyInclusion verifies a proof that the tree of c contains a leaf. Code: log_invalid.
@@ -76,9 +76,9 @@ func VerifyConsistency(c, before Checkpoint, proof []Hash) error {
 	good := false
 	switch {
 	case c.Origin != before.Origin:
-		return watchword.Refuse(watchword.LogInvalid, "the checkpoints are of two logs, %s and %s", before.Origin, c.Origin)
+		return watchword.Refuse(watchword.LogInvalid, "the checkpoints are of different logs: %s and %s", before.Origin, c.Origin)
 	case before.Size > c.Size:
-		return watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and had %d before: it was cut", c.Size, before.Size)
+		return watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and had %d before: entries were removed", c.Size, before.Size)
 	case before.Size == 0:
 		good = len(proof) == 0
 	case before.Size == c.Size:
@@ -87,7 +87,7 @@ func VerifyConsistency(c, before Checkpoint, proof []Hash) error {
 		good = tlog.CheckTree(proof, c.Size, c.Root, before.Size, before.Root) == nil
 	}
 	if !good {
-		return watchword.Refuse(watchword.LogInvalid, "the log of %d entries does not begin with the one of %d: it was rewritten, or there are two", c.Size, before.Size)
+		return watchword.Refuse(watchword.LogInvalid, "the log of %d entries does not begin with the log of %d entries: it was rewritten, or these are two logs", c.Size, before.Size)
 	}
 	return nil
 }
@@ -134,31 +134,31 @@ func ParseProof(b []byte) (p Proof, err error) {
 	}
 	head, note, ok := strings.Cut(string(b), "\n\n")
 	if !ok || len(b) > MaxProof || !IsProof(b) {
-		return invalid("it has no head, or no checkpoint")
+		return invalid("the head line and the checkpoint are required")
 	}
 	p.Checkpoint = []byte(note)
 	lines := strings.Split(head, "\n")[1:]
 	if len(lines) < 2 {
-		return invalid("it has no extra data, or no index")
+		return invalid("the lines extra and index are required")
 	}
 	text, ok := strings.CutPrefix(lines[0], "extra ")
 	extra, err := strictBase64.DecodeString(text)
 	if !ok || err != nil || len(extra) < len(p.Salt) {
-		return invalid("its extra data is not salt and body")
+		return invalid("extra must be the salt and the body of the entry")
 	}
 	copy(p.Salt[:], extra)
 	p.Body = extra[len(p.Salt):]
 	text, ok = strings.CutPrefix(lines[1], "index ")
 	if p.Index, err = strconv.ParseInt(text, 10, 64); !ok || err != nil || p.Index < 0 || strconv.FormatInt(p.Index, 10) != text {
-		return invalid("its index is no number")
+		return invalid("index must be a number")
 	}
 	if len(lines) > 2+63 {
-		return invalid("it has more than 63 hashes")
+		return invalid("it must have at most 63 hashes")
 	}
 	for _, l := range lines[2:] {
 		h, err := strictBase64.DecodeString(l)
 		if err != nil || len(h) != tlog.HashSize {
-			return invalid("a line is no hash")
+			return invalid("each hash line must be 32 bytes in base64")
 		}
 		p.Hashes = append(p.Hashes, Hash(h))
 	}

@@ -163,7 +163,7 @@ func AppendTile(b []byte, hashes ...Hash) []byte {
 // ParseTile parses a tile of width hashes. Code: log_invalid.
 func ParseTile(b []byte, width int) ([]Hash, error) {
 	if len(b) != width*tlog.HashSize {
-		return nil, watchword.Refuse(watchword.LogInvalid, "the tile has %d bytes, and %d hashes have %d", len(b), width, width*tlog.HashSize)
+		return nil, watchword.Refuse(watchword.LogInvalid, "the tile has %d bytes; %d hashes need %d", len(b), width, width*tlog.HashSize)
 	}
 	out := make([]Hash, width)
 	for i := range out {

@@ -38,7 +38,7 @@ func (a *app) agentRekey() *cobra.Command {
 		}
 		d, err := device.OpenWith(*dir, device.Options{NoClock: *noClock})
 		if watchword.CodeOf(err) == watchword.FolderInUse {
-			return watchword.Wrap(err, watchword.FolderInUse, "%s is in use: an agent runs on it; stop that first, or run it with --rekey-every", *dir)
+			return watchword.Wrap(err, watchword.FolderInUse, "%s is in use by an agent: stop the agent first, or run it with --rekey-every", *dir)
 		}
 		if err != nil {
 			return err

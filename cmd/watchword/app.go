@@ -174,7 +174,7 @@ func parseArguments(pairs []string) (json.RawMessage, error) {
 			return nil, err
 		}
 		if _, twice := out[k]; twice {
-			return nil, usage("%s is given twice", k)
+			return nil, usage("%s must be given once", k)
 		}
 		out[k] = raw
 	}
@@ -210,7 +210,7 @@ func readInput(name string, limit int64) ([]byte, error) {
 	}
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(b)) > limit {
-		err = watchword.Refuse(watchword.TooLarge, "%s is over %d bytes", name, limit)
+		err = watchword.Refuse(watchword.TooLarge, "%s must have at most %d bytes", name, limit)
 	}
 	return b, err
 }

@@ -164,7 +164,7 @@ func (a *app) auditExport() *cobra.Command {
 		}
 		f, err := os.OpenFile(args[0], os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if errors.Is(err, fs.ErrExist) {
-			err = watchword.Wrap(err, watchword.Conflict, "%s is there already", args[0])
+			err = watchword.Wrap(err, watchword.Conflict, "%s exists already", args[0])
 		}
 		if err != nil {
 			return err

@@ -67,7 +67,7 @@ func readLogKeys(name string) (k logKeys, err error) {
 	bare := func(pub any) error {
 		ed, ok := pub.(ed25519.PublicKey)
 		if !ok {
-			return watchword.RefuseField("--key", "a log's key is Ed25519")
+			return watchword.RefuseField("--key", "must be the key of a log: Ed25519")
 		}
 		k.bare = append(k.bare, ed)
 		return nil
@@ -83,11 +83,11 @@ func readLogKeys(name string) (k logKeys, err error) {
 	case strings.HasPrefix(text, "-----BEGIN"):
 		block, _ := pem.Decode([]byte(text))
 		if block == nil {
-			return k, watchword.RefuseField("--key", "is damaged PEM")
+			return k, watchword.RefuseField("--key", "must be valid PEM")
 		}
 		pub, err := x509.ParsePKIXPublicKey(block.Bytes)
 		if err != nil {
-			return k, watchword.RefuseField("--key", "is no public key")
+			return k, watchword.RefuseField("--key", "must be a public key")
 		}
 		return k, bare(pub)
 	}
@@ -102,7 +102,7 @@ func readLogKeys(name string) (k logKeys, err error) {
 		k.named = append(k.named, key)
 	}
 	if len(k.named) == 0 {
-		return k, watchword.RefuseField("--key", "holds no key")
+		return k, watchword.RefuseField("--key", "must contain a key")
 	}
 	return k, nil
 }

@@ -86,7 +86,7 @@ func mirror(ctx context.Context, dir string, get audit.Fetch, keys logKeys) (aud
 	v, err := mirrorOnce(ctx, dir, get, here, keys, against)
 	if watchword.CodeOf(err) == watchword.LogInvalid {
 		nothing := func(context.Context, string) ([]byte, error) {
-			return nil, watchword.Refuse(watchword.NotFound, "not looked for")
+			return nil, watchword.Refuse(watchword.NotFound, "not read")
 		}
 		return mirrorOnce(ctx, dir, get, nothing, keys, against)
 	}

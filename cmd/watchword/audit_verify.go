@@ -97,7 +97,7 @@ func (a *app) verifyLog(ctx context.Context, what string, o verifyOptions) (veri
 	}
 	info, err := os.Stat(what)
 	if err != nil {
-		return v, watchword.Wrap(err, watchword.NotFound, "there is no %s", what)
+		return v, watchword.Wrap(err, watchword.NotFound, "%s does not exist", what)
 	}
 	switch {
 	case info.IsDir() && server.IsData(what):
@@ -108,7 +108,7 @@ func (a *app) verifyLog(ctx context.Context, what string, o verifyOptions) (veri
 		verdict, err := server.VerifyLog(ctx, what, named, against...)
 		return v, v.take(verdict, err)
 	case o.key == "":
-		return v, usage("--key is missing: the log's public key, as watchword audit key prints it")
+		return v, usage("--key is required: the log's public key, which watchword audit key prints")
 	case info.IsDir():
 		verdict, err := verifyMirror(ctx, mirrorDir(what), keys, against)
 		return v, v.take(verdict, err)
@@ -125,7 +125,7 @@ func (v *verification) take(d audit.VerifyResult, err error) error {
 	v.Entries, v.Bodies, v.Pruned, v.Uncovered, v.Checkpoints = d.Entries, d.Bodies, d.Pruned, d.Uncovered, d.Checkpoints
 	v.cosigned(d.Cosignatures)
 	if d.Checkpoints == 0 {
-		return watchword.Refuse(watchword.LogInvalid, "nothing signed speaks of this log: it has no checkpoint")
+		return watchword.Refuse(watchword.LogInvalid, "the log has no checkpoint, so nothing signed can be compared")
 	}
 	return nil
 }
@@ -146,7 +146,7 @@ func (v *verification) file(name string, keys logKeys, against [][]byte) error {
 	head := make([]byte, 64)
 	n, err := io.ReadFull(f, head)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return watchword.Wrap(err, watchword.LogInvalid, "%s is no export and no proof", name)
+		return watchword.Wrap(err, watchword.LogInvalid, "%s must be an export or a proof", name)
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -168,7 +168,7 @@ func (v *verification) file(name string, keys logKeys, against [][]byte) error {
 		return err
 	}
 	if len(against) > 0 {
-		return usage("--against: a proof is of one entry; verify the log itself")
+		return usage("--against cannot be used with a proof of one entry: name the log")
 	}
 	all, err := keys.ofNote(p.Checkpoint)
 	if err != nil {
@@ -180,7 +180,7 @@ func (v *verification) file(name string, keys logKeys, against [][]byte) error {
 	}
 	e, err := audit.Parse(p.Index+1, p.Body)
 	if err != nil {
-		return watchword.Wrap(err, watchword.LogInvalid, "entry %d is no entry of ours", p.Index+1)
+		return watchword.Wrap(err, watchword.LogInvalid, "entry %d is not an audit entry", p.Index+1)
 	}
 	v.Origin, v.Size, v.Root, v.Entry, v.Seq = c.Origin, c.Size, c.Root.String(), &e, p.Index+1
 	v.cosigned(c.Cosignatures)
@@ -228,7 +228,7 @@ func mirrorDir(dir string) audit.Fetch {
 	return func(_ context.Context, path string) ([]byte, error) {
 		b, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(path)))
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil, watchword.Refuse(watchword.NotFound, "there is no %s", path)
+			return nil, watchword.Refuse(watchword.NotFound, "%s does not exist", path)
 		}
 		return b, err
 	}
@@ -252,7 +252,7 @@ func (a *app) verifyURL(ctx context.Context, v *verification, o verifyOptions, k
 func (a *app) logAt(address string, o verifyOptions) (get audit.Fetch, own func(context.Context) ([]ledger.Key, error), err error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" {
-		return nil, nil, usage("%s: is no address", address)
+		return nil, nil, usage("%s must be the URL of a log", address)
 	}
 	base := strings.TrimRight(address, "/")
 	if cl, err := a.client(); err == nil && o.token == "" && (base == cl.URL() || base == cl.URL()+"/log") {
@@ -266,7 +266,7 @@ func (a *app) logAt(address string, o verifyOptions) (get audit.Fetch, own func(
 		}
 		conf.RootCAs = x509.NewCertPool()
 		if !conf.RootCAs.AppendCertsFromPEM(b) {
-			return nil, nil, watchword.RefuseField("--cafile", "holds no certificate")
+			return nil, nil, watchword.RefuseField("--cafile", "must contain at least one certificate in PEM")
 		}
 	}
 	head := map[string]string{}
@@ -290,7 +290,7 @@ func mirrorAt(c *rest.Client, head map[string]string) audit.Fetch {
 		case err == nil:
 			return a.Body, nil
 		case rest.StatusOf(err) == http.StatusNotFound && strings.Contains(path, ".p/"):
-			return nil, watchword.Wrap(err, watchword.NotFound, "there is no %s", path)
+			return nil, watchword.Wrap(err, watchword.NotFound, "%s does not exist", path)
 		case rest.StatusOf(err) != 0:
 			return nil, watchword.Wrap(err, watchword.Unavailable, "%s: the answer has status %d", path, rest.StatusOf(err))
 		}
@@ -314,7 +314,7 @@ func (v *verification) orOwn(ctx context.Context, keys *logKeys, own func(contex
 		return nil
 	}
 	if own == nil {
-		return usage("--key is missing: the log's public key, as watchword audit key prints it")
+		return usage("--key is required: the log's public key, which watchword audit key prints")
 	}
 	v.Keys = "as the server's trust bundle names them"
 	keys.named, err = own(ctx)

@@ -36,7 +36,7 @@ func (a *app) writeEvidence(ctx context.Context, cl *admin.Client, id watchword.
 		})
 	}
 	if err = durable.Create(name, b, 0o600); errors.Is(err, fs.ErrExist) {
-		err = watchword.Wrap(err, watchword.Conflict, "%s is there already", name)
+		err = watchword.Wrap(err, watchword.Conflict, "%s exists already", name)
 	}
 	return err
 }
@@ -118,7 +118,7 @@ func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 	if root == "" {
 		t, err := a.trust(ctx)
 		if err != nil {
-			return "", watchword.Wrap(err, watchword.CodeOf(err), "--root is missing, and the server of --data does not say: %s", err)
+			return "", watchword.Wrap(err, watchword.CodeOf(err), "--root is required, since the server of --data did not return its root: %s", err)
 		}
 		return token.TrustPin(t.Roots[len(t.Roots)-1]), nil
 	}
@@ -131,7 +131,7 @@ func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 	case watchword.CodeOf(err) == watchword.FileUntrusted:
 		return "", err
 	case err != nil:
-		return "", watchword.Wrap(err, watchword.NotFound, "--root %s is no file, and no pin", root)
+		return "", watchword.Wrap(err, watchword.NotFound, "--root %s must be a file or a trust pin (43 characters)", root)
 	case strings.HasPrefix(text, "{"):
 		k, err := jose.ParseJWK([]byte(text), jose.ForSigning)
 		if err != nil {
@@ -143,11 +143,11 @@ func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 	}
 	block, _ := pem.Decode(b)
 	if block == nil {
-		return "", watchword.RefuseField("--root", "is no pin, JWK or PEM")
+		return "", watchword.RefuseField("--root", "must be a trust pin (43 characters), a JWK or PEM")
 	}
 	pub, err := x509.ParsePKIXPublicKey(block.Bytes)
 	if err != nil {
-		return "", watchword.RefuseField("--root", "is no public key")
+		return "", watchword.RefuseField("--root", "must be a public key")
 	}
 	k, err := jose.NewPublicKey(pub)
 	if err != nil {

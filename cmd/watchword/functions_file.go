@@ -38,7 +38,7 @@ func readFunctions(path string) ([]agent.Function, error) {
 	case watchword.FileUntrusted:
 		return nil, err
 	case watchword.TooLarge:
-		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "%s is over 1 MiB", path)
+		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "%s must have at most 1 MiB", path)
 	default:
 		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "%s cannot be read", path)
 	}

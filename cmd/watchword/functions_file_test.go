@@ -30,7 +30,7 @@ func TestFunctionsFiles(t *testing.T) {
 	for name, tc := range map[string]struct{ text, says string }{
 		"no TOML":             {"[functions", "f.toml:1:"},
 		"an unknown key":      {"[functions.\"a\"]\nrum = [\"sh\"]\n", "f.toml:2:1: unknown key rum"},
-		"no program":          {"[functions.\"a\"]\ntimeout = \"5s\"\n", "run is missing"},
+		"no program":          {"[functions.\"a\"]\ntimeout = \"5s\"\n", "run is required"},
 		"a program nowhere":   {"[functions.\"a\"]\nrun = [\"no-such-program-here\"]\n", "run:"},
 		"a bad name":          {"[functions.\"a/b\"]\nrun = [\"sh\"]\n", "a name must be"},
 		"a bad grace":         {"[functions.\"a\"]\nrun = [\"sh\"]\ngrace = \"2m\"\n", "grace must be"},

@@ -234,7 +234,7 @@ func (a *app) keySign() *cobra.Command {
 		}
 		var p api.PlannedBundles
 		if err := jose.DecodeExact(b, &p); err != nil {
-			return watchword.Wrap(err, watchword.BadRequest, "%s is not a file that watchword key plan wrote", args[0])
+			return watchword.Wrap(err, watchword.BadRequest, "%s must be a file that watchword key plan wrote", args[0])
 		}
 		jwk, err := durable.ReadPrivate(*file)
 		if err != nil {
@@ -251,7 +251,7 @@ func (a *app) keySign() *cobra.Command {
 		out := api.ImportBundlesRequest{}
 		for _, planned := range p.Bundles {
 			if !slices.Contains(planned.Roots, root.Public().ID()) {
-				return watchword.Refuse(watchword.BundleInvalid, "%s is not the root that the plan names, %v", *file, planned.Roots)
+				return watchword.Refuse(watchword.BundleInvalid, "%s must be the root key that the plan names: %v", *file, planned.Roots)
 			}
 			raw, err := token.SignTrustPayload([]byte(planned.Payload), root)
 			if err != nil {
@@ -278,7 +278,7 @@ func (a *app) keyImport() *cobra.Command {
 		}
 		var p api.ImportBundlesRequest
 		if err := jose.DecodeExact(b, &p); err != nil {
-			return watchword.Wrap(err, watchword.BadRequest, "%s is not a file that watchword key sign wrote", args[0])
+			return watchword.Wrap(err, watchword.BadRequest, "%s must be a file that watchword key sign wrote", args[0])
 		}
 		cl, err := a.client()
 		if err != nil {

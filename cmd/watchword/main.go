@@ -146,6 +146,11 @@ func (a *app) report(err error) int {
 		return 2
 	}
 	e, ours := errors.AsType[*watchword.Error](err)
+	if ours {
+		shown := *e
+		shown.Detail = strings.TrimSuffix(e.Detail, "; see docs/errors.md") // the page is named below, or is the type
+		e = &shown
+	}
 	if a.format != "table" {
 		if p, ok := errors.AsType[*rest.Problem](err); ok {
 			_ = a.err.JSON(json.RawMessage(p.Document), false) // it was parsed as JSON; an error of standard error cannot be reported
@@ -170,6 +175,9 @@ func (a *app) report(err error) int {
 		a.err.Printf("watchword: %s\n", truncateReason(e.Detail))
 	default:
 		a.err.Printf("watchword: %s\n", truncateReason(string(code)))
+	}
+	if ours {
+		a.err.Printf("see: %s\n", code.Page())
 	}
 	if ours && e.Rule != "" {
 		a.err.Printf("rule: %s\n", truncateReason(e.Rule))
@@ -208,14 +216,17 @@ func (a *app) root() *cobra.Command {
 		Short:         "Identity and control for IoT devices",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
+	root.Args = knownSubcommand
 	root.SetOut(a.out)
 	root.SetErr(a.err)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		if strings.HasPrefix(err.Error(), "unknown shorthand flag") { // a key's ID may begin with a dash
 			err = fmt.Errorf("%w; put -- before an argument that begins with a dash: %s -- …", err, c.CommandPath())
+		}
+		if name, ok := strings.CutPrefix(err.Error(), "unknown flag: --"); ok {
+			err = fmt.Errorf("unknown flag --%s of %s%s; see %s --help", name, c.CommandPath(), didYouMean("--", name, flagNames(c)), runnable(c.CommandPath()))
 		}
 		return &usageError{err}
 	})
@@ -234,12 +245,7 @@ func (a *app) root() *cobra.Command {
 
 // commandGroup is a command that only has subcommands.
 func commandGroup(use, short string, subs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Args: func(c *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return usage("%s has no subcommand %q; see %s %s --help", use, args[0], program(), use)
-		}
-		return nil
-	}, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	c := &cobra.Command{Use: use, Short: short, Args: knownSubcommand, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
 	c.AddCommand(subs...)
 	return c
 }

@@ -148,7 +148,7 @@ func (a *app) simServer(s *simulation) error {
 		links := strings.Fields(string(text))
 		s.parts.Link = func(_ context.Context, n int) (string, error) {
 			if n >= len(links) {
-				return "", watchword.Refuse(watchword.BadRequest, "%s has %d links, and device %d needs one", s.links, len(links), n+1)
+				return "", watchword.Refuse(watchword.BadRequest, "%s must have one enrollment link for each device: it has %d, and device %d has none", s.links, len(links), n+1)
 			}
 			return links[n], nil
 		}
@@ -176,7 +176,7 @@ func (a *app) simServer(s *simulation) error {
 		case err != nil:
 			return err
 		case got.Receipt == nil:
-			return watchword.Refuse(watchword.TimedOut, "no receipt in a minute")
+			return watchword.Refuse(watchword.TimedOut, "no receipt arrived within 60 seconds")
 		case got.Receipt.Status != watchword.StatusDone:
 			return watchword.Refuse(watchword.CommandFailed, "%s", got.Receipt.Status)
 		}

@@ -126,7 +126,7 @@ func (p *inspection) verifyWithBundle(t token.Trust, now time.Time) (err error) 
 				return err
 			}
 		}
-		err = watchword.Refuse(watchword.KeyUnknown, "kid names none of its keys")
+		err = watchword.Refuse(watchword.KeyUnknown, "kid must name a key of the set")
 	}
 	return err
 }

@@ -38,6 +38,8 @@ var wireRenames = []wireRename{
 	{`"given":`, `"deliverable":`},
 	{`,"labels":{"role":"owner"}`, ``}, // a role is a field of the subject
 	{`"labels":"role=owner"`, `"labels":"","role":"owner"`},
+	{`0x8C {reason-string="TEXT"`, `0x8C {reason-string="denied: TEXT"`}, // protocol errors begin with their code too
+	{`{reason-string="TEXT"`, `{reason-string="bad_request: TEXT"`},
 }
 
 var memoryForm = regexp.MustCompile(`"memory":[0-9]+`)

@@ -14,7 +14,7 @@ const maxEntries = 512
 // grant names "token" as its rule. Code: token_malformed.
 func FromPermissions[B any](perm, deny []watchword.Permission) (*Grant[B], error) {
 	if len(perm)+len(deny) > maxEntries {
-		return nil, watchword.Refuse(watchword.TokenMalformed, "perm and deny have more than %d permissions together", maxEntries)
+		return nil, watchword.Refuse(watchword.TokenMalformed, "perm and deny must have at most %d permissions together", maxEntries)
 	}
 	g, o := &Grant[B]{}, &Origin{Policy: "token"}
 	for _, p := range perm {
@@ -34,7 +34,7 @@ func (r *Rules[B]) add(p watchword.Permission, o *Origin) error {
 	if err := p.Check(); err != nil {
 		return err
 	}
-	bad := watchword.Refuse(watchword.TokenMalformed, "perm or deny has a resource that is not a valid filter")
+	bad := watchword.Refuse(watchword.TokenMalformed, "each resource in perm and deny must be a valid filter")
 	if f, ok := strings.CutPrefix(p.Resource, watchword.TopicPrefix); ok {
 		if CheckFilter(f) != nil {
 			return bad

@@ -19,7 +19,7 @@ func CheckTopic(topic string) error {
 		return watchword.RefuseField("topic", "%s", reason)
 	}
 	if strings.ContainsAny(topic, "+#") {
-		return watchword.RefuseField("topic", "must hold no + or #")
+		return watchword.RefuseField("topic", "must not contain + or #")
 	}
 	return nil
 }
@@ -28,7 +28,7 @@ func CheckTopic(topic string) error {
 // bad_request.
 func CheckPath(filter string) error {
 	if !strings.HasPrefix(filter, "/") {
-		return watchword.RefuseField("path", "a path starts with /")
+		return watchword.RefuseField("path", "must begin with /")
 	}
 	return CheckFilter(filter)
 }
@@ -39,7 +39,7 @@ func CheckFunction(s string) error {
 	if s == "*" || watchword.ValidName(name) {
 		return nil
 	}
-	return watchword.RefuseField("call", "a function's name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -, and may end in *")
+	return watchword.RefuseField("call", "must be the name of a function: 1 to 64 of A-Z a-z 0-9 . _ ~ -, and may end in *")
 }
 
 // CheckFilter checks that filter is a valid topic filter (MQTT 5.0 §4.7): + and # are alone in their level, # in the last.
@@ -53,9 +53,9 @@ func CheckFilter(filter string) error {
 		level, rest, more = strings.Cut(rest, "/")
 		switch {
 		case level == "#" && more:
-			return watchword.RefuseField("filter", "# must be the last level")
+			return watchword.RefuseField("filter", "must have # only as its last level")
 		case len(level) > 1 && strings.ContainsAny(level, "+#"):
-			return watchword.RefuseField("filter", "+ and # must stand alone in their level")
+			return watchword.RefuseField("filter", "must have + and # only as a whole level")
 		}
 	}
 	return nil
@@ -68,7 +68,7 @@ func badName(s string) string {
 	case !utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0:
 		return "must be UTF-8 without NUL"
 	case strings.Count(s, "/") >= MaxLevels:
-		return "may have 64 levels"
+		return "must have at most 64 levels"
 	}
 	return ""
 }
@@ -103,7 +103,7 @@ func Share(filter string) (group, rest string, shared bool, err error) {
 	}
 	group, rest, ok = strings.Cut(s, "/")
 	if !ok || group == "" || rest == "" || strings.ContainsAny(group, "+#") {
-		return "", "", false, watchword.RefuseField("filter", "a shared subscription is $share/group/filter")
+		return "", "", false, watchword.RefuseField("filter", "must be $share/GROUP/FILTER for a shared subscription")
 	}
 	return group, rest, true, nil
 }

@@ -65,7 +65,7 @@ func read(path string, forbidden fs.FileMode, limit int64) (_ []byte, err error)
 	defer func() { err = errors.Join(err, f.Close()) }()
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(b)) > limit {
-		return nil, watchword.Refuse(watchword.TooLarge, "%s is over %d bytes", path, limit)
+		return nil, watchword.Refuse(watchword.TooLarge, "%s must have at most %d bytes", path, limit)
 	}
 	return b, err
 }

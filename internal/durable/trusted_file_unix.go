@@ -87,10 +87,10 @@ func split(path string) (names []string) {
 // checkAncestor checks a folder on the path.
 func checkAncestor(dir, path string, info fs.FileInfo, forbidden fs.FileMode) error {
 	if err := checkOwner(dir, info); err != nil {
-		return watchword.Wrap(err, watchword.FileUntrusted, "%s lies below a folder of another user, who could put another in its place; take one that lies elsewhere, or: %s", path, watchword.DetailOf(err))
+		return watchword.Wrap(err, watchword.FileUntrusted, "%s is below a folder of another user, who could replace it: use another location, or: %s", path, watchword.DetailOf(err))
 	}
 	if mode := info.Mode(); mode.Perm()&forbidden&^ownGroup(info) != 0 && mode&fs.ModeSticky == 0 {
-		return watchword.Refuse(watchword.FileUntrusted, "the folder %s can be written by others (mode %04o), who could put another in the place of %s; run chmod go-w %s", dir, mode.Perm(), path, shellWord(dir))
+		return watchword.Refuse(watchword.FileUntrusted, "the folder %s can be written by others (mode %04o), who could replace %s: run chmod go-w %s", dir, mode.Perm(), path, shellWord(dir))
 	}
 	return nil
 }
@@ -107,9 +107,9 @@ func checkEntry(path string, info fs.FileInfo, forbidden fs.FileMode) error {
 	case forbidden == accessibleByOthers && info.IsDir():
 		return watchword.Refuse(watchword.KeyExposed, "the folder %s can be entered by others (mode %04o); run chmod 700 %s", path, mode, shellWord(path))
 	case forbidden == accessibleByOthers:
-		return watchword.Refuse(watchword.KeyExposed, "%s can be read or written by others (mode %04o); run chmod 600 %s, and replace the key if somebody may have read it", path, mode, shellWord(path))
+		return watchword.Refuse(watchword.KeyExposed, "%s can be read or written by others (mode %04o); run chmod 600 %s, and replace the key if others may have read it", path, mode, shellWord(path))
 	}
-	return watchword.Refuse(watchword.FileUntrusted, "%s can be written by others (mode %04o); look whether it is still what it should be, and run chmod go-w %s", path, mode, shellWord(path))
+	return watchword.Refuse(watchword.FileUntrusted, "%s can be written by others (mode %04o): check that its content is correct, and run chmod go-w %s", path, mode, shellWord(path))
 }
 
 // ownGroup returns the group permission bit to ignore where the group is the user's own, with the
@@ -127,7 +127,7 @@ func ownGroup(info fs.FileInfo) fs.FileMode {
 func checkOwner(path string, info fs.FileInfo) error {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
-		return watchword.Refuse(watchword.FileUntrusted, "%s: its owner is not known", path)
+		return watchword.Refuse(watchword.FileUntrusted, "%s: its owner cannot be read", path)
 	}
 	me, owner := os.Geteuid(), int(st.Uid)
 	switch {

@@ -207,5 +207,5 @@ func (r *Semaphore) giveUp(w *waiter, cause error) error {
 }
 
 func busy(cause error) error {
-	return &watchword.Error{Code: watchword.Busy, Detail: "too many handshakes and signatures wait to be checked", RetryAfter: time.Second, Err: cause}
+	return &watchword.Error{Code: watchword.Busy, Detail: "too many handshakes and signatures wait for verification", RetryAfter: time.Second, Err: cause}
 }

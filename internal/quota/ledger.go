@@ -114,11 +114,11 @@ func (l *Ledger[K]) refuse(from K, old int64, to K, now int64) error {
 	}
 	var server K
 	if b := l.resource.Subject; b.Max > 0 && to != server && grows > 0 && l.accounts[to] > b.Max-grows {
-		return watchword.Refuse(watchword.Busy, "%s: %d %s more are over the limit of %d for one subject (%s)", l.resource.Name, grows, l.resource.Unit, b.Max, b.Name)
+		return watchword.Refuse(watchword.Busy, "%s: %d more %s would exceed the limit of %d for one subject (%s)", l.resource.Name, grows, l.resource.Unit, b.Max, b.Name)
 	}
 	grows = now - old
 	if b := l.resource.Total; b.Max > 0 && grows > 0 && l.total > b.Max-grows {
-		return watchword.Refuse(watchword.Busy, "%s: %d %s more are over the limit of %d for all subjects together (%s)", l.resource.Name, grows, l.resource.Unit, b.Max, b.Name)
+		return watchword.Refuse(watchword.Busy, "%s: %d more %s would exceed the limit of %d for all subjects together (%s)", l.resource.Name, grows, l.resource.Unit, b.Max, b.Name)
 	}
 	return nil
 }

@@ -88,13 +88,13 @@ func TestARefusalTakesNothing(t *testing.T) {
 func TestTheDetailHasNumbersAndAdvice(t *testing.T) {
 	l := ledger(100, 150)
 	err := l.Reserve(lamp, 101)
-	const want = "busy: retained messages: 101 bytes more are over the limit of 100 for one subject (limits.subject_retained_bytes)"
+	const want = "busy: retained messages: 101 more bytes would exceed the limit of 100 for one subject (limits.subject_retained_bytes)"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 	take(t, l, lamp, 100)
 	err = l.Reserve(pump, 60)
-	const all = "busy: retained messages: 60 bytes more are over the limit of 150 for all subjects together (limits.retained_bytes)"
+	const all = "busy: retained messages: 60 more bytes would exceed the limit of 150 for all subjects together (limits.retained_bytes)"
 	if err == nil || err.Error() != all {
 		t.Errorf("got %v, want %s", err, all)
 	}

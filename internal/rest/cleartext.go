@@ -25,7 +25,7 @@ func (c *Client) checkCleartext(req *http.Request, body []byte) error {
 		secret = secret || req.Header.Get(h) != ""
 	}
 	if !c.unauthenticated || secret {
-		return watchword.Refuse(watchword.BadRequest, "%s://%s has no TLS: tokens, codes and keys are not sent unencrypted to another machine; use https://", req.URL.Scheme, req.URL.Host)
+		return watchword.Refuse(watchword.BadRequest, "%s://%s must be https://: tokens, codes and keys are not sent unencrypted to another machine", req.URL.Scheme, req.URL.Host)
 	}
 	return nil
 }

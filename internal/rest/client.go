@@ -141,7 +141,7 @@ func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
 	}
 	if int64(len(body)) > limit {
 		// The code too_large of a server is about the request; callers rely on that.
-		return nil, c.refuse(nil, watchword.Unavailable, "the answer is over %d bytes", limit)
+		return nil, c.refuse(nil, watchword.Unavailable, "the answer has more than %d bytes", limit)
 	}
 	return &Answer{res.StatusCode, res.Header, body}, nil
 }
@@ -196,7 +196,7 @@ func (c *Client) doOnce(ctx context.Context, r Request) (*http.Response, error) 
 	}
 	req, err := http.NewRequestWithContext(ctx, r.Method, u, bytes.NewReader(r.Body))
 	if err != nil {
-		return nil, watchword.Wrap(err, watchword.BadRequest, "the server's URL is not valid")
+		return nil, watchword.Wrap(err, watchword.BadRequest, "the server's URL must be https://HOST[:PORT]")
 	}
 	if r.Type != "" {
 		req.Header.Set("Content-Type", r.Type)
@@ -262,7 +262,7 @@ func (c *Client) JSON(ctx context.Context, r Request, in, out any) (*Answer, err
 		return a, err
 	}
 	if err := json.Unmarshal(a.Body, out); err != nil {
-		return a, c.refuse(publicError{"the answer is not what was asked for", err}, watchword.Internal, "the answer is not what was asked for")
+		return a, c.refuse(publicError{"the server's answer is not of the requested type", err}, watchword.Internal, "the server's answer is not of the requested type")
 	}
 	return a, nil
 }

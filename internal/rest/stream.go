@@ -72,7 +72,7 @@ func (s *Stream) Lines(max int, f func(line []byte) error) error {
 		line, err := r.ReadSlice('\n')
 		switch {
 		case err == bufio.ErrBufferFull:
-			return s.client.refuse(nil, watchword.TooLarge, "a line of the answer is over %d bytes", max)
+			return s.client.refuse(nil, watchword.TooLarge, "a line of the answer has more than %d bytes", max)
 		case err != nil && err != io.EOF:
 			return err
 		}

@@ -24,7 +24,7 @@ func (r *reader) fail(reason Reason, what string) {
 // take returns the next n bytes, which alias the body.
 func (r *reader) take(n int) []byte {
 	if r.err != nil || len(r.b) < n {
-		r.fail(MalformedPacket, "ends too early")
+		r.fail(MalformedPacket, "the packet ends too early")
 		return nil
 	}
 	out := r.b[:n:n]
@@ -60,7 +60,7 @@ func (r *reader) binary() []byte { return r.take(int(r.uint16())) }
 func (r *reader) text() string {
 	b := r.binary()
 	if r.err == nil && (!utf8.Valid(b) || strings.IndexByte(string(b), 0) >= 0) {
-		r.fail(MalformedPacket, "a string is no UTF-8, or holds U+0000")
+		r.fail(MalformedPacket, "each string must be UTF-8 without U+0000")
 	}
 	return string(b)
 }
@@ -69,7 +69,7 @@ func (r *reader) text() string {
 func (r *reader) topic() string {
 	s := r.text()
 	if strings.ContainsAny(s, "+#") {
-		r.fail(TopicNameInvalid, "a topic name with a wildcard")
+		r.fail(TopicNameInvalid, "a topic name must not contain + or #")
 	}
 	return s
 }
@@ -78,7 +78,7 @@ func (r *reader) topic() string {
 func (r *reader) responseTopic() string {
 	s := r.topic()
 	if r.err == nil && s == "" {
-		r.fail(ProtocolError, "an empty response topic")
+		r.fail(ProtocolError, "Response Topic must not be empty")
 	}
 	return s
 }
@@ -87,7 +87,7 @@ func (r *reader) responseTopic() string {
 func (r *reader) packetID() uint16 {
 	id := r.uint16()
 	if r.err == nil && id == 0 {
-		r.fail(ProtocolError, "packet identifier 0")
+		r.fail(ProtocolError, "Packet Identifier must not be 0")
 	}
 	return id
 }
@@ -95,7 +95,7 @@ func (r *reader) packetID() uint16 {
 func (r *reader) varint() uint32 {
 	n, used, err := varint(r.b)
 	if r.err == nil && (err != nil || used == 0) {
-		r.fail(MalformedPacket, "a variable byte integer that is none")
+		r.fail(MalformedPacket, "a variable byte integer must have at most 4 bytes")
 		return 0
 	}
 	r.take(used)

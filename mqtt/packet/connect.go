@@ -35,7 +35,7 @@ func (r *reader) connect() *Connect {
 	name := r.text()
 	c.Version = Version(r.byte())
 	if r.err == nil && (name != "MQTT" || c.Version != V311 && c.Version != V5) {
-		r.fail(UnsupportedProtocolVersion, "neither MQTT 3.1.1 nor 5.0")
+		r.fail(UnsupportedProtocolVersion, "the protocol version must be MQTT 3.1.1 or 5.0")
 	}
 	r.v = c.Version
 	f := r.byte()
@@ -44,13 +44,13 @@ func (r *reader) connect() *Connect {
 	switch {
 	case r.err != nil:
 	case f&1 != 0:
-		r.fail(MalformedPacket, "the reserved flag is set")
+		r.fail(MalformedPacket, "the reserved Connect Flag must be 0")
 	case willQoS == 3:
-		r.fail(MalformedPacket, "a will with QoS 3")
+		r.fail(MalformedPacket, "Will QoS must be 0, 1 or 2")
 	case !hasWill && (willQoS != 0 || willRetain):
-		r.fail(MalformedPacket, "flags of a will without a will")
+		r.fail(MalformedPacket, "Will QoS and Will Retain must be 0 without a will")
 	case c.Version == V311 && c.HasPass && !c.HasUser:
-		r.fail(MalformedPacket, "a password without a user name")
+		r.fail(MalformedPacket, "Password requires User Name in MQTT 3.1.1")
 	}
 	c.KeepAlive = r.uint16()
 	c.Properties = r.properties(CONNECT)
@@ -60,7 +60,7 @@ func (r *reader) connect() *Connect {
 		c.Will.Properties = r.properties(will)
 		c.Will.Topic = r.topic()
 		if r.err == nil && c.Will.Topic == "" {
-			r.fail(TopicNameInvalid, "a will without a topic")
+			r.fail(TopicNameInvalid, "Will Topic must not be empty")
 		}
 		c.Will.Payload = r.binary()
 	}
@@ -111,11 +111,11 @@ func (r *reader) connack() *Connack {
 	switch {
 	case r.err != nil:
 	case f > 1:
-		r.fail(MalformedPacket, "reserved flags are set")
+		r.fail(MalformedPacket, "reserved flags must be 0")
 	case r.v == V311 && c.Code > 5, r.v == V5 && allowedIn[c.Code]&(1<<CONNACK) == 0:
-		r.fail(MalformedPacket, "a reason code that does not belong into this packet")
+		r.fail(MalformedPacket, "the packet has a reason code that it must not have")
 	case c.SessionPresent && c.Code != Success:
-		r.fail(ProtocolError, "a session that is present in a refusal")
+		r.fail(ProtocolError, "Session Present must be 0 in a refusal")
 	}
 	c.Properties = r.properties(CONNACK)
 	return c
@@ -162,7 +162,7 @@ func (*Auth) flags() byte { return 0 }
 func (r *reader) auth() *Auth {
 	a := &Auth{}
 	if r.v != V5 {
-		r.fail(MalformedPacket, "there is no AUTH in this version")
+		r.fail(MalformedPacket, "AUTH requires MQTT 5.0")
 		return a
 	}
 	a.Reason, a.Properties = r.readEnding(AUTH)
@@ -180,7 +180,7 @@ func (r *reader) readEnding(t Type) (reason Reason, p Properties) {
 	}
 	reason = Reason(r.byte())
 	if allowedIn[reason]&(1<<t) == 0 {
-		r.fail(MalformedPacket, "a reason code that does not belong into this packet")
+		r.fail(MalformedPacket, "the packet has a reason code that it must not have")
 	}
 	if r.err == nil && len(r.b) > 0 {
 		p = r.properties(t)

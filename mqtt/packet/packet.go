@@ -91,7 +91,7 @@ func Frame(b []byte, max int) (first byte, body []byte, n int, err error) {
 	}
 	n = 1 + used + int(length)
 	if n > max {
-		return 0, nil, 0, &Error{PacketTooLarge, Type(first >> 4), fmt.Sprintf("%d bytes, and %d are the most", n, max)}
+		return 0, nil, 0, &Error{PacketTooLarge, Type(first >> 4), fmt.Sprintf("the packet has %d bytes, and must have at most %d", n, max)}
 	}
 	if len(b) < n {
 		return 0, nil, 0, nil
@@ -160,13 +160,13 @@ func Parse(first byte, body []byte, v Version) (Packet, error) {
 	case AUTH:
 		p = r.auth()
 	default:
-		return nil, &Error{MalformedPacket, t, "no such type"}
+		return nil, &Error{MalformedPacket, t, "the packet type does not exist"}
 	}
 	if r.err == nil && t != PUBLISH && first&15 != p.flags() {
-		r.fail(MalformedPacket, "the flags of the fixed header are reserved")
+		r.fail(MalformedPacket, "the flags of the fixed header must have the values of the standard")
 	}
 	if r.err == nil && len(r.b) > 0 {
-		r.fail(MalformedPacket, "bytes after its end")
+		r.fail(MalformedPacket, "the packet has bytes after its end")
 	}
 	if r.err != nil {
 		r.err.Type = t

@@ -187,7 +187,7 @@ func (r *reader) properties(t Type) (p Properties) {
 	}
 	n := int(r.varint())
 	if r.err == nil && n > len(r.b) {
-		r.fail(MalformedPacket, "properties that end too late")
+		r.fail(MalformedPacket, "Property Length is longer than the packet")
 	}
 	if r.err != nil {
 		return p
@@ -198,7 +198,7 @@ func (r *reader) properties(t Type) (p Properties) {
 	}
 	if inner.err == nil && p.data != nil {
 		if _, has := p.texts[AuthenticationMethod]; p.data[AuthenticationData] != nil && !has {
-			inner.fail(ProtocolError, "authentication data without a method")
+			inner.fail(ProtocolError, "Authentication Data requires an Authentication Method")
 		}
 	}
 	if inner.err != nil {
@@ -210,24 +210,24 @@ func (r *reader) properties(t Type) (p Properties) {
 func (r *reader) property(p *Properties, t Type) {
 	raw := r.varint()
 	if r.err == nil && (raw >= uint32(len(propertyTable)) || propertyTable[raw].form == 0) {
-		r.fail(MalformedPacket, "an unknown property")
+		r.fail(MalformedPacket, "the packet has an unknown property")
 	}
 	if r.err != nil {
 		return
 	}
 	id, k := Property(raw), propertyTable[raw]
 	if k.in&(1<<t) == 0 {
-		r.fail(MalformedPacket, "a property that does not belong into this packet")
+		r.fail(MalformedPacket, "the packet has a property that it must not have")
 		return
 	}
 	if p.has(id) && k.form != formUserProperty && !(id == SubscriptionIdentifier && t == PUBLISH) {
-		r.fail(ProtocolError, "a property twice")
+		r.fail(ProtocolError, "each property must be given once")
 		return
 	}
 	switch k.form {
 	case formUserProperty:
 		if len(p.User) >= maxUserProperties {
-			r.fail(QuotaExceeded, "too many user properties")
+			r.fail(QuotaExceeded, "the packet has too many User Properties")
 			return
 		}
 		p.User = append(p.User, UserProp{r.text(), r.text()})
@@ -240,10 +240,10 @@ func (r *reader) property(p *Properties, t Type) {
 	case formVarint:
 		n := r.varint()
 		if r.err == nil && n == 0 {
-			r.fail(ProtocolError, "subscription identifier 0")
+			r.fail(ProtocolError, "Subscription Identifier must not be 0")
 		}
 		if len(p.Subscriptions) >= maxSubscriptionIdentifiers {
-			r.fail(QuotaExceeded, "too many subscription identifiers")
+			r.fail(QuotaExceeded, "the packet has too many Subscription Identifiers")
 			return
 		}
 		p.Subscriptions = append(p.Subscriptions, n)
@@ -263,7 +263,7 @@ func (r *reader) number(p *Properties, id Property, form byte) {
 		n = r.uint32()
 	}
 	if r.err == nil && (form == formFlag && n > 1 || (form == formUint16NonZero || form == formUint32NonZero) && n == 0) {
-		r.fail(ProtocolError, "a property with a value that it may not have")
+		r.fail(ProtocolError, "a property has a value that it must not have")
 	}
 	p.SetNumber(id, n)
 }

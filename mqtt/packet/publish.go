@@ -36,9 +36,9 @@ func (r *reader) publish(p *Publish, flags byte) *Publish {
 	*p = Publish{Retain: flags&1 != 0, QoS: flags >> 1 & 3, Dup: flags&8 != 0}
 	switch {
 	case p.QoS == 3:
-		r.fail(MalformedPacket, "QoS 3")
+		r.fail(MalformedPacket, "QoS must be 0, 1 or 2")
 	case p.Dup && p.QoS == 0:
-		r.fail(MalformedPacket, "a duplicate with QoS 0")
+		r.fail(MalformedPacket, "DUP must be 0 with QoS 0")
 	}
 	if n := 2 + len(last); last != "" && len(r.b) >= n && int(r.b[0])<<8|int(r.b[1]) == len(last) && string(r.b[2:n]) == last {
 		p.Topic, r.b = last, r.b[n:]
@@ -51,9 +51,9 @@ func (r *reader) publish(p *Publish, flags byte) *Publish {
 	p.Properties = r.properties(PUBLISH)
 	if _, aliased := p.Properties.Number(TopicAlias); r.err == nil && p.Topic == "" && !aliased {
 		if r.v == V5 {
-			r.fail(ProtocolError, "neither topic nor alias")
+			r.fail(ProtocolError, "a topic name or a Topic Alias is required")
 		} else {
-			r.fail(TopicNameInvalid, "an empty topic")
+			r.fail(TopicNameInvalid, "the topic name must not be empty")
 		}
 	}
 	if r.err == nil {

@@ -40,20 +40,20 @@ func (r *reader) subscribe() *Subscribe {
 		switch {
 		case r.err != nil:
 		case f.QoS == 3, o&0xC0 != 0, r.v == V311 && o > 2:
-			r.fail(MalformedPacket, "reserved options of a subscription")
+			r.fail(MalformedPacket, "reserved Subscription Options must be 0")
 		case f.RetainHandling == 3:
-			r.fail(ProtocolError, "retain handling 3")
+			r.fail(ProtocolError, "Retain Handling must be 0, 1 or 2")
 		case f.NoLocal && strings.HasPrefix(f.Topic, "$share/"):
-			r.fail(ProtocolError, "no local on a shared subscription")
+			r.fail(ProtocolError, "No Local must be 0 for a shared subscription")
 		case f.Topic == "":
-			r.fail(TopicFilterInvalid, "an empty filter")
+			r.fail(TopicFilterInvalid, "a topic filter must not be empty")
 		case len(s.Filters) >= maxFilters:
-			r.fail(QuotaExceeded, "too many filters")
+			r.fail(QuotaExceeded, "the packet has too many topic filters")
 		}
 		s.Filters = append(s.Filters, f)
 	}
 	if r.err == nil && len(s.Filters) == 0 {
-		r.fail(ProtocolError, "no filter")
+		r.fail(ProtocolError, "at least one topic filter is required")
 	}
 	return s
 }
@@ -93,16 +93,16 @@ func (r *reader) suback() *Suback {
 // codes reads the remaining bytes as reason codes, at least one.
 func (r *reader) codes(t Type) []Reason {
 	if r.err == nil && len(r.b) == 0 {
-		r.fail(MalformedPacket, "no reason code")
+		r.fail(MalformedPacket, "a reason code is required")
 	}
 	if r.err == nil && len(r.b) > maxFilters {
-		r.fail(QuotaExceeded, "too many reason codes")
+		r.fail(QuotaExceeded, "the packet has too many reason codes")
 	}
 	out := make([]Reason, 0, len(r.b))
 	for r.err == nil && len(r.b) > 0 {
 		c := Reason(r.byte())
 		if allowedIn[c]&(1<<t) == 0 || r.v == V311 && c > 2 && c != UnspecifiedError {
-			r.fail(MalformedPacket, "a reason code that does not belong into this packet")
+			r.fail(MalformedPacket, "the packet has a reason code that it must not have")
 		}
 		out = append(out, c)
 	}
@@ -140,14 +140,14 @@ func (r *reader) unsubscribe() *Unsubscribe {
 		switch {
 		case r.err != nil:
 		case f == "":
-			r.fail(TopicFilterInvalid, "an empty filter")
+			r.fail(TopicFilterInvalid, "a topic filter must not be empty")
 		case len(u.Filters) >= maxFilters:
-			r.fail(QuotaExceeded, "too many filters")
+			r.fail(QuotaExceeded, "the packet has too many topic filters")
 		}
 		u.Filters = append(u.Filters, f)
 	}
 	if r.err == nil && len(u.Filters) == 0 {
-		r.fail(ProtocolError, "no filter")
+		r.fail(ProtocolError, "at least one topic filter is required")
 	}
 	return u
 }

@@ -61,13 +61,13 @@ func New(o Options) (*Client, error) {
 	if o.CA != nil {
 		conf.RootCAs = x509.NewCertPool()
 		if !conf.RootCAs.AppendCertsFromPEM(o.CA) {
-			return nil, watchword.RefuseField("ca", "holds no certificate")
+			return nil, watchword.RefuseField("ca", "must contain at least one certificate in PEM")
 		}
 	}
 	var dial rest.Dial
 	if o.Dial != "" {
 		if !strings.HasPrefix(o.URL, "https://") { // its host decides whether a token may be sent without TLS
-			return nil, watchword.RefuseField("url", "must be https:// where another address is dialled")
+			return nil, watchword.RefuseField("url", "must be https:// if another address is dialed")
 		}
 		var d net.Dialer
 		dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -95,7 +95,7 @@ func Local(dir string) (*Client, error) {
 	const mostPlace, mostCA = 64 << 10, 1 << 20
 	b, err := durable.ReadTrusted(filepath.Join(dir, "server.json"), mostPlace)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, watchword.Refuse(watchword.NotFound, "no server was ever started on %s", dir)
+		return nil, watchword.Refuse(watchword.NotFound, "no server was started with the data folder %s", dir)
 	}
 	if err != nil {
 		return nil, err
@@ -116,7 +116,7 @@ func Local(dir string) (*Client, error) {
 			if watchword.CodeOf(err) == watchword.FileUntrusted {
 				return nil, err
 			}
-			return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the authority's certificate %s cannot be read", place.CA)
+			return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the CA certificate %s cannot be read", place.CA)
 		}
 	}
 	jwk, err := durable.ReadPrivate(filepath.Join(dir, "operator.jwk"))
@@ -193,7 +193,7 @@ func newPages() *pages {
 // that was just read.
 func (p *pages) next(ctx context.Context, token string, items int) error {
 	if token == p.last {
-		return watchword.Refuse(watchword.Internal, "the server's list does not end: a page names itself as the next one")
+		return watchword.Refuse(watchword.Internal, "the server's list does not end: next_page_token of a page is the token of that page")
 	}
 	p.last = token
 	return p.pace.Wait(ctx, items > 0)

@@ -40,7 +40,7 @@ func (c *Client) Send(ctx context.Context, o CommandOrder) (out api.Command, err
 	}
 	var compact bytes.Buffer // the encoder of the body would compact it, and the hash must match
 	if err := json.Compact(&compact, o.Args); err != nil {
-		return out, watchword.RefuseField("args", "is no JSON")
+		return out, watchword.RefuseField("args", "must be valid JSON")
 	}
 	now := c.opts.Now()
 	signed, err := token.SignOrder(c.signer, token.Order{

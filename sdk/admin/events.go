@@ -74,7 +74,7 @@ func (c *Client) stream(ctx context.Context, path string, q url.Values, opened f
 		case watchword.CodeOf(err) == watchword.Unavailable:
 			return err
 		case err != nil:
-			return watchword.Wrap(err, watchword.Unavailable, "the stream broke")
+			return watchword.Wrap(err, watchword.Unavailable, "the stream was interrupted")
 		}
 		switch e.Name {
 		case "session":

@@ -123,7 +123,7 @@ func (c *Client) ExportLog(ctx context.Context, q LogQuery, w io.Writer) error {
 		return err
 	})
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		err = watchword.Wrap(err, watchword.Unavailable, "the export broke off")
+		err = watchword.Wrap(err, watchword.Unavailable, "the export ended before its checkpoint")
 	}
 	return err
 }

@@ -75,7 +75,7 @@ func TestFunctionsAreChecked(t *testing.T) {
 		says string
 	}{
 		"a bad name":          {func(f *Function) { f.Name = "a/b" }, "a name must be"},
-		"no program":          {func(f *Function) { f.Run = nil }, "run is missing"},
+		"no program":          {func(f *Function) { f.Run = nil }, "run is required"},
 		"a program nowhere":   {func(f *Function) { f.Run = []string{"no-such-program-here"} }, "run:"},
 		"no timeout":          {func(f *Function) { f.Timeout = 0 }, "timeout must be"},
 		"too long a timeout":  {func(f *Function) { f.Timeout = time.Hour + 1 }, "timeout must be"},

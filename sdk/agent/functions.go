@@ -48,7 +48,7 @@ func (f Function) Check() (Function, error) {
 		return Function{}, wrong("a name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
 	}
 	if len(f.Run) == 0 {
-		return Function{}, wrong("run is missing")
+		return Function{}, wrong("run is required")
 	}
 	program, err := exec.LookPath(f.Run[0])
 	if err != nil {
@@ -62,19 +62,19 @@ func (f Function) Check() (Function, error) {
 	}
 	f.Run = append([]string{program}, f.Run[1:]...)
 	if f.Timeout <= 0 || f.Timeout > maxTimeout {
-		return Function{}, wrong(`timeout must be a duration as "10s", at most 1h`)
+		return Function{}, wrong(`timeout must be a duration such as "10s", at most 1h`)
 	}
 	if f.Grace < 0 || f.Grace > maxGrace {
-		return Function{}, wrong(`grace must be a duration as "5s", at most 15s`)
+		return Function{}, wrong(`grace must be a duration such as "5s", at most 15s`)
 	}
 	for name, value := range f.Env {
 		if !validVariable(name) || strings.ContainsRune(value, 0) {
-			return Function{}, wrong("env: %q cannot be set: a name has no = and does not begin with %s, and there is no NUL", name, reservedPrefix)
+			return Function{}, wrong("env: %q cannot be set: a name must not contain = or NUL, or begin with %s", name, reservedPrefix)
 		}
 	}
 	for _, name := range f.Pass {
 		if !validVariable(name) {
-			return Function{}, wrong("pass: %q cannot be passed on: a name has no = and does not begin with %s", name, reservedPrefix)
+			return Function{}, wrong("pass: %q cannot be passed on: a name must not contain = or begin with %s", name, reservedPrefix)
 		}
 	}
 	return f, nil

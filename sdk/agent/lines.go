@@ -43,7 +43,7 @@ func Lines(ctx context.Context, r io.Reader, publish func(ctx context.Context, v
 		line, size, err := l.next()
 		switch {
 		case size > watchword.MaxDocument:
-			l.skip(size, watchword.Refuse(watchword.TooLarge, "a line may have %d bytes", watchword.MaxDocument))
+			l.skip(size, watchword.Refuse(watchword.TooLarge, "a line must have at most %d bytes", watchword.MaxDocument))
 		case err == nil || errors.Is(err, io.EOF):
 			l.send(ctx, line)
 		case size > 0:

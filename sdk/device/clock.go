@@ -242,14 +242,14 @@ func (d *Device) requestTime(ctx context.Context, server string, t *token.Trust)
 	}
 	duration := c.monotonic().Sub(start)
 	if duration > timeRoundTrip {
-		return false, watchword.Refuse(watchword.TimedOut, "the answer took %s: too long to say what time it is now", duration.Round(time.Millisecond))
+		return false, watchword.Refuse(watchword.TimedOut, "the answer took %s, too long for a signed time", duration.Round(time.Millisecond))
 	}
 	at, err := token.VerifyTime(string(a.Body), token.NewKeySet(t.Time...), t.Issuer, nonce)
 	if err != nil {
 		return false, err
 	}
 	if isBeforeTrust(at, t) {
-		return false, watchword.Refuse(watchword.TokenExpired, "the signed time lies before the trust bundle that the root signed")
+		return false, watchword.Refuse(watchword.TokenExpired, "the signed time is before iat of the trust bundle")
 	}
 	// The time is between request and answer, and tokens have whole seconds.
 	return d.applyTime(at.Add(time.Second/2+duration/2), t)

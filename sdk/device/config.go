@@ -79,11 +79,11 @@ func (d *Device) applyConfig(ctx context.Context, raw []byte) error {
 	epoch := d.trust.Load().Epoch
 	switch {
 	case c.Epoch > epoch: // only the root can restart the versions
-		return watchword.Refuse(watchword.BundleInvalid, "the configuration is of a later epoch than the trust bundle")
+		return watchword.Refuse(watchword.BundleInvalid, "the epoch of the configuration is higher than that of the trust bundle")
 	case c.Epoch == 0:
 		c.Epoch = 1 // the server states no epoch: treated as the lowest
 	case c.Epoch < epoch:
-		return watchword.Refuse(watchword.CommandStale, "the configuration is from before the server lost its counters")
+		return watchword.Refuse(watchword.CommandStale, "the epoch of the configuration is lower than that of the trust bundle")
 	}
 	number, known := configPosition(c), d.knownConfig()
 	if number == known {

@@ -182,7 +182,7 @@ func (d *Device) loadKeys() error {
 // prepare makes an enrolled device ready for requests.
 func (d *Device) prepare() error {
 	if d.signer.Load() == nil || d.decrypter.Load() == nil {
-		return watchword.Refuse(watchword.Internal, "%s holds an enrollment, but not its keys", d.dir)
+		return watchword.Refuse(watchword.Internal, "%s contains an enrollment without its keys", d.dir)
 	}
 	t, err := d.readTrust()
 	if err != nil {

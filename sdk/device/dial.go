@@ -40,7 +40,7 @@ func (p *dialLimiter) take(now time.Time) bool {
 // connect calls [Options.Dial] within the device's rate of connections. Code: unavailable above it.
 func (d *Device) connect(ctx context.Context, network, address string) (net.Conn, error) {
 	if !d.dialLimiter.take(time.Now()) {
-		return nil, watchword.Refuse(watchword.Unavailable, "this device connects too often; a connection a second is free again")
+		return nil, watchword.Refuse(watchword.Unavailable, "this device connects too often: at most one connection each second")
 	}
 	return d.opts.Dial(ctx, network, address)
 }

@@ -25,7 +25,7 @@ import (
 // peer_untrusted if the server is not the link's; code_invalid, rate_limited, unavailable.
 func (d *Device) Enroll(ctx context.Context, link string) error {
 	if d.lock == nil {
-		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to enroll")
+		return watchword.Refuse(watchword.FolderInUse, "the state folder was opened for reading: the device cannot enroll")
 	}
 	server, code, pin, err := token.ParseEnrollmentLink(link)
 	if err != nil {
@@ -101,7 +101,7 @@ func (d *Device) verifyServer(ctx context.Context, server, pin string) (*token.T
 // notABundle returns the error for a document that is not the server's trust bundle: bundle_invalid if it cannot be parsed.
 func notABundle(err error) error {
 	if watchword.CodeOf(err) == watchword.TokenMalformed {
-		return watchword.Wrap(err, watchword.BundleInvalid, "who answers there shows no trust bundle")
+		return watchword.Wrap(err, watchword.BundleInvalid, "the server did not return a trust bundle")
 	}
 	return err
 }
@@ -138,7 +138,7 @@ func (d *Device) register(ctx context.Context, server, code, hash string, t *tok
 // newIdentity returns the identity of a server's answer, if it names the issuer of the trust bundle. Code: issuer_mismatch.
 func newIdentity(r api.EnrollResponse, t *token.Trust) (*identity, error) {
 	if r.Issuer != t.Issuer || !watchword.ValidName(string(r.ID)) || r.HTTPS == "" {
-		return nil, watchword.Refuse(watchword.IssuerMismatch, "the server's answer is not for the issuer of its trust bundle")
+		return nil, watchword.Refuse(watchword.IssuerMismatch, "issuer of the answer must be the issuer of the trust bundle")
 	}
 	return &identity{ID: r.ID, Labels: r.Labels, Issuer: r.Issuer, TokenEndpoint: r.TokenEndpoint, HTTPS: r.HTTPS, MQTTS: r.MQTTS}, nil
 }

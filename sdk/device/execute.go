@@ -66,19 +66,21 @@ func (d *Device) begin(jwe string) (startedCommand, error) {
 // caller holds stateMu.
 func (d *Device) verifyCommand(jwe string) (token.Command, string, error) {
 	if limit := d.opts.MaxCommand; limit > 0 && len(jwe) > limit {
-		return token.Command{}, "", watchword.Refuse(watchword.TooLarge, "the sealed command has %d bytes, and this device holds %d", len(jwe), limit)
+		return token.Command{}, "", watchword.Refuse(watchword.TooLarge, "the sealed command has %d bytes, and this device accepts %d", len(jwe), limit)
 	}
 	trust := d.trust.Load()
 	if d.hasExpired(trust.Expires) {
-		return token.Command{}, "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle is over: nothing new is obeyed until the next one came")
+		return token.Command{}, "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle has expired: no command is executed before a new one arrives")
 	}
 	jws, cty, err := d.decrypter.Load().Decrypt(jwe, watchword.MaxDocument)
 	if err == nil && d.opts.RequireLogProof {
 		if jws, err = d.verifyLogProof(jws, cty); err != nil {
 			return token.Command{}, "", err
 		}
-	} else if err != nil || !jose.SameType(cty, "JWT") {
-		return token.Command{}, "", watchword.Wrap(err, watchword.CommandUnsealed, "the command is not sealed to this device: %s", watchword.CodeOf(err))
+	} else if err == nil && !jose.SameType(cty, "JWT") {
+		return token.Command{}, "", watchword.Refuse(watchword.CommandUnsealed, "cty of the encrypted command must be JWT")
+	} else if err != nil {
+		return token.Command{}, "", watchword.WrapRefusal(err, watchword.CommandUnsealed, "the command must be encrypted to the sealing key of this device")
 	}
 	now, nonce := d.now(), ""
 	if d.journal.lost || now.IsZero() {
@@ -89,13 +91,13 @@ func (d *Device) verifyCommand(jwe string) (token.Command, string, error) {
 		return token.Command{}, "", err
 	}
 	if d.hasExpired(c.Expires) {
-		return token.Command{}, "", watchword.Refuse(watchword.CommandExpired, "the command was over before this device started")
+		return token.Command{}, "", watchword.Refuse(watchword.CommandExpired, "the command expired before this device started")
 	}
 	if c.Epoch < trust.Epoch {
-		return token.Command{}, "", watchword.Refuse(watchword.CommandStale, "the command is from before the server lost its counters")
+		return token.Command{}, "", watchword.Refuse(watchword.CommandStale, "the epoch of the command is lower than that of the trust bundle")
 	}
 	if c.Epoch > trust.Epoch { // only the root can restart the counters
-		return token.Command{}, "", watchword.Refuse(watchword.BundleInvalid, "the command is of a later epoch than the trust bundle")
+		return token.Command{}, "", watchword.Refuse(watchword.BundleInvalid, "the epoch of the command is higher than that of the trust bundle")
 	}
 	return c, jose.HashString(string(jws)), nil
 }
@@ -105,7 +107,7 @@ func (d *Device) handleKnown(t startedCommand, p position) (startedCommand, erro
 	known := d.journal.find(p)
 	switch {
 	case known == nil:
-		return t, watchword.Refuse(watchword.CommandStale, "the number %d does not grow, and was never begun here", p.Seq)
+		return t, watchword.Refuse(watchword.CommandStale, "seq %d must be higher than the last one, and this device never began that command", p.Seq)
 	case known.ID == t.command.ID:
 		var err error
 		if known.Receipt == "" { // begun, and interrupted before its end
@@ -128,7 +130,7 @@ func (d *Device) finish(ctx context.Context, t startedCommand) (string, error) {
 	var st watchword.ReceiptStatus
 	var result any
 	if err := d.verifyOrder(c); err != nil {
-		st, result = watchword.StatusRefused, failureResult{string(watchword.OrderInvalid), "the order does not hold under a pinned key: " + string(watchword.CodeOf(err))}
+		st, result = watchword.StatusRefused, failureResult{string(watchword.OrderInvalid), "the signed order is not valid under a pinned key: " + string(watchword.CodeOf(err))}
 	} else {
 		st, result = d.runHandler(ctx, &Command{
 			ID: c.ID, Function: c.Function, By: c.By, Epoch: c.Epoch, Seq: c.Seq, Expires: c.Expires, Raw: c.Args,
@@ -190,7 +192,7 @@ func (d *Device) signReceipt(p position, id watchword.CommandID, hash string, st
 	if result != nil {
 		b, err := encodeResult(result)
 		if err != nil {
-			return "", watchword.Wrap(err, watchword.BadRequest, "the result is no JSON")
+			return "", watchword.Wrap(err, watchword.BadRequest, "the result must be valid JSON")
 		}
 		r.Result = b
 	}

@@ -103,7 +103,7 @@ func withChecksum(v any) ([]byte, error) {
 // verifyChecksum decodes the output of withChecksum; a file of a build without checksums is decoded unverified.
 func verifyChecksum(b []byte, into any) error {
 	if has, good := findChecksum(b); has && !good {
-		return watchword.Refuse(watchword.KeyDamaged, "its checksum is another")
+		return watchword.Refuse(watchword.KeyDamaged, "the checksum of the file does not match")
 	}
 	return json.Unmarshal(b, into)
 }
@@ -170,7 +170,7 @@ func (d *Device) readIdentity() (id *identity, err error) {
 		var read identity
 		err := verifyChecksum(b, &read)
 		if err == nil && (!watchword.ValidName(string(read.ID)) || read.Issuer == "" || read.HTTPS == "" || read.Pin == "") {
-			err = watchword.Refuse(watchword.KeyDamaged, "it says no device")
+			err = watchword.Refuse(watchword.KeyDamaged, "the file names no device")
 		}
 		if err == nil && id == nil {
 			id = &read

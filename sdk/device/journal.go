@@ -108,7 +108,7 @@ func openJournal(disk durable.Disk, path string, n *counterFile) (*journal, erro
 func openSharedJournal(disk durable.Disk, path string, n *counterFile) (*journal, error) {
 	j, _, err := readJournal(disk, path, n)
 	if err == nil {
-		j.writeErr = watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to obey")
+		j.writeErr = watchword.Refuse(watchword.FolderInUse, "the state folder was opened for reading: commands cannot be executed")
 	}
 	return j, err
 }
@@ -270,7 +270,7 @@ func (j *journal) ready() error {
 // fail records that the file may differ from the memory.
 func (j *journal) fail(err error) {
 	if err != nil {
-		j.writeErr = watchword.Wrap(err, watchword.Unavailable, "the journal cannot be written; no command is obeyed until it can")
+		j.writeErr = watchword.Wrap(err, watchword.Unavailable, "the journal cannot be written: no command is executed until it can be")
 	}
 }
 

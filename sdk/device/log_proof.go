@@ -58,10 +58,10 @@ func (d *Device) readCheckpoint(t *token.Trust) (ledger.Checkpoint, error) {
 func (d *Device) verifyLogProof(plain []byte, cty string) ([]byte, error) {
 	no := func(err error) ([]byte, error) {
 		d.opts.Log.Error("ALARM: a command that the log does not show", slog.Any("err", err))
-		return nil, watchword.Wrap(err, watchword.CommandUnlogged, "the log does not show this command: %s", err)
+		return nil, watchword.Wrap(err, watchword.CommandUnlogged, "the command has no valid log proof: %s", err)
 	}
 	if !jose.SameType(cty, ledger.LoggedType) {
-		return no(watchword.Refuse(watchword.LogInvalid, "it came without a proof"))
+		return no(watchword.Refuse(watchword.LogInvalid, "the command has no log proof"))
 	}
 	l, err := ledger.ParseLoggedJWS(plain)
 	if err != nil {
@@ -112,7 +112,7 @@ func (d *Device) checkHandover(body []byte, jws string) error {
 		return err
 	})
 	if err != nil || kind != "command.handover" || outcome != "done" || device != string(d.identity.ID) || hash != jose.HashString(jws) {
-		return watchword.Wrap(err, watchword.LogInvalid, "the entry is not of this command")
+		return watchword.Wrap(err, watchword.LogInvalid, "the log entry must be of this command")
 	}
 	return nil
 }

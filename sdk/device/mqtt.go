@@ -178,12 +178,12 @@ func refusalOf(reason string, other error) error {
 	if reason != "" {
 		return watchword.Wrap(other, watchword.Unavailable, "%s", reason)
 	}
-	return watchword.Wrap(other, watchword.Unavailable, "the server said no")
+	return watchword.Wrap(other, watchword.Unavailable, "the server refused without a reason")
 }
 
 func disconnected(p *paho.Disconnect) error {
 	if p.ReasonCode == packets.DisconnectSessionTakenOver {
-		return watchword.Refuse(watchword.Unavailable, "another connection of this device took the place of this one")
+		return watchword.Refuse(watchword.Unavailable, "another connection of this device took over the session")
 	}
 	reason := ""
 	if p.Properties != nil {
@@ -198,7 +198,7 @@ func (c *mqttConn) received(r paho.PublishReceived) (bool, error) {
 	switch own := "devices/" + string(c.run.identity.ID); p.Topic {
 	case own + "/commands":
 		if p.QoS == 0 {
-			c.fail(&mqttUnavailable{watchword.Refuse(watchword.Unavailable, "a command came with QoS 0: it could not be acknowledged")})
+			c.fail(&mqttUnavailable{watchword.Refuse(watchword.Unavailable, "a command arrived with QoS 0, which cannot be acknowledged")})
 			return true, nil
 		}
 		select {
@@ -256,7 +256,7 @@ func (c *mqttConn) handleNotice(b []byte) {
 	case "trust":
 		c.run.bundle.trigger()
 	case "lost":
-		c.fail(watchword.Refuse(watchword.Denied, "a subscription was taken away"))
+		c.fail(watchword.Refuse(watchword.Denied, "the server removed a subscription"))
 	}
 }
 
@@ -313,7 +313,7 @@ func (c *mqttConn) subscribe(ctx context.Context, commands string, topics ...str
 	case err != nil:
 		return &mqttUnavailable{err}
 	case len(ack.Reasons) != len(s.Subscriptions) || ack.Reasons[0] != 1:
-		return &mqttUnavailable{watchword.Refuse(watchword.Unavailable, "the server did not take the subscriptions as they are")}
+		return &mqttUnavailable{watchword.Refuse(watchword.Unavailable, "the server refused a subscription, or lowered its QoS")}
 	}
 	return nil
 }

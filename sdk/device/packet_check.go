@@ -142,7 +142,7 @@ func (c *checkedConn) check(first byte, body []byte) error {
 	case kind == packets.PUBLISH:
 		return c.publish(flags, body)
 	case flags != 0:
-		return malformed("reserved flags are set")
+		return malformed("reserved flags must be 0")
 	case kind == packets.CONNACK:
 		at = 2
 	case kind == packets.SUBACK:

@@ -78,7 +78,7 @@ const (
 // busy, unavailable before the pairing has begun: after that it keeps polling.
 func (d *Device) Pair(ctx context.Context, server string, o PairOptions) error {
 	if d.lock == nil {
-		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to enroll")
+		return watchword.Refuse(watchword.FolderInUse, "the state folder was opened for reading: the device cannot enroll")
 	}
 	server, err := pairServer(server, &o)
 	if err != nil {
@@ -127,7 +127,7 @@ func (d *Device) Pair(ctx context.Context, server string, o PairOptions) error {
 func pairServer(server string, o *PairOptions) (string, error) {
 	u, err := url.Parse(strings.TrimSpace(server))
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return "", watchword.RefuseField("url", "must look like https://HOST:PORT")
+		return "", watchword.RefuseField("url", "must be https://HOST:PORT")
 	}
 	if o.Pin != "" && len(o.Pin) != 43 {
 		return "", watchword.RefuseField("pin", "must be 43 characters of base64url; watchword trust pin prints it")
@@ -159,12 +159,12 @@ func (d *Device) verifyServerToPair(ctx context.Context, server, pin string) (*t
 		return t, raw, pin, err
 	}
 	if d.opts.NoClock {
-		return nil, "", "", watchword.RefuseField("pin", "is needed where there is no clock to check a public certificate by; watchword trust pin prints it")
+		return nil, "", "", watchword.RefuseField("pin", "is required, since this device has no clock to check a public certificate; watchword trust pin prints it")
 	}
 	c, peerCerts := d.insecureClient(server, &tls.Config{MinVersion: tls.VersionTLS13})
 	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
 	if isUnknownAuthority(err) {
-		err = watchword.Wrap(err, watchword.PeerUntrusted, "no public authority vouches for %s: give the pin of its root, which watchword trust pin prints on the server", server)
+		err = watchword.Wrap(err, watchword.PeerUntrusted, "no public CA has certified %s: give the pin of its root, which watchword trust pin prints on the server", server)
 	}
 	if err != nil {
 		return nil, "", "", err
@@ -257,7 +257,7 @@ func (p *pairer) requestPairing(ctx context.Context, sign, seal []byte) error {
 		return err
 	}
 	if !token.WellFormedCode(out.DeviceCode) || out.UserCode == "" || strings.ContainsFunc(out.UserCode+out.VerificationURI+out.VerificationURIComplete, func(r rune) bool { return r < ' ' || r > '~' }) {
-		return watchword.Refuse(watchword.Internal, "the server's answer is no pairing")
+		return watchword.Refuse(watchword.Internal, "the server's answer must be a pairing")
 	}
 	p.DeviceCode, p.UserCode, p.URI, p.URIComplete, p.Interval = out.DeviceCode, out.UserCode, out.VerificationURI, out.VerificationURIComplete, out.Interval
 	p.Expires = p.now().Add(time.Duration(min(max(out.ExpiresIn, 0), 86400)) * time.Second).UTC().Truncate(time.Second)

@@ -37,7 +37,7 @@ func (d *Device) Publish(ctx context.Context, stream string, v any) error {
 	if !ok {
 		var err error
 		if body, err = json.Marshal(v); err != nil {
-			return watchword.Wrap(err, watchword.BadRequest, "the event is no JSON")
+			return watchword.Wrap(err, watchword.BadRequest, "the event must be valid JSON")
 		}
 		kind = "application/json"
 	}
@@ -80,7 +80,7 @@ func (d *Device) ReportState(ctx context.Context, v any) error {
 	}
 	body, err := json.Marshal(v)
 	if err != nil {
-		return watchword.Wrap(err, watchword.BadRequest, "the state is no JSON")
+		return watchword.Wrap(err, watchword.BadRequest, "the state must be valid JSON")
 	}
 	if err := checkState(body); err != nil {
 		return err
@@ -99,13 +99,13 @@ func (d *Device) Announce(ctx context.Context, fs ...Function) error {
 	out := api.FunctionList{Functions: []api.Function{}}
 	for _, f := range fs {
 		if len(f.Schema) > 0 && !json.Valid(f.Schema) {
-			return watchword.RefuseField("functions."+f.Name, "the schema is no JSON")
+			return watchword.RefuseField("functions."+f.Name, "must have a schema of valid JSON")
 		}
 		out.Functions = append(out.Functions, api.Function{Name: f.Name, Schema: f.Schema})
 	}
 	body, err := json.Marshal(out)
 	if err != nil {
-		return watchword.Wrap(err, watchword.BadRequest, "a schema is no JSON")
+		return watchword.Wrap(err, watchword.BadRequest, "each schema must be valid JSON")
 	}
 	_, err = d.client.Do(ctx, rest.Request{Method: http.MethodPut, Path: "/v1/self/functions", Type: "application/json", Body: body})
 	return err
@@ -128,7 +128,7 @@ func (d *Device) Call(ctx context.Context, to watchword.SubjectID, function stri
 		body, err = json.Marshal(in)
 	}
 	if err != nil {
-		return api.Command{}, watchword.Wrap(err, watchword.BadRequest, "the arguments are no JSON")
+		return api.Command{}, watchword.Wrap(err, watchword.BadRequest, "the arguments must be valid JSON")
 	}
 	a, err := d.client.Do(ctx, rest.Request{
 		Method: http.MethodPost, Path: "/v1/commands", Wait: wait, Type: "application/json", Body: body,

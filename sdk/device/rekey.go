@@ -36,7 +36,7 @@ func (d *Device) Rekey(ctx context.Context, o RekeyOptions) error {
 		return errNotEnrolled()
 	}
 	if d.lock == nil {
-		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to change its keys")
+		return watchword.Refuse(watchword.FolderInUse, "the state folder was opened for reading: keys cannot be changed")
 	}
 	c := &d.keyChange
 	c.mu.Lock()
@@ -74,7 +74,7 @@ func (d *Device) curves(o RekeyOptions) (RekeyOptions, error) {
 	}
 	switch {
 	case o.Sign != "" && d.opts.Signer != nil, o.Seal != "" && d.opts.Decrypter != nil, o == RekeyOptions{}:
-		return o, watchword.Refuse(watchword.BadRequest, "a key that lives elsewhere (TPM, PKCS#11) is not changed here")
+		return o, watchword.Refuse(watchword.BadRequest, "a key of a TPM or PKCS#11 token cannot be changed by the agent")
 	case o.Sign != "" && o.Sign != jose.P256 && o.Sign != jose.Ed:
 		return o, watchword.RefuseField("sign", "must be P-256 or Ed25519")
 	case o.Seal != "" && o.Seal != jose.P256 && o.Seal != jose.X25519:
@@ -169,7 +169,7 @@ func (d *Device) readNextKeys() (n *nextKeys, err error) {
 			read.seal, err = jose.ParsePrivateJWK(f.Seal, jose.ForEncryption)
 		}
 		if err == nil && read.sign == nil && read.seal == nil {
-			err = watchword.Refuse(watchword.KeyDamaged, "it has no key")
+			err = watchword.Refuse(watchword.KeyDamaged, "the file contains no key")
 		}
 		if err == nil && n == nil {
 			n = read
@@ -177,7 +177,7 @@ func (d *Device) readNextKeys() (n *nextKeys, err error) {
 		return err
 	})
 	if watchword.CodeOf(err) == watchword.KeyDamaged {
-		err = watchword.Wrap(err, watchword.KeyDamaged, "%s is damaged: it may hold the keys that the server knows by now", d.path(newKeysFile))
+		err = watchword.Wrap(err, watchword.KeyDamaged, "%s is damaged: it may contain the keys that the server has already accepted", d.path(newKeysFile))
 	}
 	if err != nil || n == nil {
 		return nil, err
@@ -278,7 +278,7 @@ func (d *Device) requestRekey(ctx context.Context, as, from, to *jose.Signer, n 
 		return err
 	}
 	if out.Keys.Sign != to.Public().ID() || out.Keys.Seal != seal.ID() {
-		return watchword.Refuse(watchword.Internal, "the server answers with other keys than it was asked to take")
+		return watchword.Refuse(watchword.Internal, "the server returned other keys than those of the request")
 	}
 	return nil
 }

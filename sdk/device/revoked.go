@@ -26,7 +26,7 @@ func (r *revocation) current() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if left := time.Until(r.until); left > 0 {
-		return &watchword.Error{Code: watchword.SubjectRevoked, Detail: "the server says that this device is revoked", RetryAfter: left}
+		return &watchword.Error{Code: watchword.SubjectRevoked, Detail: "the server refused this device as revoked", RetryAfter: left}
 	}
 	return nil
 }

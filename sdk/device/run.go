@@ -55,7 +55,7 @@ func (d *Device) Run(ctx context.Context) error {
 		return errNotEnrolled()
 	}
 	if d.lock == nil {
-		return watchword.Refuse(watchword.FolderInUse, "the folder was opened to look, not to obey")
+		return watchword.Refuse(watchword.FolderInUse, "the state folder was opened for reading: commands cannot be executed")
 	}
 	return newRun(d).runAll(ctx)
 }
@@ -247,7 +247,7 @@ func (r *run) refreshAfterError(err error) {
 func (r *run) refreshTime(ctx context.Context) error {
 	r.syncTimeIfDue(ctx)
 	if r.timeDoubted.Swap(false) {
-		r.timeRejected(ctx, watchword.Refuse(watchword.TokenExpired, "the server does not agree"))
+		r.timeRejected(ctx, watchword.Refuse(watchword.TokenExpired, "the server refused the time of this device"))
 	}
 	return nil
 }
@@ -283,7 +283,7 @@ func (r *run) poll(ctx context.Context, wait time.Duration) error {
 		return err
 	}
 	if err := json.Unmarshal(a.Body, &out); err != nil {
-		return watchword.Wrap(err, watchword.Internal, "the server's answer is no list of commands")
+		return watchword.Wrap(err, watchword.Internal, "the server's answer must be a list of commands")
 	}
 	if len(out.Commands) == 0 {
 		r.config.trigger()

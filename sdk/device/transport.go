@@ -19,14 +19,14 @@ func anchors(t *token.Trust) (*x509.CertPool, error) {
 	if t.WebPKI {
 		system, err := x509.SystemCertPool()
 		if err != nil {
-			return nil, watchword.Wrap(err, watchword.PeerUntrusted, "this system has no list of public authorities")
+			return nil, watchword.Wrap(err, watchword.PeerUntrusted, "this system has no list of public CAs")
 		}
 		pool = system
 	}
 	for _, der := range t.CAs {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
-			return nil, watchword.Wrap(err, watchword.BundleInvalid, "a TLS anchor of the trust bundle is no certificate")
+			return nil, watchword.Wrap(err, watchword.BundleInvalid, "tls.ca of the trust bundle must be certificates")
 		}
 		pool.AddCert(c)
 	}
@@ -91,7 +91,7 @@ func checkPeer(peerCerts []*x509.Certificate, server string, t *token.Trust, now
 	}
 	u, err := url.Parse(server)
 	if err != nil || len(peerCerts) == 0 {
-		return watchword.Wrap(err, watchword.PeerUntrusted, "the server showed no certificate")
+		return watchword.Wrap(err, watchword.PeerUntrusted, "the server sent no certificate")
 	}
 	if now.IsZero() {
 		now = t.Issued
@@ -101,7 +101,7 @@ func checkPeer(peerCerts []*x509.Certificate, server string, t *token.Trust, now
 		between.AddCert(c)
 	}
 	if _, err := peerCerts[0].Verify(x509.VerifyOptions{DNSName: u.Hostname(), Roots: pool, Intermediates: between, CurrentTime: now}); err != nil {
-		return watchword.Wrap(err, watchword.PeerUntrusted, "the trust bundle is the right one, but does not vouch for who answers at %s: somebody may sit between", u.Host)
+		return watchword.Wrap(err, watchword.PeerUntrusted, "the trust bundle is valid, but the TLS certificate at %s is not one that it certifies: the connection may be intercepted", u.Host)
 	}
 	return nil
 }

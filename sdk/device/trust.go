@@ -30,13 +30,13 @@ func (d *Device) renewTrust(ctx context.Context) error {
 	case proved && err != nil:
 		return err
 	case err != nil:
-		return watchword.Wrap(err, watchword.Unavailable, "who answers there has no certificate that counts, and shows no trust bundle that does (%s)", watchword.CodeOf(err))
+		return watchword.Wrap(err, watchword.Unavailable, "the server has no valid certificate, and returned no valid trust bundle (%s)", watchword.CodeOf(err))
 	case !proved && t.Version <= known.Version && !lost: // any peer can send what is public
-		return watchword.Refuse(watchword.Unavailable, "who answers there has no certificate that counts, and shows no newer trust bundle")
+		return watchword.Refuse(watchword.Unavailable, "the server has no valid certificate, and returned no newer trust bundle")
 	}
 	if t.Version > known.Version || lost {
 		if d.hasExpired(t.Expires) {
-			return watchword.Refuse(watchword.BundleInvalid, "the trust bundle was over before this device started")
+			return watchword.Refuse(watchword.BundleInvalid, "the trust bundle expired before this device started")
 		}
 		if d.lock != nil { // a folder that another process has locked is repaired by that process
 			if err := d.storeTrust(raw, &t); err != nil {
@@ -65,7 +65,7 @@ func (d *Device) readTrust() (t token.Trust, err error) {
 		t, err = token.VerifyTrust(string(raw), d.identity.Pin, time.Time{})
 	}
 	if err == nil && (t.Version < stored.TrustVersion || t.Epoch < stored.TrustEpoch) {
-		err = watchword.Refuse(watchword.BundleInvalid, "it has version %d, and version %d was there before", t.Version, stored.TrustVersion)
+		err = watchword.Refuse(watchword.BundleInvalid, "ver is %d, and must be at least the known version, %d", t.Version, stored.TrustVersion)
 	}
 	if err == nil {
 		d.restoreAnchors(&t)
@@ -85,7 +85,7 @@ func (d *Device) verifyNext(raw string, known *token.Trust) (token.Trust, error)
 	}
 	t, err := token.VerifyTrust(raw, d.identity.Pin, d.now())
 	if err == nil && (t.Issuer != known.Issuer || t.Version < known.Version || t.Epoch < known.Epoch) {
-		err = watchword.Refuse(watchword.BundleInvalid, "the bundle is another issuer's, or older than the one that was known")
+		err = watchword.Refuse(watchword.BundleInvalid, "the trust bundle is of another issuer, or older than the known one")
 	}
 	return t, err
 }

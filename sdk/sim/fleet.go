@@ -73,7 +73,7 @@ func Run(ctx context.Context, p Plan, parts Hooks) (Report, error) {
 		return Report{}, err
 	}
 	if p.CommandRate > 0 && parts.Order == nil {
-		return Report{}, watchword.RefuseField("commands", "nobody here may order")
+		return Report{}, watchword.RefuseField("commands", "must be 0, since no operator's key is given")
 	}
 	if p.EventBytes == 0 {
 		p.EventBytes = 64

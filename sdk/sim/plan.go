@@ -47,11 +47,11 @@ func (p Plan) Check() error {
 	case !(p.Lossy >= 0 && p.Lossy <= 1):
 		return watchword.RefuseField("lossy", "must be 0 to 1, or 0%% to 100%%")
 	case p.Ramp < 0 || p.Duration < 0:
-		return watchword.RefuseField("ramp", "no time is negative")
+		return watchword.RefuseField("ramp", "must not be negative")
 	case p.StormEvery != 0 && p.StormEvery < time.Second:
-		return watchword.RefuseField("storm", "must be a second or more")
+		return watchword.RefuseField("storm", "must be at least 1s")
 	case p.ConnLifetime != 0 && p.ConnLifetime < 100*time.Millisecond:
-		return watchword.RefuseField("line", "must be 100ms or more")
+		return watchword.RefuseField("line", "must be at least 100ms")
 	}
 	return nil
 }

@@ -36,25 +36,25 @@ func saveKeys(path, issuer string, s *keySet) error {
 func loadKeys(path, issuer string, now time.Time) (*keySet, error) {
 	b, err := durable.ReadPrivate(path)
 	if watchword.CodeOf(err) == watchword.KeyExposed {
-		return nil, watchword.Wrap(err, watchword.KeyExposed, "%s can be read or written by others, so its keys do not count", path)
+		return nil, watchword.Wrap(err, watchword.KeyExposed, "%s can be read or written by others, so its keys are not used", path)
 	}
 	if err != nil {
 		return nil, err
 	}
 	var c keysFile
 	if err := json.Unmarshal(b, &c); err != nil {
-		return nil, watchword.Wrap(err, watchword.KeyDamaged, "%s is not what was written", path)
+		return nil, watchword.Wrap(err, watchword.KeyDamaged, "%s was changed after it was written, or is damaged", path)
 	}
 	if c.Issuer != issuer {
-		return nil, watchword.Refuse(watchword.IssuerMismatch, "%s holds the keys of another issuer", path)
+		return nil, watchword.Refuse(watchword.IssuerMismatch, "%s must contain the keys of the expected issuer", path)
 	}
 	keys, err := parseJWKS(b) // parseJWKS ignores the members besides keys
 	if err != nil {
-		return nil, watchword.Wrap(err, watchword.KeyDamaged, "%s is not what was written", path)
+		return nil, watchword.Wrap(err, watchword.KeyDamaged, "%s was changed after it was written, or is damaged", path)
 	}
 	fetched := time.Unix(c.Fetched, 0)
 	if c.Fetched <= 0 || fetched.After(now.Add(token.Skew)) {
-		return nil, watchword.Refuse(watchword.KeyDamaged, "%s is not what was written: it comes from the future, or this clock is wrong", path)
+		return nil, watchword.Refuse(watchword.KeyDamaged, "%s is from the future, or this clock is wrong", path)
 	}
 	return &keySet{keys, fetched}, nil
 }

@@ -26,23 +26,23 @@ func parseJWKS(b []byte) (token.KeySet, error) {
 	}
 	switch err := jose.Decode(b, &doc); {
 	case err != nil:
-		return nil, jwksInvalid(err, "it is no JWK set")
+		return nil, jwksInvalid(err, "the document must be a JWK Set (RFC 7517)")
 	case doc.Keys == nil:
-		return nil, jwksInvalid(nil, "it is no JWK set")
+		return nil, jwksInvalid(nil, "the document must be a JWK Set (RFC 7517)")
 	case len(*doc.Keys) > maxKeys:
-		return nil, jwksInvalid(nil, "a set may have 64 keys")
+		return nil, jwksInvalid(nil, "a set must have at most 64 keys")
 	}
 	set := token.KeySet{}
 	for _, raw := range *doc.Keys {
 		k, err := parseKey(raw)
 		if err != nil {
-			return nil, jwksInvalid(err, "a key of the set is none, or not named by its thumbprint")
+			return nil, jwksInvalid(err, "each key of the set must be a valid JWK whose kid is its thumbprint (RFC 7638)")
 		}
 		if k == nil {
 			continue
 		}
 		if _, twice := set[k.ID()]; twice {
-			return nil, jwksInvalid(nil, "a key stands twice")
+			return nil, jwksInvalid(nil, "each key must be given once")
 		}
 		set[k.ID()] = k
 	}
@@ -69,7 +69,7 @@ func parseKey(raw jsontext.Value) (*jose.PublicKey, error) {
 		case "key_ops":
 			ops, err = jose.Strings(v)
 		case "d", "k", "priv": // of any key type: a published private key is compromised
-			err = watchword.Refuse(watchword.BadRequest, "it is private or symmetric")
+			err = watchword.Refuse(watchword.BadRequest, "the key must be a public key for signatures")
 		}
 		return err
 	})
@@ -84,11 +84,11 @@ func parseKey(raw jsontext.Value) (*jose.PublicKey, error) {
 		return nil, nil
 	}
 	if !kid {
-		return nil, watchword.Refuse(watchword.BadRequest, "it has no kid")
+		return nil, watchword.Refuse(watchword.BadRequest, "kid is required")
 	}
 	return jose.ParseJWK(raw, jose.ForSigning)
 }
 
 func jwksInvalid(err error, why string) error {
-	return watchword.Wrap(err, watchword.KeyDamaged, "the issuer's keys do not count: %s", why)
+	return watchword.Wrap(err, watchword.KeyDamaged, "the issuer's key set is not valid: %s", why)
 }

@@ -61,7 +61,7 @@ func (k *issuerKeys) start(ctx context.Context) error {
 	failures, err := 0, k.fetch(ctx)
 	if err != nil {
 		if cerr := k.fromCache(); cerr != nil {
-			return watchword.Wrap(err, watchword.CodeOf(err), "no keys of %s: %s; %s", k.source.issuer, errorText(err), errorText(cerr))
+			return watchword.Wrap(err, watchword.CodeOf(err), "no keys of the issuer %s: %s; %s", k.source.issuer, errorText(err), errorText(cerr))
 		}
 		k.log.Warn("issuer not reached; going by the keys of the cache", "issuer", k.source.issuer, "since", k.set.Load().fetched, "err", err)
 		failures = 1
@@ -75,7 +75,7 @@ func (k *issuerKeys) start(ctx context.Context) error {
 
 func (k *issuerKeys) fromCache() error {
 	if k.cache == "" {
-		return watchword.Refuse(watchword.Unavailable, "there is no cache to start from (verify.Cache)")
+		return watchword.Refuse(watchword.Unavailable, "no cache is configured (verify.Cache)")
 	}
 	s, err := loadKeys(k.cache, k.source.issuer, k.now())
 	if err != nil {
@@ -194,7 +194,7 @@ func (k *issuerKeys) at(now time.Time) (*keySet, error) {
 	s := k.set.Load()
 	if k.maxAge > 0 && now.Sub(s.fetched) > k.maxAge {
 		return nil, &watchword.Error{
-			Code: watchword.Unavailable, Detail: "the issuer has not been reached for too long to know its keys", RetryAfter: 10 * time.Second,
+			Code: watchword.Unavailable, Detail: "the issuer's keys are older than verify.MaxAge, and the issuer cannot be reached", RetryAfter: 10 * time.Second,
 		}
 	}
 	return s, nil

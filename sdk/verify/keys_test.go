@@ -353,10 +353,10 @@ func TestDamagedCacheIsIgnored(t *testing.T) {
 			name, content, says string
 			mode                os.FileMode
 		}{
-			{"half of it", string(good[:len(good)/2]), "is not what was written", 0o600},
-			{"nothing", "", "is not what was written", 0o600},
-			{"another key under its name", strings.Replace(string(good), string(a.Public().ID()), string(newSigner(t, jose.P256).Public().ID()), 1), "is not what was written", 0o600},
-			{"another issuer's", strings.Replace(string(good), issuerID, issuerID+"/t/other", 1), "another issuer", 0o600},
+			{"half of it", string(good[:len(good)/2]), "was changed after it was written, or is damaged", 0o600},
+			{"nothing", "", "was changed after it was written, or is damaged", 0o600},
+			{"another key under its name", strings.Replace(string(good), string(a.Public().ID()), string(newSigner(t, jose.P256).Public().ID()), 1), "was changed after it was written, or is damaged", 0o600},
+			{"another issuer's", strings.Replace(string(good), issuerID, issuerID+"/t/other", 1), "must contain the keys of the expected issuer", 0o600},
 			{"from the future", strings.Replace(string(good), fmt.Sprintf(`"fetched":%d`, time.Now().Unix()), later, 1), "future", 0o600},
 			{"read by others", string(good), "others", 0o640},
 			{"written by others", string(good), "others", 0o602},

@@ -134,19 +134,19 @@ func (o *options) check(issuer string) error {
 	}
 	switch {
 	case sources > 1:
-		return optionError("of HTTPClient, CAFile, CAPool and Keys one is enough")
+		return optionError("at most one of HTTPClient, CAFile, CAPool and Keys must be given")
 	case o.tls12 && (o.http != nil || o.keysGiven):
-		return optionError("TLS12 says nothing beside HTTPClient or Keys")
+		return optionError("TLS12 must not be combined with HTTPClient or Keys")
 	case o.keysGiven && o.cache != "":
-		return optionError("keys that are given need no Cache")
+		return optionError("Cache must not be combined with Keys")
 	case o.now == nil || o.log == nil:
 		return optionError("Now and Log must not be nil")
 	case !quotable(o.audience) || !quotable(o.metadata):
 		return optionError("Audience and ResourceMetadata must be printable ASCII without spaces, quotes and backslashes")
 	case o.proof && len(o.public) == 0:
-		return optionError("ProofRequired needs PublicURL, to compare proofs with")
+		return optionError("ProofRequired requires PublicURL")
 	case o.nonces && o.nonceKey != nil && len(o.nonceKey) < 16:
-		return optionError("the key of Nonces needs 16 bytes")
+		return optionError("the key of Nonces must have at least 16 bytes")
 	case o.refresh < time.Second || o.maxAge < o.refresh:
 		return optionError("Refresh must be at least a second, and MaxAge no less than Refresh")
 	case o.proofs < 1 || o.remembered < 0:
@@ -162,11 +162,11 @@ func (o *options) trust() (*x509.CertPool, error) {
 	}
 	pem, err := durable.ReadTrusted(o.caFile, 1<<20)
 	if err != nil {
-		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the CA file cannot be read: %s", err)
+		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "CAFile cannot be read: %s", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, optionError("the CA file holds no certificate in PEM")
+		return nil, optionError("CAFile must contain at least one certificate in PEM")
 	}
 	return pool, nil
 }

@@ -25,11 +25,11 @@ func (v *Verifier) verifyProof(r *http.Request, raw string, t *Token, now time.T
 	headers := r.Header.Values("DPoP")
 	switch {
 	case len(v.bases) == 0:
-		return "", watchword.Wrap(errKeyNotBound, watchword.DPoPInvalid, "this service takes no DPoP proofs: it does not know its own address")
+		return "", watchword.Wrap(errKeyNotBound, watchword.DPoPInvalid, "this service does not accept DPoP proofs, since verify.PublicURL is not set")
 	case len(headers) != 1:
-		return "", watchword.Refuse(watchword.DPoPInvalid, "send one DPoP header with one proof")
+		return "", watchword.Refuse(watchword.DPoPInvalid, "exactly one DPoP header with one proof is required")
 	case t.Bound == "":
-		return "", watchword.Wrap(errKeyNotBound, watchword.DPoPInvalid, "the token is not bound to a key: send it as Bearer")
+		return "", watchword.Wrap(errKeyNotBound, watchword.DPoPInvalid, "the token is a bearer token (no cnf): send it as Bearer, not as DPoP")
 	}
 	var p token.DPoP
 	path := requestPath(r)
@@ -42,10 +42,10 @@ func (v *Verifier) verifyProof(r *http.Request, raw string, t *Token, now time.T
 		return "", err
 	}
 	if p.Key != t.Bound {
-		return p.Nonce, watchword.Wrap(errKeyNotBound, watchword.DPoPInvalid, "the proof is not of the key that the token is bound to")
+		return p.Nonce, watchword.Wrap(errKeyNotBound, watchword.DPoPInvalid, "cnf.jkt of the token must be the key that signed the DPoP proof")
 	}
 	if v.nonces != nil && !v.nonces.valid(p.Nonce, now) {
-		return p.Nonce, watchword.Refuse(watchword.DPoPNonce, "sign the proof again with the nonce of this answer's DPoP-Nonce")
+		return p.Nonce, watchword.Refuse(watchword.DPoPNonce, "nonce must be the value of the response header DPoP-Nonce")
 	}
 	return p.Nonce, v.usedProofs.consume(t.Subject, p, now)
 }
@@ -114,10 +114,10 @@ func (s *usedProofs) consume(who watchword.SubjectID, p token.DPoP, now time.Tim
 	defer s.mu.Unlock()
 	s.sweep(now.Unix() / expiryStep)
 	if end <= s.swept {
-		return watchword.Refuse(watchword.DPoPInvalid, "the DPoP proof is from before what this service remembers: its clock went back")
+		return watchword.Refuse(watchword.DPoPInvalid, "iat of the DPoP proof is older than what this service remembers: its clock was set back")
 	}
 	if _, twice := s.used[u]; twice {
-		return watchword.Refuse(watchword.DPoPInvalid, "the DPoP proof was used before: sign a new one for each request")
+		return watchword.Refuse(watchword.DPoPInvalid, "jti of the DPoP proof was used before: sign a new proof for each request")
 	}
 	of := s.bySubject[who]
 	if of == nil {

@@ -32,7 +32,7 @@ func newSource(issuer string, loopback bool, c http.RoundTripper) (*keySource, e
 	s := &keySource{issuer: issuer, loopback: loopback, http: c}
 	u, err := url.Parse(issuer)
 	if err != nil || !s.allows(u) || u.RawQuery != "" || u.ForceQuery || strings.Contains(issuer, "#") {
-		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the issuer must be a URL with https, without query and fragment")
+		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "issuer must be a URL with https, without query and fragment")
 	}
 	s.base = u
 	return s, nil
@@ -79,14 +79,14 @@ func (s *keySource) discover(ctx context.Context) (string, error) {
 		Keys   string `json:"jwks_uri"`
 	}
 	if err := jose.Decode(b, &doc); err != nil {
-		return "", watchword.Wrap(err, watchword.Unavailable, "the issuer's metadata is no JSON that can be read")
+		return "", watchword.Wrap(err, watchword.Unavailable, "the issuer's metadata must be a JSON object")
 	}
 	if doc.Issuer != s.issuer { // RFC 8414 §3.3
-		return "", watchword.Refuse(watchword.IssuerMismatch, "the metadata is of another issuer than the one asked for, which must be given exactly as it names itself")
+		return "", watchword.Refuse(watchword.IssuerMismatch, "issuer in the metadata must be exactly %q", s.issuer)
 	}
 	u, err := url.Parse(doc.Keys)
 	if err != nil || !s.allows(u) || u.Fragment != "" || origin(u) != origin(s.base) {
-		return "", watchword.Wrap(err, watchword.IssuerMismatch, "jwks_uri is not at the issuer's own scheme, host and port")
+		return "", watchword.Wrap(err, watchword.IssuerMismatch, "jwks_uri must have the issuer's scheme, host and port")
 	}
 	path := u.EscapedPath()
 	if path == "" {
@@ -103,11 +103,11 @@ func (s *keySource) get(ctx context.Context, path string) ([]byte, error) {
 	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: path, Max: maxJWKS, Header: map[string]string{"Accept": "application/json, application/jwk-set+json"}})
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return nil, watchword.Wrap(err, watchword.Unavailable, "the issuer does not answer in time")
+		return nil, watchword.Wrap(err, watchword.Unavailable, "the issuer did not answer in time")
 	case err != nil:
 		return nil, err
 	case !strings.Contains(strings.ToLower(a.Header.Get("Content-Type")), "json"): // usually the page of a captive portal
-		return nil, watchword.Refuse(watchword.Unavailable, "what answers for the issuer speaks no JSON")
+		return nil, watchword.Refuse(watchword.Unavailable, "the issuer's answer must have the content type application/json")
 	}
 	return a.Body, nil
 }

@@ -100,10 +100,10 @@ func (v *Verifier) Check(ctx context.Context, raw string) (*Token, error) {
 
 func (v *Verifier) checkBearerAllowed(t *Token) error {
 	if t.Bound != "" {
-		return watchword.Refuse(watchword.ProofRequired, "the token is bound to a key: send it as DPoP, with a proof")
+		return watchword.Refuse(watchword.ProofRequired, "the token is bound to a key (cnf.jkt): send it as DPoP, with a DPoP header")
 	}
 	if v.proof {
-		return watchword.Refuse(watchword.ProofRequired, "this service takes tokens that are bound to a key alone, with a proof")
+		return watchword.Refuse(watchword.ProofRequired, "this service requires tokens that are bound to a key (cnf.jkt), with a DPoP header")
 	}
 	return nil
 }
@@ -142,17 +142,17 @@ func (v *Verifier) checkRequest(r *http.Request, now time.Time) (t *Token, nonce
 func credentials(r *http.Request) (bound bool, raw string, err error) {
 	values := r.Header.Values("Authorization")
 	if len(values) == 0 {
-		return false, "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …")
+		return false, "", watchword.Refuse(watchword.Unauthenticated, "an access token is required: Authorization: Bearer TOKEN, or DPoP TOKEN with a DPoP header")
 	}
 	scheme, raw, _ := strings.Cut(values[0], " ")
 	bound = strings.EqualFold(scheme, "DPoP")
 	switch {
 	case len(values) > 1:
-		return false, "", watchword.RefuseField("authorization", "stands twice")
+		return false, "", watchword.RefuseField("authorization", "must be given once")
 	case !bound && !strings.EqualFold(scheme, "Bearer"):
-		return false, "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …")
+		return false, "", watchword.Refuse(watchword.Unauthenticated, "an access token is required: Authorization: Bearer TOKEN, or DPoP TOKEN with a DPoP header")
 	case raw == "" || strings.ContainsAny(raw, " \t,"):
-		return false, "", watchword.RefuseField("authorization", "must be Bearer or DPoP, one space, and the token")
+		return false, "", watchword.RefuseField("authorization", "must be Bearer or DPoP, one space and the access token")
 	}
 	return bound, raw, nil
 }
@@ -161,7 +161,7 @@ func credentials(r *http.Request) (bound bool, raw string, err error) {
 // while its key is valid and it has not expired: the results of the other checks cannot change.
 func (v *Verifier) check(ctx context.Context, raw string, now time.Time) (*Token, error) {
 	if len(raw) > watchword.MaxToken {
-		return nil, watchword.Refuse(watchword.TokenMalformed, "a token may have %d bytes", watchword.MaxToken)
+		return nil, watchword.Refuse(watchword.TokenMalformed, "an access token must have at most %d bytes", watchword.MaxToken)
 	}
 	set, err := v.keys.at(now)
 	if err != nil {

@@ -143,7 +143,7 @@ func TestRewrittenLogIsDetected(t *testing.T) {
 		{"a byte of a salt", flip("salt", "audit_entries", "seq = 300"), "entry 300 was changed"},
 		{"a byte of a hash", flip("hash", "audit_entries", "seq = 300"), "entry 300 was changed"},
 		{"a byte of the last entry", run(`UPDATE audit_entries SET body = CAST(replace(CAST(body AS TEXT), '"v":1', '"v":2') AS BLOB) WHERE seq = (SELECT max(seq) FROM audit_entries)`), "was changed"},
-		{"a byte of a tile", flip("hashes", "audit_tiles", "level = 0 AND n = 1"), "entry 385 is not the one that its tile has"},
+		{"a byte of a tile", flip("hashes", "audit_tiles", "level = 0 AND n = 1"), "entry 385 does not match the hash in its tile"},
 		{"a byte of a tile's root", flip("root", "audit_tiles", "level = 0 AND n = 1"), "entry 257"},
 		{"a byte of what searches know", flip("bits", "audit_terms", "n = 1"), "entry 257"},
 		{"what searches know is emptied", run(`UPDATE audit_terms SET bits = zeroblob(2048) WHERE n = 0`), "entry 1"},
@@ -157,12 +157,12 @@ func TestRewrittenLogIsDetected(t *testing.T) {
 			exec1(t, db, `UPDATE audit_entries SET seq = -1 WHERE seq = 300`)
 			exec1(t, db, `UPDATE audit_entries SET seq = 300 WHERE seq = 301`)
 			exec1(t, db, `UPDATE audit_entries SET seq = 301 WHERE seq = -1`)
-		}, "entry 300 is not"},
+		}, "entry 300 does not match"},
 		{"entries move up over one that is gone", func(t *testing.T, db *sql.DB) {
 			exec1(t, db, `DELETE FROM audit_entries WHERE seq = 300`)
 			exec1(t, db, `UPDATE audit_entries SET seq = -seq WHERE seq > 300`)
 			exec1(t, db, `UPDATE audit_entries SET seq = -seq - 1 WHERE seq < 0`)
-		}, "entry 300 is not"},
+		}, "entry 300 does not match"},
 		{"the end is cut", run(`DELETE FROM audit_entries WHERE seq > 520`), "entry 521 is missing"},
 		{"the end is cut, and the checkpoints of it", func(t *testing.T, db *sql.DB) {
 			exec1(t, db, `DELETE FROM audit_entries WHERE seq > 520`)
@@ -172,15 +172,15 @@ func TestRewrittenLogIsDetected(t *testing.T) {
 			exec1(t, db, `UPDATE audit_entries SET seq = -seq - 1 WHERE seq >= 300`)
 			exec1(t, db, `UPDATE audit_entries SET seq = -seq WHERE seq < 0`)
 			exec1(t, db, `INSERT INTO audit_entries SELECT 300, hash, salt, body FROM audit_entries WHERE seq = 299`)
-		}, "entry 300 is not"},
-		{"an entry is made anew", again(300, false), "entry 300 is not"},
+		}, "entry 300 does not match"},
+		{"an entry is made anew", again(300, false), "entry 300 does not match"},
 		{"an entry and its tile are made anew", again(300, true), "the log was rewritten there"},
 		{"an entry at the edge is made anew", again(0, false), "the log was rewritten there"},
 		{"a body is taken away", run(`UPDATE audit_entries SET salt = NULL, body = NULL WHERE seq = 300`), "entry "},
 		{"a body is taken away, and searches know nothing of it", func(t *testing.T, db *sql.DB) {
 			exec1(t, db, `UPDATE audit_entries SET salt = NULL, body = NULL WHERE seq = 300`)
 			rebuildTerms(t, db, 1)
-		}, "entry 300 has lost its body"},
+		}, "entry 300 has no body"},
 		{"a tile is gone", run(`DELETE FROM audit_tiles WHERE level = 0 AND n = 1`), "entry 257"},
 		{"a tile too many", run(`INSERT INTO audit_tiles SELECT 0, 9, root, hashes FROM audit_tiles WHERE level = 0 AND n = 1`), "tiles"},
 		{"all checkpoints are gone", run(`DELETE FROM audit_checkpoints`), ""},

@@ -110,14 +110,14 @@ func (signer *CheckpointSigner) checkExtends(ctx context.Context, note []byte) (
 		return c, err
 	}
 	if tree.Size() < c.Size {
-		return c, watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and its last checkpoint speaks of %d: some were taken away", tree.Size(), c.Size)
+		return c, watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and its last checkpoint was signed for %d: entries are missing", tree.Size(), c.Size)
 	}
 	then, err := ledger.TreeAt(c.Size, signer.TileReader(ctx))
 	if err != nil {
 		return c, err
 	}
 	if then.Root() != c.Root {
-		return c, watchword.Refuse(watchword.LogInvalid, "the log's entries up to %d are not those of its last checkpoint: something was changed", c.Size)
+		return c, watchword.Refuse(watchword.LogInvalid, "the log's entries up to %d do not match its last checkpoint: entries were changed", c.Size)
 	}
 	return c, nil
 }
@@ -256,7 +256,7 @@ func (signer *CheckpointSigner) waitFor(ctx context.Context, seq int64, of *atom
 		select {
 		case <-grown:
 		case <-ctx.Done():
-			return c, nil, watchword.Wrap(ctx.Err(), watchword.TimedOut, "the log's checkpoint did not come in time")
+			return c, nil, watchword.Wrap(ctx.Err(), watchword.TimedOut, "the log's checkpoint was not signed in time")
 		}
 	}
 }
@@ -310,7 +310,7 @@ func (signer *CheckpointSigner) ProveAt(ctx context.Context, c ledger.Checkpoint
 		return ledger.Proof{}, err
 	}
 	if len(rs) == 0 || rs[0].Seq != seq {
-		return ledger.Proof{}, watchword.Refuse(watchword.LogInvalid, "entry %d is not there", seq)
+		return ledger.Proof{}, watchword.Refuse(watchword.LogInvalid, "entry %d is missing", seq)
 	}
 	if _, err := rs[0].Entry(); err != nil {
 		return ledger.Proof{}, err
@@ -338,7 +338,7 @@ func (signer *CheckpointSigner) Tile(ctx context.Context, level int, n int64, wi
 	}
 	height := max(level, 0) // height of the subtree of one hash or entry
 	if height > 6 || (n*ledger.TileWidth+int64(width)) > c.Size>>(ledger.TileHeight*height) {
-		return nil, watchword.Refuse(watchword.NotFound, "the log has no such tile")
+		return nil, watchword.Refuse(watchword.NotFound, "the log has no tile at this path")
 	}
 	if level != ledger.EntriesLevel {
 		return signer.log.Tile(ctx, level, n, width)
@@ -348,7 +348,7 @@ func (signer *CheckpointSigner) Tile(ctx context.Context, level int, n int64, wi
 		return nil, err
 	}
 	if len(cs) != width {
-		return nil, watchword.Refuse(watchword.LogInvalid, "entries are not there")
+		return nil, watchword.Refuse(watchword.LogInvalid, "entries of a tile are missing")
 	}
 	var b []byte
 	for _, c := range cs {

@@ -94,7 +94,7 @@ func NeedsAuthority(kind string) bool {
 // or if none were compared. Code: internal, since only a programming error causes it.
 func (e Entry) Compared(with watchword.AuthorityVersions) error {
 	if e.Outcome == Done && e.Actor != "" && (e.Versions != with || e.Versions.IsZero() && NeedsAuthority(e.Kind)) {
-		return watchword.Refuse(watchword.Internal, "%s by %q: nothing compared what the act was decided on", e.Kind, e.Actor)
+		return watchword.Refuse(watchword.Internal, "%s by %q: the transaction did not compare the authority versions", e.Kind, e.Actor)
 	}
 	return nil
 }

@@ -47,7 +47,7 @@ func (p *Pruning) Tile(rs []Record) (goes []int64, stays TileFilter, err error) 
 // Reached returns an error if p is not the pruning that was announced. Code: conflict.
 func (p Pruning) Reached(announced Pruning) error {
 	if p != announced {
-		return watchword.Refuse(watchword.Conflict, "the log is pruned up to %d already, or has other entries", p.Through)
+		return watchword.Refuse(watchword.Conflict, "the log is already pruned up to entry %d, or its entries changed meanwhile", p.Through)
 	}
 	return nil
 }
@@ -65,7 +65,7 @@ func readPruning(e Entry) (p Pruning, err error) {
 	}
 	chain, cerr := base64.StdEncoding.DecodeString(e.Data["chain"])
 	if err != nil || cerr != nil || len(chain) != len(p.Chain) || p.Through < 0 || p.Through%ledger.TileWidth != 0 || p.Through >= e.Seq {
-		return p, watchword.Refuse(watchword.LogInvalid, "entry %d says nothing that can be of what was pruned", e.Seq)
+		return p, watchword.Refuse(watchword.LogInvalid, "entry %d is not a valid record of pruned entries", e.Seq)
 	}
 	p.Chain = ledger.Hash(chain)
 	return p, nil
@@ -96,7 +96,7 @@ func (v *LogVerifier) CheckPruning() error {
 	}
 	for i, t := range v.tiles {
 		if int64(i)*ledger.TileWidth >= p.Through && t.missing != 0 {
-			return watchword.Refuse(watchword.LogInvalid, "entry %d has lost its body, and no entry says that it was pruned", t.missing)
+			return watchword.Refuse(watchword.LogInvalid, "entry %d has no body, and no entry records that it was pruned", t.missing)
 		}
 	}
 	if p.Through == 0 {
@@ -104,7 +104,7 @@ func (v *LogVerifier) CheckPruning() error {
 	}
 	have := v.tiles[p.Through/ledger.TileWidth-1].retained
 	if have.Retained != p.Retained || have.Chain != p.Chain {
-		return watchword.Refuse(watchword.LogInvalid, "of the entries up to %d, %d of kinds that last have their bodies, and entry %d says that there are %d, or others", p.Through, have.Retained, stated, p.Retained)
+		return watchword.Refuse(watchword.LogInvalid, "of the entries up to %d, %d of retained kinds have their bodies; entry %d records %d, or other entries", p.Through, have.Retained, stated, p.Retained)
 	}
 	return nil
 }

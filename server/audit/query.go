@@ -39,7 +39,7 @@ func (q Query) Check() error {
 	if q.Kind == "" {
 		return nil
 	}
-	return watchword.RefuseField("kind", "is no kind of entry, nor a group of them as device.*")
+	return watchword.RefuseField("kind", "must be a kind of entry, such as device.create, or a group, such as device.*")
 }
 
 // Matches reports whether q selects e.

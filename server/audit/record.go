@@ -25,7 +25,7 @@ func (r Record) MatchesHash() bool { return r.Pruned() || ledger.Commitment(r.Sa
 // Entry parses the body. Codes: not_found for a pruned one; log_invalid.
 func (r Record) Entry() (Entry, error) {
 	if r.Pruned() {
-		return Entry{}, watchword.Refuse(watchword.NotFound, "entry %d is not kept any more: the log has its hash alone", r.Seq)
+		return Entry{}, watchword.Refuse(watchword.NotFound, "entry %d was pruned: the log has only its hash", r.Seq)
 	}
 	e, err := Parse(r.Seq, r.Body)
 	if err != nil {

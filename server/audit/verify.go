@@ -51,7 +51,7 @@ func NewLogVerifier(keys []ledger.Key, own, external [][]byte) (*LogVerifier, er
 			return nil, err
 		}
 		if len(c.expected) > 0 && o.Origin != c.expected[0].Origin {
-			return nil, watchword.Refuse(watchword.LogInvalid, "the checkpoints are of two logs, %s and %s", c.expected[0].Origin, o.Origin)
+			return nil, watchword.Refuse(watchword.LogInvalid, "the checkpoints are of different logs: %s and %s", c.expected[0].Origin, o.Origin)
 		}
 		if o.Size > 0 { // a checkpoint of the empty log proves nothing
 			c.expected = append(c.expected, expectedCheckpoint{o, i >= len(own)})
@@ -64,10 +64,10 @@ func NewLogVerifier(keys []ledger.Key, own, external [][]byte) (*LogVerifier, er
 // Record verifies the next entry. It returns the expected tiles that become full with it.
 func (v *LogVerifier) Record(r Record) ([]ledger.Tile, error) {
 	if next := v.result.Entries + 1; r.Seq != next {
-		return nil, watchword.Refuse(watchword.LogInvalid, "entry %d is missing, or is not in its place: %d follows %d", next, r.Seq, next-1)
+		return nil, watchword.Refuse(watchword.LogInvalid, "entry %d is missing or out of order: entry %d follows entry %d", next, r.Seq, next-1)
 	}
 	if !r.MatchesHash() {
-		return nil, watchword.Refuse(watchword.LogInvalid, "entry %d was changed: its body is not the one that was logged", r.Seq)
+		return nil, watchword.Refuse(watchword.LogInvalid, "entry %d was changed: its body does not match its hash", r.Seq)
 	}
 	at := v.result.Entries / ledger.TileWidth
 	if v.result.Entries++; int(at) == len(v.tiles) {

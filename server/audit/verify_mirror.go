@@ -74,7 +74,7 @@ func (v *LogVerifier) bundle(ctx context.Context, get Fetch, at int64, width int
 	for i, h := range commitments {
 		leaf := ledger.LeafHash(h)
 		if !bytes.HasPrefix(tile[min(len(tile), i*len(leaf)):], leaf[:]) {
-			return watchword.Refuse(watchword.LogInvalid, "entry %d is not the one that its tile has", at+int64(i)+1)
+			return watchword.Refuse(watchword.LogInvalid, "entry %d does not match the hash in its tile", at+int64(i)+1)
 		}
 		v.result.Entries++
 		full, err := v.addLeaf(leaf)
@@ -88,7 +88,7 @@ func (v *LogVerifier) bundle(ctx context.Context, get Fetch, at int64, width int
 		}
 	}
 	if len(tile) != width*len(ledger.Hash{}) {
-		return watchword.Refuse(watchword.LogInvalid, "entry %d: its tile is longer than there are entries", at+int64(width))
+		return watchword.Refuse(watchword.LogInvalid, "entry %d: its tile has more hashes than the log has entries", at+int64(width))
 	}
 	return nil
 }
@@ -109,12 +109,12 @@ func CompareTile(b []byte, level int, n int64, want []ledger.Hash) error {
 	first := n*each*ledger.TileWidth + 1
 	for i, h := range want {
 		if !bytes.HasPrefix(b[min(len(b), i*len(h)):], h[:]) {
-			return watchword.Refuse(watchword.LogInvalid, "entry %s: %s is not what the entries add up to",
+			return watchword.Refuse(watchword.LogInvalid, "entry %s: %s does not match the hashes of the entries",
 				span(first+int64(i)*each, first+int64(i+1)*each-1), ledger.Path(level, n, len(want)))
 		}
 	}
 	if len(b) != len(want)*len(ledger.Hash{}) {
-		return watchword.Refuse(watchword.LogInvalid, "%s is longer than it may be", ledger.Path(level, n, len(want)))
+		return watchword.Refuse(watchword.LogInvalid, "%s is longer than the log allows", ledger.Path(level, n, len(want)))
 	}
 	return nil
 }
@@ -137,7 +137,7 @@ func missingFile(err error, path string, at int64) error {
 	if watchword.CodeOf(err) != watchword.NotFound {
 		return err
 	}
-	return watchword.Wrap(err, watchword.LogInvalid, "entry %d: %s is not there", at+1, path)
+	return watchword.Wrap(err, watchword.LogInvalid, "entry %d: %s is missing", at+1, path)
 }
 
 // VerifyExport recomputes an exported log, whose entries may be hashes only. Code: log_invalid.
@@ -172,11 +172,11 @@ func VerifyExport(r io.Reader, keys []ledger.Key, against ...[]byte) (VerifyResu
 		rs = append(rs, rec)
 	}
 	if _, err := lines.ReadByte(); err == nil {
-		return VerifyResult{}, watchword.Refuse(watchword.LogInvalid, "the export goes on after its checkpoint")
+		return VerifyResult{}, watchword.Refuse(watchword.LogInvalid, "the export has lines after its checkpoint")
 	}
 	for _, rec := range rs {
 		if rec.Seq != c.result.Entries+1 {
-			return c.result, watchword.Refuse(watchword.LogInvalid, "entry %d is missing, or is not in its place: %d follows %d", c.result.Entries+1, rec.Seq, c.result.Entries)
+			return c.result, watchword.Refuse(watchword.LogInvalid, "entry %d is missing or out of order: entry %d follows entry %d", c.result.Entries+1, rec.Seq, c.result.Entries)
 		}
 		c.result.Entries++
 		if rec.Body != nil {

@@ -60,7 +60,7 @@ func VerifyStore(ctx context.Context, k StoredLog, keys []ledger.Key, against ..
 	}
 	tiles, terms, err := k.Counts(ctx)
 	if err == nil && (tiles != w.tiles || terms != v.Entries/ledger.TileWidth) {
-		err = watchword.Refuse(watchword.LogInvalid, "there are %d tiles and %d terms, and entries for %d and %d", tiles, terms, w.tiles, v.Entries/ledger.TileWidth)
+		err = watchword.Refuse(watchword.LogInvalid, "the store has %d tiles and %d search terms; the entries need %d and %d", tiles, terms, w.tiles, v.Entries/ledger.TileWidth)
 	}
 	return v, err
 }
@@ -113,7 +113,7 @@ func (w *storeCheck) inTile(ctx context.Context, r Record) error {
 	if r.Seq != at+1 || !r.MatchesHash() || len(w.stored) < from+len(leaf) || bytes.Equal(w.stored[from:from+len(leaf)], leaf[:]) {
 		return nil // Record reports the error, if there is one
 	}
-	return watchword.Refuse(watchword.LogInvalid, "entry %d is not the one that its tile has", r.Seq)
+	return watchword.Refuse(watchword.LogInvalid, "entry %d does not match the hash in its tile", r.Seq)
 }
 
 func (w *storeCheck) tile(ctx context.Context, t ledger.Tile) error {
@@ -137,7 +137,7 @@ func (w *storeCheck) tile(ctx context.Context, t ledger.Tile) error {
 		return missingFile(err, "what searches know of its tile", first-1)
 	}
 	if terms != w.filter {
-		return watchword.Refuse(watchword.LogInvalid, "entry %d: what searches know of its tile was changed", first)
+		return watchword.Refuse(watchword.LogInvalid, "entry %d: the search terms of its tile were changed", first)
 	}
 	w.filter = TileFilter{}
 	return nil

@@ -43,16 +43,16 @@ func ParseWitness(line string) (*Witness, error) {
 		return nil, watchword.Refuse(watchword.ConfigInvalid, "audit.witnesses: %s; a witness is its key and its address: \"name+hash+base64 https://…\"", what)
 	}
 	if !ok {
-		return bad("an address is missing")
+		return bad("each witness must have an address")
 	}
 	k, err := ledger.ParseKey(vkey)
 	if err != nil || !k.Witness() {
-		return bad("the key is none of a witness (cosignature/v1, Ed25519)")
+		return bad("the key must be a witness key (cosignature/v1, Ed25519)")
 	}
 	address = strings.TrimSpace(address)
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && loopback(u.Hostname())) || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return bad("the address must begin with https:// (http:// on loopback alone)")
+		return bad("the address must begin with https://, or with http:// for a loopback address")
 	}
 	w := &Witness{Key: k, url: strings.TrimRight(address, "/") + "/add-checkpoint", client: rest.WithoutRedirects(rest.WithHeaderLimit(nil))}
 	w.client.Timeout = witnessTimeout
@@ -151,7 +151,7 @@ func (w *Witness) request(ctx context.Context, c ledger.Checkpoint, note []byte,
 	case http.StatusConflict:
 		size, err := strconv.ParseInt(strings.TrimSpace(string(answer)), 10, 64)
 		if err != nil || size < 0 || size == w.size || size > c.Size {
-			return nil, watchword.Refuse(watchword.LogInvalid, "the witness says that it knows a log of %.20q entries, and this one has %d: it knows another log of this name, or is mistaken", strings.TrimSpace(string(answer)), c.Size)
+			return nil, watchword.Refuse(watchword.LogInvalid, "the witness knows a log of %.20q entries, and this log has %d: the witness knows another log of this name, or its state is wrong", strings.TrimSpace(string(answer)), c.Size)
 		}
 		w.size = size
 		return nil, errSizeMismatch

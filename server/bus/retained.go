@@ -135,7 +135,7 @@ func (r *RetainedStore) set(name string, now *Retained, who Owner) (undo func(),
 	if now != nil {
 		if now.owner = r.owners.acquire(who); now.owner.isRemoved() {
 			r.owners.release(now.owner)
-			return nil, watchword.Refuse(watchword.SubjectRevoked, "the subject %q is gone", who.Subject)
+			return nil, watchword.Refuse(watchword.SubjectRevoked, "subject %q was deleted", who.Subject)
 		}
 		if err := r.moveCharge(old, now, true); err != nil {
 			r.owners.release(now.owner)

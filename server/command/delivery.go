@@ -188,7 +188,7 @@ func (dl *Delivery) Next(ctx context.Context, after int64, nonce string, limit i
 		select {
 		case <-dl.wake:
 		case <-dl.replaced:
-			return nil, watchword.Refuse(watchword.Conflict, "a newer connection of this device takes its commands now")
+			return nil, watchword.Refuse(watchword.Conflict, "a newer connection of this device receives its commands")
 		case <-timer.C:
 			return nil, nil
 		case <-ctx.Done():
@@ -296,7 +296,7 @@ func (dl *Delivery) handOver(ctx context.Context, r Row, nonce string) (SealedCo
 var errNotInCheckpoint = errors.New("no checkpoint has it yet")
 
 // errLogRolledBack is what a device is told that has seen a longer log.
-var errLogRolledBack = watchword.Refuse(watchword.Conflict, "the device has seen a longer log than this one is")
+var errLogRolledBack = watchword.Refuse(watchword.Conflict, "the device knows a longer log than this server has")
 
 // sealWithProof seals a version to the device, with the proof that the log has it.
 func (dl *Delivery) sealWithProof(ctx context.Context, to *jose.PublicKey, jws string, entry int64) (string, error) {
@@ -306,7 +306,7 @@ func (dl *Delivery) sealWithProof(ctx context.Context, to *jose.PublicKey, jws s
 	d.awaitingCheckpoint[dl] = struct{}{} // before the log is asked: no checkpoint falls between
 	d.mu.Unlock()
 	if entry == 0 {
-		return "", watchword.Refuse(watchword.Conflict, "it was handed over before hand-overs were logged")
+		return "", watchword.Refuse(watchword.Conflict, "the command was delivered before this server logged deliveries")
 	}
 	c, note, ok := d.opts.Log.LatestCosigned(entry)
 	if !ok {
@@ -381,7 +381,7 @@ func (svc *Service) signedVersion(ctx context.Context, r Row, nonce string) (str
 	}
 	now := svc.opts.Now()
 	if left := r.Expires.Sub(now); left <= 0 || left > token.CommandLifetime+time.Second { // or the clock went back: it may come again
-		return "", watchword.Refuse(watchword.Conflict, "the command cannot be signed now: it ends at %s", r.Expires.UTC().Format(time.RFC3339))
+		return "", watchword.Refuse(watchword.Conflict, "the command cannot be signed: it expires at %s", r.Expires.UTC().Format(time.RFC3339))
 	}
 	jws, err := token.SignCommand(svc.keys.CommandSigner(), token.Command{
 		Issuer: svc.issuer(r.Tenant), Device: r.Device, ID: r.ID, Epoch: r.Epoch, Seq: r.Seq, Function: r.Function, Args: args,

@@ -55,7 +55,7 @@ type Prover interface {
 // before there is a receipt, not_found where an entry is not kept any more.
 func (svc *Service) Evidence(ctx context.Context, r Row, log LogReader, prover Prover, bundles []string) (e Evidence, err error) {
 	if r.Receipt == nil || !r.State.Final() {
-		return e, watchword.Refuse(watchword.Conflict, "command %q is %s: there is no last receipt yet", r.ID, r.State)
+		return e, watchword.Refuse(watchword.Conflict, "command %q is %s: the device has not sent its last receipt yet", r.ID, r.State)
 	}
 	e = Evidence{Type: evidenceType, Command: r.ID, Bundles: bundles, ArgsSalt: svc.argsSalt(r.ID)}
 	if e.Receipt, err = svc.Receipt(r); err != nil {
@@ -84,7 +84,7 @@ func (svc *Service) Evidence(ctx context.Context, r Row, log LogReader, prover P
 			return e, err
 		}
 		v := EvidenceVersion{JWS: string(jws)}
-		if v.Proof, err = w.prove(about, "the hand-over", func(x audit.Entry) bool { return x.Kind == audit.CommandHandOver && x.Data["ch"] == h.Hash }); err != nil {
+		if v.Proof, err = w.prove(about, "the delivery", func(x audit.Entry) bool { return x.Kind == audit.CommandHandOver && x.Data["ch"] == h.Hash }); err != nil {
 			return e, err
 		}
 		e.Versions = append(e.Versions, v)
@@ -139,7 +139,7 @@ func (w entryProver) prove(es []audit.Entry, what string, is func(audit.Entry) b
 			return string(p.Marshal()), err
 		}
 	}
-	return "", watchword.Refuse(watchword.NotFound, "the log's entry of %s is not kept any more, or is of a version that wrote none", what)
+	return "", watchword.Refuse(watchword.NotFound, "the log entry of %s was pruned, or was written by a version that logged none", what)
 }
 
 // keyOf proves the entry with which a subject got its signing key.

@@ -321,13 +321,13 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 		{"nothing is changed", func(*evidenceBuilder) {}, ""},
 
 		// Bundles.
-		{"no bundle", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Bundles = nil } }, "the trust bundles do not hold: "},
+		{"no bundle", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Bundles = nil } }, "the trust bundles are not valid: "},
 		{"a bundle of another root", func(f *evidenceBuilder) {
 			f.roots[0] = []*jose.Signer{f.device}
 			f.trusts[0].Roots = keys(f.device)
-		}, "the trust bundles do not hold: "},
+		}, "the trust bundles are not valid: "},
 		{"two bundles", func(f *evidenceBuilder) { second(f, func(*token.Trust) {}) }, ""},
-		{"a second bundle of another issuer", func(f *evidenceBuilder) { second(f, func(b *token.Trust) { b.Issuer = "https://other.example" }) }, "they are of two issuers"},
+		{"a second bundle of another issuer", func(f *evidenceBuilder) { second(f, func(b *token.Trust) { b.Issuer = "https://other.example" }) }, "all trust bundles must be of one issuer"},
 		{"a new root that the old one introduced", func(f *evidenceBuilder) {
 			second(f, func(b *token.Trust) { b.Roots = keys(f.root, f.device) })
 			f.roots[1] = []*jose.Signer{f.root, f.device}
@@ -347,10 +347,10 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 
 		// When a bundle counts. The hand-over is one second after at.
 		{"a bundle that ends a second after the hand-over", func(f *evidenceBuilder) { f.trusts[0].Expires = at.Add(2 * time.Second) }, ""},
-		{"a bundle that ends at the hand-over", func(f *evidenceBuilder) { f.trusts[0].Expires = at.Add(time.Second) }, "no bundle of that time names its command key"},
-		{"a bundle that ended before the hand-over", func(f *evidenceBuilder) { f.trusts[0].Expires = at.Add(-time.Second) }, "no bundle of that time names its command key"},
+		{"a bundle that ends at the hand-over", func(f *evidenceBuilder) { f.trusts[0].Expires = at.Add(time.Second) }, "no trust bundle of that time contains the command key"},
+		{"a bundle that ended before the hand-over", func(f *evidenceBuilder) { f.trusts[0].Expires = at.Add(-time.Second) }, "no trust bundle of that time contains the command key"},
 		{"a bundle that begins a skew after the hand-over", func(f *evidenceBuilder) { f.trusts[0].Issued = at.Add(time.Second + token.Skew) }, ""},
-		{"a bundle that begins later than a skew after the hand-over", func(f *evidenceBuilder) { f.trusts[0].Issued = at.Add(2*time.Second + token.Skew) }, "no bundle of that time names its command key"},
+		{"a bundle that begins later than a skew after the hand-over", func(f *evidenceBuilder) { f.trusts[0].Issued = at.Add(2*time.Second + token.Skew) }, "no trust bundle of that time contains the command key"},
 		{"a bundle that was over beside one of that time", func(f *evidenceBuilder) {
 			f.trusts[0].Expires = at.Add(-time.Second)
 			second(f, func(b *token.Trust) { b.Expires = at.Add(time.Hour) })
@@ -358,39 +358,39 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 		{"a command key that only a later bundle names", func(f *evidenceBuilder) {
 			f.trusts[0].Command = keys(f.operator)
 			second(f, func(b *token.Trust) { b.Command, b.Issued = keys(f.command), at.Add(time.Hour) })
-		}, "no bundle of that time names its command key"},
-		{"a command key that no bundle names", func(f *evidenceBuilder) { f.trusts[0].Command = keys(f.operator) }, "the hand-over does not hold: "},
+		}, "no trust bundle of that time contains the command key"},
+		{"a command key that no bundle names", func(f *evidenceBuilder) { f.trusts[0].Command = keys(f.operator) }, "the delivered command is not valid: "},
 
 		// Witnesses. The bundle wants two of three.
 		{"as many witnesses as the bundle wants", func(f *evidenceBuilder) { f.witnesses = f.witnesses[:2] }, ""},
-		{"one witness too few", func(f *evidenceBuilder) { f.witnesses = f.witnesses[:1] }, "1 witnesses have signed the log, and by the trust bundle 2 must have"},
-		{"no witness", func(f *evidenceBuilder) { f.witnesses = nil }, "0 witnesses have signed the log"},
+		{"one witness too few", func(f *evidenceBuilder) { f.witnesses = f.witnesses[:1] }, "the log has the signatures of 1 witnesses, and the trust bundle requires 2"},
+		{"no witness", func(f *evidenceBuilder) { f.witnesses = nil }, "the log has the signatures of 0 witnesses"},
 		{"no witness where none is wanted", func(f *evidenceBuilder) { f.trusts[0].Quorum, f.witnesses = 0, nil }, ""},
 		{"witnesses that nobody named", func(f *evidenceBuilder) {
 			f.witnesses = []cosigner{newCosigner(f.t, "witness0"), newCosigner(f.t, "stranger")}
-		}, "0 witnesses have signed the log"},
+		}, "the log has the signatures of 0 witnesses"},
 		{"witnesses of an earlier bundle", func(f *evidenceBuilder) {
 			second(f, func(b *token.Trust) { b.Witnesses = b.Witnesses[2:]; b.Quorum = 1 })
 			f.witnesses = f.witnesses[:2]
-		}, "0 witnesses have signed the log, and by the trust bundle 1 must have"},
+		}, "the log has the signatures of 0 witnesses, and the trust bundle requires 1"},
 		{"the quorum of the last bundle", func(f *evidenceBuilder) {
 			second(f, func(b *token.Trust) { b.Quorum = 1 })
 			f.witnesses = f.witnesses[:1]
 		}, ""},
 
 		// Proofs and entries.
-		{"a log of another key", func(f *evidenceBuilder) { f.trusts[0].Log = keys(signer(f.t, jose.Ed)) }, "the order's entry does not hold: log_invalid: the checkpoint is not signed by the log's key"},
+		{"a log of another key", func(f *evidenceBuilder) { f.trusts[0].Log = keys(signer(f.t, jose.Ed)) }, "the log entry of the order is not valid: log_invalid: the checkpoint is not signed by the log's key"},
 		{"an entry under another checkpoint", func(f *evidenceBuilder) {
 			f.file = func(e *command.Evidence) {
 				f.sequence = append(f.sequence, ordered)
 				e.Enrollment = f.prove(enrollment)
 			}
-		}, "under another checkpoint than the others"},
-		{"the order of another command", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Object = "cmd_2" }) }, "says nothing of cmd_1"},
-		{"an order that was refused", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Outcome = audit.Refused }) }, "says nothing of cmd_1"},
+		}, "all proofs must be under one checkpoint"},
+		{"the order of another command", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Object = "cmd_2" }) }, "and must be of cmd_1"},
+		{"an order that was refused", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Outcome = audit.Refused }) }, "and must be of cmd_1"},
 		{"the cancelling in the place of the order", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Kind = audit.CommandCancel }) }, "is command.cancel of cmd_1"},
 		{"the receipt in the place of the order", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Ordered = e.Settled } }, "is command.settle of cmd_1"},
-		{"a proof that is none", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Settled = "x" } }, "the receipt does not hold: log_invalid: the proof is malformed"},
+		{"a proof that is none", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Settled = "x" } }, "the receipt is not valid: log_invalid: the proof is malformed"},
 		{"a proof of another entry's body", func(f *evidenceBuilder) {
 			f.file = func(e *command.Evidence) {
 				f.set(ordered, func(e *audit.Entry) { e.Actor = "mallory" })
@@ -401,16 +401,16 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 				old.Body = with.Body
 				e.Ordered = string(old.Marshal())
 			}
-		}, "the order's entry does not hold: "},
+		}, "the log entry of the order is not valid: "},
 
 		// The enrollment.
-		{"the enrollment of another device", func(f *evidenceBuilder) { f.set(enrollment, func(e *audit.Entry) { e.Object = "lamp-2" }) }, "the enrollment of the device's key does not hold: "},
+		{"the enrollment of another device", func(f *evidenceBuilder) { f.set(enrollment, func(e *audit.Entry) { e.Object = "lamp-2" }) }, "the log entry of the enrollment is not valid: "},
 		{"a key that came by a change of keys", func(f *evidenceBuilder) { f.set(enrollment, func(e *audit.Entry) { e.Kind = audit.DeviceRekey }) }, ""},
 		{"an entry that brings no key", func(f *evidenceBuilder) { f.set(enrollment, func(e *audit.Entry) { e.Kind = audit.DeviceCreate }) }, "is device.create of lamp-1"},
-		{"a key under another name", func(f *evidenceBuilder) { f.put(enrollment, "sign", "other") }, "names another key than it has"},
-		{"another key under its name", func(f *evidenceBuilder) { f.put(enrollment, "sign_jwk", string(f.operator.Public().JWK())) }, "names another key than it has"},
-		{"an entry without a key", func(f *evidenceBuilder) { f.put(enrollment, "sign_jwk", "{}") }, "the enrollment of the device's key does not hold: "},
-		{"another key's receipt", func(f *evidenceBuilder) { f.signReceipt = f.operator }, "the receipt does not hold: "},
+		{"a key under another name", func(f *evidenceBuilder) { f.put(enrollment, "sign", "other") }, "must be the thumbprint of its sign_jwk"},
+		{"another key under its name", func(f *evidenceBuilder) { f.put(enrollment, "sign_jwk", string(f.operator.Public().JWK())) }, "must be the thumbprint of its sign_jwk"},
+		{"an entry without a key", func(f *evidenceBuilder) { f.put(enrollment, "sign_jwk", "{}") }, "the log entry of the enrollment is not valid: "},
+		{"another key's receipt", func(f *evidenceBuilder) { f.signReceipt = f.operator }, "the receipt is not valid: "},
 		{"a receipt of before the enrollment", func(f *evidenceBuilder) {
 			f.sequence = []string{orderer, ordered, handed, settled, enrollment}
 		}, "the key was not enrolled yet"},
@@ -419,14 +419,14 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 		}, ""},
 
 		// The receipt.
-		{"the receipt of another command", func(f *evidenceBuilder) { f.receipt.Command = "cmd_2" }, "it is the receipt of cmd_2"},
-		{"the receipt of another device", func(f *evidenceBuilder) { f.receipt.Device = "lamp-2" }, "the receipt does not hold: "},
-		{"a receipt for another issuer", func(f *evidenceBuilder) { f.receipt.Issuer = "https://other.example" }, "the receipt does not hold: "},
+		{"the receipt of another command", func(f *evidenceBuilder) { f.receipt.Command = "cmd_2" }, "the receipt is of cmd_2"},
+		{"the receipt of another device", func(f *evidenceBuilder) { f.receipt.Device = "lamp-2" }, "the receipt is not valid: "},
+		{"a receipt for another issuer", func(f *evidenceBuilder) { f.receipt.Issuer = "https://other.example" }, "the receipt is not valid: "},
 		{"an entry of another receipt", func(f *evidenceBuilder) { f.put(settled, "receipt", jose.HashString("x")) }, "is of another receipt"},
-		{"an entry of another status", func(f *evidenceBuilder) { f.put(settled, "st", "failed") }, "says something else than the receipt"},
-		{"an entry of another version", func(f *evidenceBuilder) { f.put(settled, "ch", jose.HashString("x")) }, "says something else than the receipt"},
-		{"an entry by another device", func(f *evidenceBuilder) { f.set(settled, func(e *audit.Entry) { e.Actor = "lamp-2" }) }, "says something else than the receipt"},
-		{"an entry under another key", func(f *evidenceBuilder) { f.set(settled, func(e *audit.Entry) { e.Key = "other" }) }, "says something else than the receipt"},
+		{"an entry of another status", func(f *evidenceBuilder) { f.put(settled, "st", "failed") }, "does not match the receipt"},
+		{"an entry of another version", func(f *evidenceBuilder) { f.put(settled, "ch", jose.HashString("x")) }, "does not match the receipt"},
+		{"an entry by another device", func(f *evidenceBuilder) { f.set(settled, func(e *audit.Entry) { e.Actor = "lamp-2" }) }, "does not match the receipt"},
+		{"an entry under another key", func(f *evidenceBuilder) { f.set(settled, func(e *audit.Entry) { e.Key = "other" }) }, "does not match the receipt"},
 		{"a conflict that a device reports", func(f *evidenceBuilder) {
 			f.receipt.Status = watchword.StatusConflict
 			f.put(settled, "st", "conflict")
@@ -434,8 +434,8 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 		}, ""},
 
 		// What was handed over.
-		{"no version", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Versions = nil } }, "the version that the receipt answers is not there"},
-		{"a receipt that answers another version", func(f *evidenceBuilder) { f.receipt.Hash = jose.HashString("x") }, "the version that the receipt answers is not there"},
+		{"no version", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Versions = nil } }, "the evidence must contain the command version that the receipt answers"},
+		{"a receipt that answers another version", func(f *evidenceBuilder) { f.receipt.Hash = jose.HashString("x") }, "the evidence must contain the command version that the receipt answers"},
 		{"an entry of other bytes", func(f *evidenceBuilder) { f.put(handed, "ch", jose.HashString("x")) }, "is of another version"},
 		{"a version of before that was not answered", func(f *evidenceBuilder) {
 			older := f.commands[0]
@@ -454,10 +454,10 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 		}, "is of another version"},
 		{"a command that was over when it was handed over", func(f *evidenceBuilder) {
 			f.commands[0].Issued, f.commands[0].Expires = at.Add(-time.Hour), at.Add(-time.Hour+time.Minute)
-		}, "the hand-over does not hold: command_expired"},
-		{"a command for another device", func(f *evidenceBuilder) { f.commands[0].Device = "lamp-2" }, "the hand-over does not hold: "},
-		{"a command of another issuer", func(f *evidenceBuilder) { f.commands[0].Issuer = "https://other.example" }, "the hand-over does not hold: "},
-		{"a command that the device's key signed", func(f *evidenceBuilder) { f.signCommand = f.device }, "the hand-over does not hold: "},
+		}, "the delivered command is not valid: command_expired"},
+		{"a command for another device", func(f *evidenceBuilder) { f.commands[0].Device = "lamp-2" }, "the delivered command is not valid: "},
+		{"a command of another issuer", func(f *evidenceBuilder) { f.commands[0].Issuer = "https://other.example" }, "the delivered command is not valid: "},
+		{"a command that the device's key signed", func(f *evidenceBuilder) { f.signCommand = f.device }, "the delivered command is not valid: "},
 		{"another command's id", func(f *evidenceBuilder) { f.commands[0].ID = "cmd_2" }, "the receipt is of another command"},
 		{"another epoch", func(f *evidenceBuilder) { f.receipt.Epoch = 2 }, "the receipt is of another command"},
 		{"another number", func(f *evidenceBuilder) { f.receipt.Seq = 8 }, "the receipt is of another command"},
@@ -465,51 +465,51 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 		{"an order of another epoch", func(f *evidenceBuilder) { f.put(ordered, "epoch", "2") }, "is of another order"},
 		{"an order with another number", func(f *evidenceBuilder) { f.put(ordered, "seq", "8") }, "is of another order"},
 		{"an order by somebody else", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Actor = "bob" }) }, "is of another order"},
-		{"other arguments", func(f *evidenceBuilder) { f.put(ordered, "args_hash", jose.HashString("x")) }, "the arguments are not those that were ordered"},
+		{"other arguments", func(f *evidenceBuilder) { f.put(ordered, "args_hash", jose.HashString("x")) }, "the arguments do not match the order"},
 		{"another salt", func(f *evidenceBuilder) {
 			f.file = func(e *command.Evidence) { e.ArgsSalt = []byte("fedcba9876543210") }
-		}, "the arguments are not those that were ordered"},
+		}, "the arguments do not match the order"},
 		{"handed over before it was ordered", func(f *evidenceBuilder) {
 			f.sequence = []string{orderer, enrollment, handed, ordered, settled}
-		}, "its entries are not in order"},
+		}, "the entries must be in the order of the log"},
 		{"answered before it was handed over", func(f *evidenceBuilder) {
 			f.sequence = []string{orderer, enrollment, ordered, settled, handed}
-		}, "its entries are not in order"},
+		}, "the entries must be in the order of the log"},
 
 		// A signed order.
 		{"a signed order", func(f *evidenceBuilder) { f.orderedBySignature() }, ""},
 		{"a signed order without its key's entry", func(f *evidenceBuilder) {
 			f.orderedBySignature()
 			f.file = func(e *command.Evidence) { e.Orderer = "" }
-		}, "the signed order does not hold: "},
+		}, "the signed order is not valid: "},
 		{"a signed order under the device's entry", func(f *evidenceBuilder) {
 			f.orderedBySignature()
 			f.file = func(e *command.Evidence) { e.Orderer = e.Enrollment }
-		}, "the signed order does not hold: "},
+		}, "the signed order is not valid: "},
 		{"an order that another key signed", func(f *evidenceBuilder) {
 			f.signOrder = f.device
 			f.orderedBySignature()
-		}, "the signed order does not hold: "},
+		}, "the signed order is not valid: "},
 		{"a signed order of another function", func(f *evidenceBuilder) {
 			f.order.Function = "lamp.reset"
 			f.orderedBySignature()
-		}, "the signed order does not hold: order_invalid: "},
+		}, "the signed order is not valid: order_invalid: "},
 		{"a signed order with other arguments", func(f *evidenceBuilder) {
 			f.order.ArgsHash = jose.HashString("x")
 			f.orderedBySignature()
-		}, "the signed order does not hold: order_invalid: "},
+		}, "the signed order is not valid: order_invalid: "},
 		{"a signed order with another end", func(f *evidenceBuilder) {
 			f.order.Expires = at.Add(2 * time.Minute)
 			f.orderedBySignature()
-		}, "the signed order does not hold: order_invalid: "},
+		}, "the signed order is not valid: order_invalid: "},
 		{"a signed order by somebody else", func(f *evidenceBuilder) {
 			f.order.By = "bob"
 			f.orderedBySignature()
-		}, "the signed order does not hold: order_invalid: "},
+		}, "the signed order is not valid: order_invalid: "},
 		{"a signed order that was over when it was stored", func(f *evidenceBuilder) {
 			f.orderedBySignature()
 			f.set(ordered, func(e *audit.Entry) { e.At = at.Add(time.Hour) })
-		}, "the signed order does not hold: token_expired: "},
+		}, "the signed order is not valid: token_expired: "},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			f := newForge(t, p)

@@ -34,10 +34,10 @@ func (s Snapshot) HandOver(h Handover) (r Row, isNew bool, err error) {
 		return r, false, err
 	}
 	if s.Target.Incarnation != r.Incarnation {
-		return r, false, watchword.Refuse(watchword.Conflict, "command %q was for an earlier life of the device", r.ID)
+		return r, false, watchword.Refuse(watchword.Conflict, "command %q was sent to an earlier incarnation of the device", r.ID)
 	}
 	if !s.VersionKnown && s.Versions >= MaxHandovers {
-		return r, false, watchword.Refuse(watchword.Busy, "command %q was handed over %d times", r.ID, s.Versions)
+		return r, false, watchword.Refuse(watchword.Busy, "command %q was delivered %d times, which is the limit", r.ID, s.Versions)
 	}
 	if r.State == watchword.Queued {
 		r.State, r.SentAt = watchword.Sent, h.At
@@ -82,13 +82,13 @@ func (s Snapshot) ApplyReceipt(t ReceiptUpdate) (r Row, changed bool, err error)
 }
 
 // ErrReceiptMismatch is the refusal of a receipt that fits no command.
-var ErrReceiptMismatch = watchword.Refuse(watchword.ReceiptInvalid, "the receipt fits no command that was handed to this device")
+var ErrReceiptMismatch = watchword.Refuse(watchword.ReceiptInvalid, "seq, cid and ch of the receipt must be those of a command that was delivered to this device")
 
 // stateAfterReceipt returns the state to which a receipt leads.
 func (r Row) stateAfterReceipt(t ReceiptUpdate) (watchword.CommandState, error) {
 	to, ok := t.Status.State()
 	if !ok {
-		return to, watchword.Refuse(watchword.ReceiptInvalid, "a receipt without a status")
+		return to, watchword.Refuse(watchword.ReceiptInvalid, "st of the receipt is required")
 	}
 	if r.Status == t.Status {
 		return r.State, nil

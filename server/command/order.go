@@ -59,7 +59,7 @@ func (svc *Service) Order(ctx context.Context, a *session.Authority, c Call, tra
 	if c.SignedOrder != "" {
 		o, err := svc.verifySignedOrder(ctx, a, c, now)
 		if err != nil {
-			return Row{}, watchword.Wrap(err, watchword.OrderInvalid, "the signed order does not hold: %s", watchword.CodeOf(err))
+			return Row{}, watchword.WrapRefusal(err, watchword.OrderInvalid, "the signed order is not valid")
 		}
 		expires = o.Expires
 	}
@@ -111,13 +111,13 @@ func (c *Call) normalize(limit int) error {
 		return watchword.RefuseField("ttl", "must be whole seconds, at most 24 h")
 	}
 	if len(c.IdempotencyKey) > 128 {
-		return watchword.RefuseField("Idempotency-Key", "may have 128 bytes")
+		return watchword.RefuseField("Idempotency-Key", "must have at most 128 bytes")
 	}
 	if len(c.Args) == 0 {
 		c.Args = []byte("{}")
 	}
 	if len(c.Args) > limit {
-		return &watchword.Error{Code: watchword.TooLarge, Field: "args", Detail: "arguments may have " + strconv.Itoa(limit) + " bytes"}
+		return &watchword.Error{Code: watchword.TooLarge, Field: "args", Detail: "must have at most " + strconv.Itoa(limit) + " bytes"}
 	}
 	// Inside the command args stand one level deeper, and within bytes that are signed as they are.
 	if err := jose.Walk(append(append([]byte(`{"args":`), c.Args...), '}'), func(string, jsontext.Value) error { return nil }); err != nil {
@@ -166,7 +166,7 @@ func (svc *Service) authorize(ctx context.Context, a *session.Authority, c Call)
 // unavailable.
 func (svc *Service) CheckMayRead(ctx context.Context, a *session.Authority, r Row) error {
 	if r.By != a.Subject() {
-		return watchword.Refuse(watchword.Denied, "another ordered this command")
+		return watchword.Refuse(watchword.Denied, "the command was ordered by another subject")
 	}
 	target, err := svc.directory.Target(ctx, a.Tenant(), r.Device)
 	if watchword.CodeOf(err) == watchword.NotFound {
@@ -189,7 +189,7 @@ func (svc *Service) verifySignedOrder(ctx context.Context, a *session.Authority,
 	}
 	k, ok := who.Subject.SignKey(a.Key())
 	if !ok {
-		return token.Order{}, watchword.Refuse(watchword.KeyUnknown, "the order must be signed by the key that got the token")
+		return token.Order{}, watchword.Refuse(watchword.KeyUnknown, "kid of the order must be the key of the access token")
 	}
 	pub, err := who.Keys.Key(k.ID)
 	if err != nil {

@@ -33,11 +33,11 @@ func (q Queue) Add(r Row, b Bounds) (Row, error) {
 	case q.Device.State == watchword.Revoked:
 		return r, q.Device.CheckActive()
 	case q.OfDevice >= MaxQueued:
-		return r, watchword.Refuse(watchword.Busy, "%d commands wait for %q already", q.OfDevice, r.Device)
+		return r, watchword.Refuse(watchword.Busy, "%q has %d queued commands, which is the limit of one device", r.Device, q.OfDevice)
 	case b.PerOrderer > 0 && q.OfOrderer >= b.PerOrderer:
-		return r, watchword.Refuse(watchword.Busy, "unfinished commands: 1 more is over the bound of %d for one subject that orders (limits.subject_commands)", b.PerOrderer)
+		return r, watchword.Refuse(watchword.Busy, "unfinished commands: 1 more would exceed the limit of %d for one ordering subject (limits.subject_commands)", b.PerOrderer)
 	case b.Total > 0 && q.Total >= b.Total:
-		return r, watchword.Refuse(watchword.Busy, "unfinished commands: 1 more is over the bound of %d for all subjects together (limits.commands)", b.Total)
+		return r, watchword.Refuse(watchword.Busy, "unfinished commands: 1 more would exceed the limit of %d for all subjects together (limits.commands)", b.Total)
 	}
 	r.Seq, r.Incarnation, r.State = q.Seq, q.Device.Incarnation, watchword.Queued
 	return r, nil
@@ -61,7 +61,7 @@ func (i Idempotency) Repeats(hash []byte) error {
 	if bytes.Equal(hash, i.Hash[:]) {
 		return nil
 	}
-	return watchword.Refuse(watchword.Conflict, "this Idempotency-Key came with another request before")
+	return watchword.Refuse(watchword.Conflict, "Idempotency-Key was used before with another request: use a new one")
 }
 
 // Acknowledgement is what a device says that it holds, all in one epoch.

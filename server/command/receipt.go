@@ -34,11 +34,11 @@ func (svc *Service) ApplyReceipt(ctx context.Context, t watchword.TenantID, devi
 		return Row{}, err
 	}
 	r, key, err := token.VerifyReceipt(raw, keys, device, svc.issuer(t))
-	switch code := watchword.CodeOf(err); {
-	case code == watchword.TooLarge:
+	switch {
+	case watchword.CodeOf(err) == watchword.TooLarge:
 		return Row{}, err
 	case err != nil:
-		return Row{}, watchword.Wrap(err, watchword.ReceiptInvalid, "the receipt is not valid: %s", code)
+		return Row{}, watchword.WrapRefusal(err, watchword.ReceiptInvalid, "the receipt is not valid")
 	}
 	if err := svc.checkRetiredKey(ctx, who.Subject, key, r); err != nil {
 		return Row{}, err
@@ -82,5 +82,5 @@ func (svc *Service) checkRetiredKey(ctx context.Context, s *watchword.Subject, k
 			return nil
 		}
 	}
-	return watchword.Refuse(watchword.ReceiptInvalid, "the key was replaced before this command was handed over")
+	return watchword.Refuse(watchword.ReceiptInvalid, "the receipt must be signed by the key that the device had when the command was delivered")
 }

@@ -30,7 +30,7 @@ func newSchemas() schemas {
 // refused where it could take too long, with where: see [schema.Compile]. Codes: bad_request, too_large.
 func CompileSchema(text []byte) (*schema.Schema, error) {
 	if len(text) > twin.MaxSchema {
-		return nil, &watchword.Error{Code: watchword.TooLarge, Field: "schema", Detail: "a schema may have 16 KiB"}
+		return nil, &watchword.Error{Code: watchword.TooLarge, Field: "schema", Detail: "must have at most 16384 bytes"}
 	}
 	return schema.Compile(text)
 }
@@ -50,7 +50,7 @@ func (s schemas) check(fs []twin.Function, function string, args []byte) error {
 		}
 		compiled, err := s.compiled(f.Schema)
 		if err != nil { // announced to an older version
-			return watchword.Wrap(err, watchword.ArgsInvalid, "the function's schema is not taken any more: the device must announce another")
+			return watchword.Wrap(err, watchword.ArgsInvalid, "the schema of the function is not accepted any more: the device must announce another")
 		}
 		doc, err := schema.Parse(args)
 		if err != nil {

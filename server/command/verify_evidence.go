@@ -38,22 +38,22 @@ type VerifiedEvidence struct {
 func VerifyEvidence(raw []byte, pin string) (VerifiedEvidence, error) {
 	var e Evidence
 	if len(raw) > MaxEvidence {
-		return VerifiedEvidence{}, watchword.Refuse(watchword.TooLarge, "an evidence file may have 8 MiB")
+		return VerifiedEvidence{}, watchword.Refuse(watchword.TooLarge, "an evidence file must have at most 8 MiB")
 	}
 	if err := jsonv2.Unmarshal(raw, &e, jsonv2.RejectUnknownMembers(true)); err != nil || e.Type != evidenceType {
-		return VerifiedEvidence{}, watchword.Wrap(err, watchword.LogInvalid, "this is no evidence file (%s)", evidenceType)
+		return VerifiedEvidence{}, watchword.Wrap(err, watchword.LogInvalid, "the file must be an evidence file of type %s", evidenceType)
 	}
 	t := &evidenceCheck{evidence: e, command: token.KeySet{}}
 	for _, step := range []struct {
 		what string
 		do   func() error
 	}{
-		{"the trust bundles do not hold", func() error { return t.bundles(pin) }},
-		{"the order's entry does not hold", t.ordered},
-		{"the enrollment of the device's key does not hold", t.enrolled},
-		{"the receipt does not hold", t.receipt},
-		{"the hand-over does not hold", t.handedOver},
-		{"the signed order does not hold", t.signed},
+		{"the trust bundles are not valid", func() error { return t.bundles(pin) }},
+		{"the log entry of the order is not valid", t.ordered},
+		{"the log entry of the enrollment is not valid", t.enrolled},
+		{"the receipt is not valid", t.receipt},
+		{"the delivered command is not valid", t.handedOver},
+		{"the signed order is not valid", t.signed},
 	} {
 		if err := step.do(); err != nil {
 			return t.result, watchword.Wrap(err, watchword.LogInvalid, "%s: %s", step.what, err)
@@ -89,7 +89,7 @@ func (ec *evidenceCheck) bundles(pin string) error {
 			return err
 		}
 		if len(ec.trust) > 0 && b.Issuer != ec.trust[0].Issuer {
-			return evidenceInvalid("they are of two issuers")
+			return evidenceInvalid("all trust bundles must be of one issuer")
 		}
 		ec.trust = append(ec.trust, b)
 		keys, err := ledger.VerifierKeys(b.Issuer, b.Log, b.Witnesses)
@@ -102,7 +102,7 @@ func (ec *evidenceCheck) bundles(pin string) error {
 		}
 	}
 	if len(ec.trust) == 0 {
-		return evidenceInvalid("there is none")
+		return evidenceInvalid("at least one trust bundle is required")
 	}
 	ec.result.Issuer = ec.trust[0].Issuer
 	return nil
@@ -121,13 +121,13 @@ func (ec *evidenceCheck) entry(proof, object string, kinds ...string) (e audit.E
 		ec.note = p.Checkpoint
 	}
 	if !bytes.Equal(ec.note, p.Checkpoint) {
-		return e, o, evidenceInvalid("its proof is under another checkpoint than the others: they may be of two logs")
+		return e, o, evidenceInvalid("all proofs must be under one checkpoint: they may be of two logs")
 	}
 	if e, err = audit.Parse(p.Index+1, p.Body); err != nil {
 		return e, o, err
 	}
 	if !slices.Contains(kinds, e.Kind) || e.Object != object || e.Outcome != audit.Done {
-		return e, o, evidenceInvalid("entry %d is %s of %s, and says nothing of %s", e.Seq, e.Kind, e.Object, object)
+		return e, o, evidenceInvalid("entry %d is %s of %s, and must be of %s", e.Seq, e.Kind, e.Object, object)
 	}
 	return e, o, nil
 }
@@ -142,7 +142,7 @@ func (ec *evidenceCheck) cosignatures(o ledger.VerifiedCheckpoint) (out []ledger
 		}
 	}
 	if int64(len(out)) < last.Quorum {
-		return nil, evidenceInvalid("%d witnesses have signed the log, and by the trust bundle %d must have", len(out), last.Quorum)
+		return nil, evidenceInvalid("the log has the signatures of %d witnesses, and the trust bundle requires %d", len(out), last.Quorum)
 	}
 	return out, nil
 }
@@ -161,7 +161,7 @@ func (ec *evidenceCheck) enrolled() (err error) {
 		return err
 	}
 	if string(ec.device.ID()) != ec.result.Enrolled.Data["sign"] {
-		return evidenceInvalid("entry %d names another key than it has", ec.result.Enrolled.Seq)
+		return evidenceInvalid("sign of entry %d must be the thumbprint of its sign_jwk", ec.result.Enrolled.Seq)
 	}
 	return nil
 }
@@ -181,11 +181,11 @@ func (ec *evidenceCheck) receipt() (err error) {
 	d := ec.result.Settled.Data
 	switch {
 	case ec.parsedReceipt.Command != ec.evidence.Command:
-		return evidenceInvalid("it is the receipt of %s", ec.parsedReceipt.Command)
+		return evidenceInvalid("the receipt is of %s", ec.parsedReceipt.Command)
 	case d["receipt"] != jose.HashString(ec.evidence.Receipt):
 		return evidenceInvalid("entry %d is of another receipt", ec.result.Settled.Seq)
 	case d["st"] != string(ec.parsedReceipt.Status), d["ch"] != ec.parsedReceipt.Hash, ec.result.Settled.Actor != device, ec.result.Settled.Key != ec.result.ReceiptKey:
-		return evidenceInvalid("entry %d says something else than the receipt", ec.result.Settled.Seq)
+		return evidenceInvalid("entry %d does not match the receipt", ec.result.Settled.Seq)
 	case ec.result.Settled.Seq < ec.result.Enrolled.Seq:
 		return evidenceInvalid("the key was not enrolled yet")
 	}
@@ -213,7 +213,7 @@ func (ec *evidenceCheck) handedOver() error {
 		}
 	}
 	if !answered {
-		return evidenceInvalid("the version that the receipt answers is not there")
+		return evidenceInvalid("the evidence must contain the command version that the receipt answers")
 	}
 	return nil
 }
@@ -226,7 +226,7 @@ func (ec *evidenceCheck) version(v EvidenceVersion) error {
 		return err
 	}
 	if !slices.ContainsFunc(ec.trust, func(b token.Trust) bool { return ec.namesCommandKey(b, v.JWS) }) {
-		return evidenceInvalid("no bundle of that time names its command key")
+		return evidenceInvalid("no trust bundle of that time contains the command key")
 	}
 	o := ec.result.Ordered
 	hash := jose.Hash(append(bytes.Clone(ec.evidence.ArgsSalt), c.Args...))
@@ -236,9 +236,9 @@ func (ec *evidenceCheck) version(v EvidenceVersion) error {
 	case o.Data["function"] != c.Function, o.Data["epoch"] != strconv.FormatInt(c.Epoch, 10), o.Data["seq"] != strconv.FormatInt(c.Seq, 10), o.Actor != c.By:
 		return evidenceInvalid("entry %d is of another order", o.Seq)
 	case o.Data["args_hash"] != hash:
-		return evidenceInvalid("the arguments are not those that were ordered: entry %d has another hash", o.Seq)
+		return evidenceInvalid("the arguments do not match the order: entry %d has another hash", o.Seq)
 	case o.Seq > ec.result.HandedOver.Seq, ec.result.HandedOver.Seq > ec.result.Settled.Seq:
-		return evidenceInvalid("its entries are not in order")
+		return evidenceInvalid("the entries must be in the order of the log")
 	}
 	ec.result.Command = c
 	return nil

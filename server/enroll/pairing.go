@@ -123,7 +123,7 @@ func (p *pollLimiter) poll(device [32]byte, now time.Time) error {
 	v.last = now
 	p.byDevice.Put(device, v)
 	if early {
-		return &watchword.Error{Code: watchword.PairingSlow, Detail: "asked too early: wait 5 s longer from now on", RetryAfter: v.interval}
+		return &watchword.Error{Code: watchword.PairingSlow, Detail: "the request came before the interval ended: wait 5 seconds longer between requests from now on", RetryAfter: v.interval}
 	}
 	return nil
 }

@@ -55,7 +55,7 @@ func (svc *Service) ApprovePairing(ctx context.Context, by session.Actor, a Pair
 	}
 	if subtle.ConstantTimeCompare([]byte(a.Sign), []byte(p.Sign.ID)) != 1 {
 		return watchword.Subject{}, &watchword.Error{
-			Code: watchword.Conflict, Field: "sign", Detail: "is not the thumbprint behind this code: compare with what the device shows, whole",
+			Code: watchword.Conflict, Field: "sign", Detail: "must be the thumbprint of the pairing with this code: compare all 43 characters with those that the device shows",
 		}
 	}
 	if err := p.CheckPending(); err != nil {
@@ -66,7 +66,7 @@ func (svc *Service) ApprovePairing(ctx context.Context, by session.Actor, a Pair
 		id = p.RequestedID
 	}
 	if id == "" {
-		return watchword.Subject{}, watchword.RefuseField("id", "the device has no wish: say who it shall be")
+		return watchword.Subject{}, watchword.RefuseField("id", "is required, since the device requested no id")
 	}
 	approval, err := svc.buildApproval(ctx, by, p, id, a, now)
 	if err != nil {
@@ -110,9 +110,9 @@ func (svc *Service) buildApproval(ctx context.Context, by session.Actor, p Pairi
 	case err != nil:
 		return out, err
 	case a.ID == "":
-		return out, watchword.Refuse(watchword.Conflict, "the device wishes to be %q, which is there already: say that id if you mean it, or another", id)
+		return out, watchword.Refuse(watchword.Conflict, "the device requested the id %q, which exists already: send id to confirm it, or another id", id)
 	case len(a.Labels) > 0:
-		return out, watchword.RefuseField("labels", "the device is there already, with labels of its own")
+		return out, watchword.RefuseField("labels", "must be empty, since the device exists and has labels")
 	default:
 		out.Create, out.Subject = false, s
 		return out, svc.checkComesBack(ctx, by, s)

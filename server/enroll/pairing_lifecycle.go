@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -10,7 +11,7 @@ import (
 // loading and writing, in one transaction.
 
 // ErrPairing is the refusal of a pairing that there is not, or whose end has passed.
-var ErrPairing = watchword.Refuse(watchword.NotFound, "no pairing waits under this code; it may be over, and the device must ask anew")
+var ErrPairing = watchword.Refuse(watchword.NotFound, "no pending pairing has this user_code; it may have expired: the device must request another")
 
 // ErrUserCodeTaken says that another pairing of the tenant has the user code.
 var ErrUserCodeTaken = watchword.Refuse(watchword.Conflict, "another pairing has this user code")
@@ -25,9 +26,9 @@ type PendingPairings struct {
 func (q PendingPairings) checkRoom(now time.Time) error {
 	switch {
 	case q.SameNetwork >= MaxPairingsPerNetwork:
-		return &watchword.Error{Code: watchword.RateLimited, Detail: "too many pairings from this network wait for an operator", RetryAfter: q.FirstExpirySameNetwork.Sub(now)}
+		return &watchword.Error{Code: watchword.RateLimited, Detail: fmt.Sprintf("too many pairings from this network wait for an operator: the limit is %d", MaxPairingsPerNetwork), RetryAfter: q.FirstExpirySameNetwork.Sub(now)}
 	case q.All >= MaxPairings:
-		return &watchword.Error{Code: watchword.Busy, Detail: "too many pairings wait for an operator", RetryAfter: q.FirstExpiry.Sub(now)}
+		return &watchword.Error{Code: watchword.Busy, Detail: fmt.Sprintf("too many pairings wait for an operator: the limit is %d", MaxPairings), RetryAfter: q.FirstExpiry.Sub(now)}
 	}
 	return nil
 }
@@ -48,7 +49,7 @@ func (p Pairing) Request(a PairingRequester, now time.Time) (Pairing, error) {
 	}
 	_, signs := a.Subject.SignKey(p.Sign.ID)
 	if a.LastPairing.State != PairingApproved || !a.LastPairing.Expires.After(now) || a.LastPairing.Seal.ID != p.Seal.ID || !signs {
-		return p, watchword.Refuse(watchword.Conflict, "a key that was used before cannot be paired; make new keys")
+		return p, watchword.Refuse(watchword.Conflict, "keys.sign and keys.seal must not have been used before: generate new keys")
 	}
 	p.State, p.Subject, p.By, p.Decided, p.Expires = a.LastPairing.State, a.LastPairing.Subject, a.LastPairing.By, a.LastPairing.Decided, a.LastPairing.Expires
 	return p, nil
@@ -61,7 +62,7 @@ func (p Pairing) Approve(a Approval, by watchword.SubjectID, s watchword.Subject
 		return p, s, err
 	}
 	if s.Kind != watchword.Device {
-		return p, s, watchword.Refuse(watchword.Conflict, "the id %q is taken", s.ID)
+		return p, s, watchword.Refuse(watchword.Conflict, "id %q exists already", s.ID)
 	}
 	p.Sign.State, p.Seal.State = watchword.KeyActive, watchword.KeyActive
 	p.Sign.Added, p.Seal.Added = now, now

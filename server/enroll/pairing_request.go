@@ -78,7 +78,7 @@ func (svc *Service) RequestPairing(ctx context.Context, t watchword.TenantID, a 
 // Codes: pairing_expired for what is unknown, used or expired; busy, proof_invalid,
 // client_invalid; pairing_pending, pairing_slow, pairing_rejected.
 func (svc *Service) PollPairing(ctx context.Context, t watchword.TenantID, deviceCode, clientID, proof string, now time.Time) (s watchword.Subject, key watchword.KeyID, spent token.SingleUse, err error) {
-	expired := watchword.Refuse(watchword.PairingExpired, "the device code is unknown, used, or over: ask anew")
+	expired := watchword.Refuse(watchword.PairingExpired, "device_code is unknown, used or expired: request another")
 	if !token.WellFormedCode(deviceCode) {
 		return s, key, spent, expired
 	}
@@ -101,14 +101,14 @@ func (svc *Service) PollPairing(ctx context.Context, t watchword.TenantID, devic
 		return s, key, spent, err
 	}
 	if clientID != string(p.clientID()) {
-		return s, key, spent, watchword.Refuse(watchword.ClientInvalid, "client_id is not the one that asked")
+		return s, key, spent, watchword.Refuse(watchword.ClientInvalid, "client_id must be the one of the pairing request")
 	}
 	switch p.State {
 	case PairingRejected:
-		err = watchword.Refuse(watchword.PairingRejected, "an operator turned this pairing down")
+		err = watchword.Refuse(watchword.PairingRejected, "an operator rejected the pairing")
 	case PairingPending:
 		if err = svc.polls.poll(hash, now); err == nil {
-			err = watchword.Refuse(watchword.PairingPending, "nobody has decided yet")
+			err = watchword.Refuse(watchword.PairingPending, "no operator has decided on the pairing yet")
 		}
 	case PairingApproved:
 		s, err = svc.store.Subject(ctx, t, p.Subject)

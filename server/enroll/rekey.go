@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -47,7 +48,7 @@ func (r KeyChange) Apply(s watchword.Subject, now time.Time) (_ watchword.Subjec
 	if err := s.CheckActive(); err != nil {
 		return s, false, err
 	}
-	gone := watchword.Refuse(watchword.ClientInvalid, "the key is none of the subject's")
+	gone := watchword.Refuse(watchword.ClientInvalid, "the key must be an active key of the subject")
 	if s.Incarnation != r.Incarnation {
 		return s, false, gone
 	}
@@ -60,7 +61,7 @@ func (r KeyChange) Apply(s watchword.Subject, now time.Time) (_ watchword.Subjec
 	}
 	if n := len(s.Keys); n >= MaxRekeys {
 		if free := s.Keys[n-MaxRekeys].Added.Add(RekeyWindow); free.After(now) {
-			return s, false, &watchword.Error{Code: watchword.RateLimited, Detail: "too many new keys in a day", RetryAfter: free.Sub(now)}
+			return s, false, &watchword.Error{Code: watchword.RateLimited, Detail: fmt.Sprintf("the keys were changed %d times within 24 hours, which is the limit", MaxRekeys), RetryAfter: free.Sub(now)}
 		}
 	}
 	return s.ReplaceKeys(r.Sign, r.Seal, now), false, nil
@@ -89,7 +90,7 @@ func (svc *Service) Rekey(ctx context.Context, by audit.Actor, r RekeyRequest, n
 		return s, err
 	}
 	if s.Kind != watchword.Device {
-		return s, watchword.Refuse(watchword.Denied, "only a device changes its keys here")
+		return s, watchword.Refuse(watchword.Denied, "only devices can change their keys at this endpoint")
 	}
 	change, data, err := svc.checkRekey(s, by, r, now)
 	if err != nil || data == nil {
@@ -111,7 +112,7 @@ func (svc *Service) checkRekey(s watchword.Subject, by audit.Actor, r RekeyReque
 	current, ok := s.SignKey(by.Key)
 	seal, ok2 := s.SealKey()
 	if !ok || !ok2 {
-		return none(watchword.Refuse(watchword.ClientInvalid, "the key that got this token no longer counts"))
+		return none(watchword.Refuse(watchword.ClientInvalid, "the key of the access token is not active any more"))
 	}
 	from, err := jose.ParseJWK(current.JWK, jose.ForSigning)
 	if err != nil {
@@ -144,10 +145,10 @@ func (svc *Service) checkRekey(s watchword.Subject, by audit.Actor, r RekeyReque
 	}
 	p, err := token.VerifyRekey(string(r.Proof), from, to, s.ID, svc.issuer(s.Tenant), now)
 	if err == nil && (p.Sign != change.Sign.ID || p.Seal != change.Seal.ID) {
-		err = watchword.Refuse(watchword.KeyUnknown, "the thumbprints are not those of the keys beside it")
+		err = watchword.Refuse(watchword.KeyUnknown, "the thumbprints in the proof must be those of keys.sign and keys.seal")
 	}
 	if err != nil {
-		return none(watchword.Wrap(err, watchword.ProofInvalid, "the proof of the key change does not hold: %s", watchword.CodeOf(err)))
+		return none(watchword.WrapRefusal(err, watchword.ProofInvalid, "the proof of the key change is not valid"))
 	}
 	change.Spent = token.SingleUse{JTI: p.JTI, Expires: p.Expires.Add(token.Skew)}
 	return change, map[string]string{

@@ -136,7 +136,7 @@ func (svc *Service) newCode(by session.Actor, id watchword.SubjectID, ttl time.D
 		ttl = DefaultCodeLifetime
 	}
 	if ttl < time.Second || ttl > MaxCodeLifetime {
-		return Code{}, Link{}, watchword.RefuseField("ttl", "must lie between 1 s and 30 days")
+		return Code{}, Link{}, watchword.RefuseField("ttl", "must be from 1 second to 30 days")
 	}
 	code := watchword.NewNonce()
 	link := newLink(svc.opts.PublicURL+watchword.TenantPath(by.Tenant), code, svc.opts.TrustPin(), now.Add(ttl))
@@ -188,7 +188,7 @@ func (svc *Service) Enroll(ctx context.Context, t watchword.TenantID, r EnrollRe
 
 func (svc *Service) verifyRequest(ctx context.Context, t watchword.TenantID, r EnrollRequest, now time.Time) (Redemption, error) {
 	if !token.WellFormedCode(r.Code) {
-		return Redemption{}, watchword.Refuse(watchword.CodeInvalid, "the code is unknown, used, or over")
+		return Redemption{}, watchword.Refuse(watchword.CodeInvalid, "the code is unknown, used or expired")
 	}
 	sign, seal, err := parseKeys("keys.sign", r.Sign, "keys.seal", r.Seal)
 	if err != nil {
@@ -223,14 +223,11 @@ func parseKeys(signField string, signJWK []byte, sealField string, sealJWK []byt
 func parseKey(field string, jwk []byte, use jose.Use) (*jose.PublicKey, error) {
 	k, err := jose.ParseJWK(jwk, use)
 	if err != nil {
-		return nil, &watchword.Error{Code: watchword.BadRequest, Field: field, Detail: "is no public JWK that this server takes (P-256, Ed25519 to sign; P-256, X25519 to seal; use, key_ops and alg, where it has them, for that)", Err: err}
+		return nil, &watchword.Error{Code: watchword.BadRequest, Field: field, Detail: "must be a public JWK: P-256 or Ed25519 for signatures, P-256 or X25519 for encryption; use, key_ops and alg, where present, must fit", Err: err}
 	}
 	return k, nil
 }
 
 func proofInvalid(err error) error {
-	if err == nil {
-		return nil
-	}
-	return watchword.Wrap(err, watchword.ProofInvalid, "the proof of possession does not hold: %s", watchword.CodeOf(err))
+	return watchword.WrapRefusal(err, watchword.ProofInvalid, "the proof of possession is not valid")
 }

@@ -50,7 +50,7 @@ func (th *throttle) check(a netip.Addr, now time.Time) error {
 		pause = min(firstDelay<<doubled, maxDelay)
 	}
 	if left := n.last.Add(pause).Sub(now); left > 0 {
-		return &watchword.Error{Code: watchword.RateLimited, Detail: "too many wrong codes from this address", RetryAfter: left}
+		return &watchword.Error{Code: watchword.RateLimited, Detail: "too many wrong codes from this network address", RetryAfter: left}
 	}
 	return nil
 }

@@ -138,7 +138,7 @@ func New(p Dependencies) *API {
 	a := &API{
 		Dependencies: p, mux: http.NewServeMux(),
 		rates:        ratelimit.New[netip.Prefix](p.TokenRate, "too many requests from this address"),
-		unknownHosts: ratelimit.New[struct{}](p.TokenRate, "too many requests for hosts that are of no tenant"),
+		unknownHosts: ratelimit.New[struct{}](p.TokenRate, "too many requests for host names that no tenant has"),
 		subjectRates: newSubjectRates(p.RequestRate),
 		requestQuota: quota.New[netip.Prefix](quota.Resource{
 			Name: "requests under way", Unit: "requests",

@@ -160,7 +160,7 @@ func parseAuditQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
 	for name, values := range v {
 		s := values[0]
 		if len(values) > 1 || len(s) > 256 {
-			return q, p, watchword.RefuseField(name, "may be given once, with at most 256 bytes")
+			return q, p, watchword.RefuseField(name, "must be given once, with at most 256 bytes")
 		}
 		switch name {
 		case "subject":
@@ -192,7 +192,7 @@ func parseAuditQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
 				err = watchword.RefuseField(name, "must be newest or oldest")
 			}
 		default:
-			err = watchword.RefuseField(truncate.LogText(name), "is not a parameter of this path")
+			err = watchword.RefuseField(truncate.LogText(name), "is not supported at this path")
 		}
 		if err != nil {
 			return q, p, err
@@ -210,7 +210,7 @@ func parseAuditQuery(v url.Values) (q audit.Query, p audit.Page, err error) {
 func parseNumber(name, s string, limit int64) (int64, error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n < 0 || n > limit {
-		return 0, watchword.RefuseField(name, "must be a number of at most %d", limit)
+		return 0, watchword.RefuseField(name, "must be a number from 0 to %d", limit)
 	}
 	return n, nil
 }
@@ -218,7 +218,7 @@ func parseNumber(name, s string, limit int64) (int64, error) {
 func parseTime(name, s string) (time.Time, error) {
 	t, err := time.Parse(time.RFC3339, s)
 	if err != nil {
-		return t, watchword.RefuseField(name, "must be a time as 2026-11-25T12:00:00Z")
+		return t, watchword.RefuseField(name, "must be a time such as 2026-11-25T12:00:00Z (RFC 3339)")
 	}
 	return t, nil
 }
@@ -300,7 +300,7 @@ func (a *API) findEntries(ctx context.Context, q audit.Query, p audit.Page) (all
 // after, or the current end of the log on.
 func (a *API) streamEntries(w http.ResponseWriter, r *http.Request, c *caller, q audit.Query, p audit.Page) error {
 	if p.Newest || p.Before > 0 {
-		return watchword.RefuseField("order", "a stream goes on from the oldest")
+		return watchword.RefuseField("order", "must be oldest for a stream")
 	}
 	last := r.Header.Get("Last-Event-ID")
 	switch {
@@ -388,7 +388,7 @@ func (a *API) exportEntries(w http.ResponseWriter, r *http.Request, c *caller) e
 	q.Tenant = c.Tenant()
 	for _, name := range []string{"after", "before", "limit", "order"} {
 		if v.Has(name) {
-			return watchword.RefuseField(name, "not allowed here: an export covers the whole log")
+			return watchword.RefuseField(name, "is not supported for exports: an export covers the whole log")
 		}
 	}
 	if err := a.auditRead(r.Context(), c, "export", describeQuery(v)); err != nil {

@@ -19,7 +19,7 @@ func readBody(w http.ResponseWriter, r *http.Request, want string, limit int64) 
 	if want != "" {
 		ct, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 		if err != nil || ct != want {
-			return nil, watchword.Refuse(watchword.UnsupportedMediaType, "send %s", want)
+			return nil, watchword.Refuse(watchword.UnsupportedMediaType, "Content-Type must be %s", want)
 		}
 	}
 	if err := requestInfoOf(r.Context()).writer.chargeRequestBody(r); err != nil {
@@ -30,9 +30,9 @@ func readBody(w http.ResponseWriter, r *http.Request, want string, limit int64) 
 		return body, nil
 	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, watchword.Wrap(err, watchword.TooLarge, "the request body may have at most %d bytes", limit)
+		return nil, watchword.Wrap(err, watchword.TooLarge, "the request body must have at most %d bytes", limit)
 	}
-	return nil, watchword.Wrap(err, watchword.BadRequest, "the request body is incomplete")
+	return nil, &watchword.Error{Code: watchword.BadRequest, Field: "body", Detail: "must be complete, as long as Content-Length says", Err: err}
 }
 
 // checkClientID refuses a client_id that differs from the assertion's sub (RFC 7521 §4.2).
@@ -62,7 +62,7 @@ func ifMatch(header string, none int64) (int64, error) {
 	}
 	v, err := strconv.ParseInt(strings.Trim(header, `"`), 10, 64)
 	if err != nil || v < 0 || etag(v) != header {
-		return 0, watchword.RefuseField("If-Match", "must be the ETag of what was read")
+		return 0, watchword.RefuseField("If-Match", "must be the ETag of the version that was read, in quotation marks")
 	}
 	return v, nil
 }

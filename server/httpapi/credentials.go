@@ -71,7 +71,7 @@ func (a *API) verifyCredentials(r *http.Request, scheme, raw string) (session.Cr
 		return session.Credentials{}, err
 	}
 	if proof == nil {
-		return session.Credentials{}, watchword.Refuse(watchword.DPoPInvalid, "the Authorization scheme is DPoP: send the proof in the DPoP header")
+		return session.Credentials{}, watchword.Refuse(watchword.DPoPInvalid, "a DPoP header with the proof is required, since the Authorization scheme is DPoP")
 	}
 	return a.Auth.VerifyDPoP(r.Context(), tenantOf(r), raw, *proof, a.Now())
 }
@@ -81,7 +81,7 @@ func (a *API) verifyCredentials(r *http.Request, scheme, raw string) (session.Cr
 func readAuthorization(r *http.Request) (scheme, token string, err error) {
 	values := r.Header.Values("Authorization")
 	if len(values) == 0 {
-		return "", "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …")
+		return "", "", watchword.Refuse(watchword.Unauthenticated, "an access token is required: Authorization: Bearer TOKEN, or DPoP TOKEN with a DPoP header")
 	}
 	scheme, token, ok := strings.Cut(values[0], " ")
 	for _, known := range []string{bearerScheme, dpopScheme} {
@@ -90,9 +90,9 @@ func readAuthorization(r *http.Request) (scheme, token string, err error) {
 		}
 	}
 	if len(values) == 1 && !strings.EqualFold(scheme, bearerScheme) && !strings.EqualFold(scheme, dpopScheme) {
-		return "", "", watchword.Refuse(watchword.Unauthenticated, "send an access token: Authorization: Bearer …") // RFC 6750 §3.1: without credentials the challenge carries no error code
+		return "", "", watchword.Refuse(watchword.Unauthenticated, "an access token is required: Authorization: Bearer TOKEN, or DPoP TOKEN with a DPoP header") // RFC 6750 §3.1: without credentials the challenge carries no error code
 	}
-	return "", "", watchword.Refuse(watchword.TokenMalformed, "Authorization must be one header: Bearer or DPoP, then the token")
+	return "", "", watchword.Refuse(watchword.TokenMalformed, "Authorization must be one header with Bearer or DPoP, one space and the access token")
 }
 
 // dpopProof takes the DPoP proof of a request, nil where there is none, and puts the
@@ -110,7 +110,7 @@ func (a *API) dpopProof(r *http.Request) (*authn.DPoPRequest, error) {
 	case 1:
 		return &authn.DPoPRequest{Proof: values[0], Method: r.Method, Path: in.prefix + r.URL.EscapedPath()}, nil
 	}
-	return nil, watchword.Refuse(watchword.DPoPInvalid, "send exactly one DPoP header")
+	return nil, watchword.Refuse(watchword.DPoPInvalid, "exactly one DPoP header is required")
 }
 
 // authorizedCaller authenticates a request and checks that its permissions cover method and path.

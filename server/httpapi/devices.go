@@ -241,7 +241,7 @@ func parseDuration(field, s string) (time.Duration, error) {
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil || d <= 0 {
-		return 0, watchword.RefuseField(field, "must be a duration as 90s or 24h")
+		return 0, watchword.RefuseField(field, "must be a duration such as 90s or 24h")
 	}
 	return d, nil
 }
@@ -255,7 +255,7 @@ func parseSelector(pairs []string) (watchword.Labels, error) {
 			return nil, watchword.RefuseField("label", "must be key=value")
 		}
 		if old, twice := sel[k]; twice && old != v {
-			return nil, watchword.RefuseField("label", "asks for two values of one key")
+			return nil, watchword.RefuseField("label", "must be given once for each key")
 		}
 		sel[k] = v
 	}

@@ -76,7 +76,7 @@ func decodeStrict(body []byte, into any) error {
 	if err == nil {
 		return nil
 	}
-	e := &watchword.Error{Code: watchword.BadRequest, Detail: "is no JSON of the expected shape", Err: err, Field: "body"}
+	e := &watchword.Error{Code: watchword.BadRequest, Detail: "must be a JSON object with the members of the API description; unknown members and duplicates are not accepted", Err: err, Field: "body"}
 	if se, ok := err.(*jsonv2.SemanticError); ok && se.JSONPointer != "" {
 		e.Field = truncate.LogText(string(se.JSONPointer[1:]))
 	}

@@ -58,7 +58,7 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 	}
 	since := r.Header.Get("Last-Event-ID")
 	if len(since) > 64 {
-		return watchword.RefuseField("Last-Event-ID", "is no id of this stream")
+		return watchword.RefuseField("Last-Event-ID", "must be the id of an event of this stream, at most 64 bytes")
 	}
 	ctx := c.ctx
 	if err := c.session.require(func(now *session.Authority) error { return now.Subscribe(filter).Err() }); err != nil {

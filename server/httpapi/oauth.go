@@ -105,7 +105,7 @@ func (a *API) token(w http.ResponseWriter, r *http.Request) {
 	case deviceGrant:
 		issued, err = a.pairingToken(r, form, proof)
 	case "":
-		err = watchword.RefuseField("grant_type", "is missing")
+		err = watchword.RefuseField("grant_type", "is required")
 	default:
 		err = watchword.Refuse(watchword.GrantUnsupported, "grant_type must be client_credentials or %s", deviceGrant)
 	}
@@ -161,7 +161,7 @@ func checkResource(form url.Values) error {
 	}
 	switch list := form["resource"]; {
 	case len(list) > 1:
-		return watchword.Refuse(watchword.TargetInvalid, "resource may be given once: a token has one audience")
+		return watchword.Refuse(watchword.TargetInvalid, "resource must be given at most once: a token has one audience")
 	case len(list) == 1 && list[0] != "":
 		u, err := url.Parse(list[0])
 		if err != nil || len(list[0]) > maxResourceParameter || !u.IsAbs() || u.Host == "" && u.Opaque == "" || strings.Contains(list[0], "#") || ascii(list[0]) != list[0] || strings.Contains(list[0], " ") {
@@ -214,7 +214,7 @@ var oauthErrorOf = map[watchword.Code]string{
 func (a *API) oauthError(w http.ResponseWriter, r *http.Request, err error) {
 	if watchword.CodeOf(err) == watchword.PairingPending { // pending is no refusal; logging it every few seconds would fill the log
 		p := newProblem(err)
-		writeAnswer(w, p.Status, api.OAuthError{Error: oauthErrorOf[p.Code], Description: p.Detail, Code: p.Code, TraceID: requestInfoOf(r.Context()).trace})
+		writeAnswer(w, p.Status, api.OAuthError{Error: oauthErrorOf[p.Code], Description: oauthDescription(p), Code: p.Code, TraceID: requestInfoOf(r.Context()).trace})
 		return
 	}
 	p := a.problem(r, err)
@@ -235,11 +235,21 @@ func (a *API) oauthError(w http.ResponseWriter, r *http.Request, err error) {
 			w.Header()[k] = v
 		}
 	}
-	description := p.Detail
-	if p.Field != "" {
-		description = p.Field + " " + description
+	writeAnswer(w, p.Status, api.OAuthError{Error: name, Description: oauthDescription(p), Code: p.Code, TraceID: p.TraceID})
+}
+
+// oauthDescription returns the error_description of a refusal: the member, the detail, and docs/errors.md, since these
+// answers have no member type as problem documents have.
+func oauthDescription(p *problem) string {
+	const page = "see docs/errors.md"
+	var parts []string
+	if text := strings.TrimSpace(p.Field + " " + p.Detail); text != "" {
+		parts = append(parts, text)
 	}
-	writeAnswer(w, p.Status, api.OAuthError{Error: name, Description: ascii(description), Code: p.Code, TraceID: p.TraceID})
+	if !strings.Contains(p.Detail, page) {
+		parts = append(parts, page)
+	}
+	return ascii(strings.Join(parts, "; "))
 }
 
 // ascii replaces bytes that RFC 6749 §5.2 does not allow in error_description (%x20-21 / %x23-5B /

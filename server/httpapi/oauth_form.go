@@ -19,10 +19,10 @@ func (a *API) oauthForm(r *http.Request) (url.Values, error) {
 		return nil, err
 	}
 	if ct, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";"); !strings.EqualFold(strings.TrimSpace(ct), "application/x-www-form-urlencoded") {
-		return nil, watchword.Refuse(watchword.UnsupportedMediaType, "send application/x-www-form-urlencoded")
+		return nil, watchword.Refuse(watchword.UnsupportedMediaType, "Content-Type must be application/x-www-form-urlencoded")
 	}
 	if r.URL.RawQuery != "" {
-		return nil, watchword.RefuseField("query", "parameters go into the body")
+		return nil, watchword.RefuseField("query", "must be empty: parameters go into the form")
 	}
 	if err := requestInfoOf(r.Context()).writer.chargeRequestBody(r); err != nil {
 		return nil, err
@@ -30,13 +30,13 @@ func (a *API) oauthForm(r *http.Request) (url.Values, error) {
 	r.Body = http.MaxBytesReader(nil, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return nil, watchword.Wrap(err, watchword.TooLarge, "the body may have at most 16384 bytes")
+			return nil, watchword.Wrap(err, watchword.TooLarge, "the request body must have at most %d bytes", maxForm)
 		}
-		return nil, watchword.Wrap(err, watchword.BadRequest, "the body is not a valid form")
+		return nil, &watchword.Error{Code: watchword.BadRequest, Field: "body", Detail: "must be a form in application/x-www-form-urlencoded", Err: err}
 	}
 	for name, values := range r.PostForm {
 		if len(values) > 1 && name != "resource" {
-			return nil, watchword.RefuseField(truncate.LogText(name), "is given twice")
+			return nil, watchword.RefuseField(truncate.LogText(name), "must be given once")
 		}
 	}
 	return r.PostForm, nil

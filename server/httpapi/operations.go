@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -34,7 +35,11 @@ var strictJSON = huma.Format{
 // function in a package variable; it is set once and does not depend on the API.
 var installErrorFormat = sync.OnceFunc(func() {
 	huma.NewErrorWithContext = func(ctx huma.Context, status int, msg string, errs ...error) huma.StatusError {
-		err := validationError(status, msg, errs)
+		limit := int64(0)
+		if ctx != nil && ctx.Operation() != nil {
+			limit = ctx.Operation().MaxBodyBytes
+		}
+		err := validationError(status, limit, msg, errs)
 		if ctx == nil {
 			return newProblem(err)
 		}
@@ -45,14 +50,14 @@ var installErrorFormat = sync.OnceFunc(func() {
 		return newProblem(err)
 	}
 	huma.NewError = func(status int, msg string, errs ...error) huma.StatusError {
-		return newProblem(validationError(status, msg, errs))
+		return newProblem(validationError(status, 0, msg, errs))
 	}
 })
 
 // validationError converts a validation error of the library. It names the member and never repeats
-// its value.
-func validationError(status int, msg string, errs []error) error {
-	e := &watchword.Error{Code: watchword.BadRequest, Detail: "the request is not of the expected shape"}
+// its value. limit is the limit of the operation's body in bytes, 0 where it is not known.
+func validationError(status int, limit int64, msg string, errs []error) error {
+	e := &watchword.Error{Code: watchword.BadRequest, Detail: "must be as the API description says (/openapi.json)"}
 	for _, err := range errs {
 		d, ok := err.(huma.ErrorDetailer)
 		if !ok {
@@ -65,17 +70,23 @@ func validationError(status int, msg string, errs []error) error {
 	}
 	switch status {
 	case http.StatusRequestEntityTooLarge:
-		e.Code, e.Detail = watchword.TooLarge, "the body is larger than this address takes"
+		e.Code, e.Detail = watchword.TooLarge, "the request body must be smaller"
+		if limit > 0 { // the library refuses a body of exactly the limit
+			e.Detail = fmt.Sprintf("the request body must have fewer than %d bytes", limit)
+		}
 	case http.StatusUnsupportedMediaType:
-		e.Code, e.Detail = watchword.UnsupportedMediaType, "this address takes another content type"
+		e.Code, e.Detail = watchword.UnsupportedMediaType, "Content-Type must be application/json"
 	case http.StatusRequestTimeout:
-		e.Code, e.Detail = watchword.TimedOut, "the body did not come in time"
+		e.Code, e.Detail = watchword.TimedOut, "the request body did not arrive in time"
 	default:
 		if status >= http.StatusInternalServerError {
 			return watchword.Refuse(watchword.Internal, "%s", msg)
 		}
-		if e.Field == "" && strings.Contains(msg, "body") {
+		if e.Field == "" {
 			e.Field = "body"
+			if strings.HasSuffix(msg, "required") {
+				e.Detail = "is required"
+			}
 		}
 	}
 	return e

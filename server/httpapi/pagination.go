@@ -50,7 +50,7 @@ func decodePageToken(token string, place any) error {
 		err = json.Unmarshal(b, place)
 	}
 	if err != nil {
-		return watchword.RefuseField("page_token", "is none of this list")
+		return watchword.RefuseField("page_token", "must be next_page_token of the page before, unchanged, for the same list")
 	}
 	return nil
 }

@@ -74,7 +74,7 @@ func roundUpToSeconds(d time.Duration) int64 {
 func refuseNarrowing(form url.Values) error {
 	for _, name := range []string{"scope", "resource", "audience"} {
 		if form.Get(name) != "" {
-			return watchword.RefuseField(name, "is not supported for pairings")
+			return watchword.RefuseField(name, "is not supported for pairings: leave it out")
 		}
 	}
 	return nil
@@ -88,7 +88,7 @@ func (a *API) pairingToken(r *http.Request, form url.Values, proof *authn.DPoPRe
 	}
 	for _, name := range []string{"device_code", "client_id", "proof"} {
 		if form.Get(name) == "" {
-			return nil, watchword.RefuseField(name, "is missing")
+			return nil, watchword.RefuseField(name, "is required")
 		}
 	}
 	now := a.Now()

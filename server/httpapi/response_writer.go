@@ -414,5 +414,5 @@ func (w *responseWriter) restart(header http.Header) {
 
 var (
 	errAnswerEnded = watchword.Refuse(watchword.Unavailable, "the answer was aborted")
-	errAnswerSlow  = watchword.Refuse(watchword.Busy, "the answer is read too slowly")
+	errAnswerSlow  = watchword.Refuse(watchword.Busy, "the client reads the answer too slowly")
 )

@@ -71,7 +71,7 @@ func (a *API) retainedRoutes() {
 			}
 			after, err := base64.RawURLEncoding.DecodeString(in.Token)
 			if err != nil {
-				return nil, watchword.RefuseField("page_token", "is none of this list")
+				return nil, watchword.RefuseField("page_token", "must be next_page_token of the page before, unchanged, for the same list")
 			}
 			out := &listOut{}
 			out.Body.Retained = []api.Retained{}

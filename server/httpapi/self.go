@@ -117,7 +117,7 @@ func (a *API) parseFunctions(ctx context.Context, in []api.Function) ([]twin.Fun
 			return nil, err
 		}
 		if seen[f.Name] {
-			return nil, watchword.RefuseField("functions", "one function is given twice")
+			return nil, watchword.RefuseField("functions", "each function must be given once")
 		}
 		seen[f.Name] = true
 		out[i] = twin.Function{Name: f.Name, Schema: f.Schema}
@@ -135,7 +135,7 @@ func (a *API) parseFunctions(ctx context.Context, in []api.Function) ([]twin.Fun
 			return nil, err
 		}
 		if objects += compiled.Objects(); objects > maxObjects {
-			return nil, watchword.RefuseField("functions", "all schemas together may have 4096 objects")
+			return nil, watchword.RefuseField("functions", "all schemas together must have at most 4096 objects")
 		}
 	}
 	return out, nil
@@ -209,7 +209,7 @@ func (a *API) selfState(w http.ResponseWriter, r *http.Request, c *caller) error
 		return err
 	}
 	if t.State == nil {
-		return watchword.Refuse(watchword.NotFound, "the device has not reported a state yet")
+		return watchword.Refuse(watchword.NotFound, "the device has not reported its state yet")
 	}
 	w.Header().Set("ETag", etag(t.StateVersion))
 	writeAnswer(w, http.StatusOK, json.RawMessage(t.State))

@@ -23,7 +23,7 @@ const (
 func parseWait(s string) (time.Duration, error) {
 	d, err := parseDuration("wait", s)
 	if err == nil && d > maxWait {
-		err = watchword.RefuseField("wait", "may be 60s")
+		err = watchword.RefuseField("wait", "must be at most 60s")
 	}
 	return d, err
 }
@@ -88,7 +88,7 @@ func (t *deliveryRequest) acknowledged(s string) (err error) {
 		t.after, err = strconv.ParseInt(seq, 10, 64)
 	}
 	if err != nil || !ok {
-		return watchword.RefuseField("Last-Event-ID", "must be EPOCH.SEQ")
+		return watchword.RefuseField("Last-Event-ID", "must be the id of an event of this stream: EPOCH.SEQ")
 	}
 	return nil
 }
@@ -98,7 +98,7 @@ func parseDeliveryRequest(r *http.Request) (t deliveryRequest, err error) {
 	for name, into := range map[string]*int64{"epoch": &t.epoch, "after": &t.after, "log": &t.logSize, "max": &t.max} {
 		if s := q.Get(name); s != "" {
 			if *into, err = strconv.ParseInt(s, 10, 64); err != nil || *into < 0 {
-				return t, watchword.RefuseField(name, "must be a number")
+				return t, watchword.RefuseField(name, "must be a number, 0 or more")
 			}
 		}
 	}
@@ -133,7 +133,7 @@ func (a *API) pollCommands(w http.ResponseWriter, r *http.Request, c *caller) er
 	limit := 16
 	if s := r.URL.Query().Get("limit"); s != "" {
 		if limit, err = strconv.Atoi(s); err != nil || limit < 1 || limit > maxBatch {
-			return watchword.RefuseField("limit", "must lie between 1 and 64")
+			return watchword.RefuseField("limit", "must be from 1 to 64")
 		}
 	}
 	pause, err := parseWait(r.URL.Query().Get("wait"))

@@ -91,7 +91,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	network := fair.Network(in.remote)
 	unknown := a.resolveTenant(r, in)
 	if err := a.requestQuota.Reserve(network, 1); err != nil {
-		a.fail(in.writer, r, &watchword.Error{Code: watchword.Busy, Detail: "too many requests are under way", RetryAfter: time.Second, Err: err})
+		a.fail(in.writer, r, &watchword.Error{Code: watchword.Busy, Detail: "too many requests run at the same time", RetryAfter: time.Second, Err: err})
 	} else {
 		defer a.requestQuota.Release(network, 1)
 		if unknown != nil {
@@ -166,7 +166,7 @@ func (a *API) finish(r *http.Request, in *requestInfo, common http.Header) {
 
 func (a *API) handleRequest(w http.ResponseWriter, r *http.Request) {
 	if !isCanonicalPath(r.URL) {
-		a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such path"))
+		a.fail(w, r, watchword.Refuse(watchword.NotFound, "no resource has this path"))
 		return
 	}
 	if !authz.Printable(r.URL.Path) { // no policy can name such a path
@@ -206,10 +206,10 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request, handler http.Hand
 	handler.ServeHTTP(probe, r)
 	if probe.status == http.StatusMethodNotAllowed {
 		w.Header().Set("Allow", probe.header.Get("Allow"))
-		a.fail(w, r, watchword.Refuse(watchword.MethodNotAllowed, "the method is not allowed for this path"))
+		a.fail(w, r, watchword.Refuse(watchword.MethodNotAllowed, "the path does not have this method: the header Allow lists those that it has"))
 		return
 	}
-	a.fail(w, r, watchword.Refuse(watchword.NotFound, "no such path"))
+	a.fail(w, r, watchword.Refuse(watchword.NotFound, "no resource has this path"))
 }
 
 // muxProbe records the answer of the mux without sending it.

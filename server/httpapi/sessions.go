@@ -172,7 +172,7 @@ func (a *API) endOfflineSession(ctx context.Context, c *caller, id watchword.Ses
 	_, offline := a.sessions(c.Tenant(), "")
 	i := slices.IndexFunc(offline, func(s api.OfflineSession) bool { return s.ID == id && id != "" })
 	if i < 0 {
-		return watchword.Refuse(watchword.NotFound, "no such session")
+		return watchword.Refuse(watchword.NotFound, "no open session has this id")
 	}
 	by, err := a.Registry.MayActOn(ctx, c.actor, offline[i].Subject)
 	if err != nil {
@@ -228,7 +228,7 @@ func (a *API) sessionRoutes() {
 		func(ctx context.Context, c *caller, in *sessionID) (*sessionRefreshOut, error) {
 			s := a.Guard.Session(c.Tenant(), in.ID)
 			if s == nil || s.Authority() == nil || s.Authority().Subject() != c.Subject() {
-				return nil, watchword.Refuse(watchword.NotFound, "no such session")
+				return nil, watchword.Refuse(watchword.NotFound, "no open session has this id")
 			}
 			if err := s.Refresh(ctx, c.credentials); err != nil {
 				return nil, err

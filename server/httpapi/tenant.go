@@ -20,7 +20,7 @@ func (a *API) resolveTenant(r *http.Request, in *requestInfo) error {
 	if err := a.unknownHosts.Take(struct{}{}, a.Now()); err != nil {
 		return err
 	}
-	return watchword.Refuse(watchword.NotFound, "no such path")
+	return watchword.Refuse(watchword.NotFound, "no resource has this path")
 }
 
 // cutTenant returns the tenant that a URL names by its path, what of the path names it, and the URL without that. A well-known

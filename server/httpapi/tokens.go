@@ -70,7 +70,7 @@ func nonNilLabels(l watchword.Labels) watchword.Labels {
 func (a *API) tokenForm(r *http.Request) (url.Values, error) {
 	form, err := a.oauthForm(r)
 	if err == nil && form.Get("token") == "" {
-		err = watchword.RefuseField("token", "is missing") // checked before the caller's assertion is consumed
+		err = watchword.RefuseField("token", "is required") // checked before the caller's assertion is consumed
 	}
 	return form, err
 }

@@ -40,14 +40,14 @@ func OpenKEK(path string, make bool) (KEK, error) {
 		err = durable.WriteFile(path, b, 0o600)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, watchword.Wrap(err, watchword.KeyMissing, "there is no key-encryption key at %s; bring it back from where you keep it: without it the sealed keys cannot be opened", path)
+		return nil, watchword.Wrap(err, watchword.KeyMissing, "the key-encryption key %s does not exist: restore it from its backup; the sealed keys cannot be opened without it", path)
 	}
 	if err != nil {
 		return nil, err
 	}
 	key, err := base64.RawURLEncoding.Strict().DecodeString(strings.TrimSpace(string(b)))
 	if err != nil || len(key) != 32 {
-		return nil, watchword.Refuse(watchword.KeyDamaged, "%s holds no key-encryption key: 43 characters of base64url are expected", path)
+		return nil, watchword.Refuse(watchword.KeyDamaged, "%s must contain a key-encryption key: 43 characters of base64url", path)
 	}
 	return fileKEK{key}, nil
 }

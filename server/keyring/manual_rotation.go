@@ -22,17 +22,17 @@ func (r *Rotator) Rotate(ctx context.Context, by audit.Actor, role Role, atOnce 
 	defer r.mu.Unlock()
 	ks := r.ring.state.Load()
 	if !slices.Contains(Roles, role) {
-		return Info{}, watchword.Refuse(watchword.NotFound, "there is no role %q: root, ca, issuer, command, time and log turn", role)
+		return Info{}, watchword.Refuse(watchword.NotFound, "role must be root, ca, issuer, command, time or log, not %q", role)
 	}
 	if ks.rootOffline() {
-		return Info{}, watchword.Refuse(watchword.Conflict, "the root lives offline: a new key is published by bundles that it signs ahead (watchword key plan)")
+		return Info{}, watchword.Refuse(watchword.Conflict, "the root key is offline: bundles that it signs in advance publish a new key (watchword key plan)")
 	}
 	waiting := keysOf(ks.all, role, Next)
 	switch {
 	case role == Root && len(keysOf(ks.all, Root, Retiring)) > 0:
-		return Info{}, watchword.Refuse(watchword.Conflict, "two roots sign already: the older one has to go first (watchword key revoke, or wait)")
+		return Info{}, watchword.Refuse(watchword.Conflict, "two roots sign already: revoke the older one first (watchword key revoke), or wait until it has expired")
 	case len(waiting) > 0 && !atOnce:
-		return Info{}, watchword.Refuse(watchword.Conflict, "a next %s key waits already, and signs from %s; --now lets it sign at once", role, waiting[0].Starts.UTC().Format(time.RFC3339))
+		return Info{}, watchword.Refuse(watchword.Conflict, "a next %s key exists already, and signs from %s; --now activates it at once", role, waiting[0].Starts.UTC().Format(time.RFC3339))
 	}
 	var t KeyUpdate
 	var rotated SealedKey
@@ -77,7 +77,7 @@ func (r *Rotator) Revoke(ctx context.Context, by audit.Actor, id watchword.KeyID
 	case !key.State.Valid():
 		return Info{}, watchword.Refuse(watchword.Conflict, "the key is %s already", key.State)
 	case key.Role == Root && key.State == Active:
-		return Info{}, watchword.Refuse(watchword.Conflict, "devices go by the active root: rotate it first, and revoke the old one when they know the new one")
+		return Info{}, watchword.Refuse(watchword.Conflict, "devices trust the active root: rotate it first, and revoke the old one when they have the new bundle")
 	}
 	t := KeyUpdate{Change: []StateChange{{Role: key.Role, ID: id, From: key.State, To: Revoked, Starts: key.Starts, Ends: now}}}
 	if key.State == Active {
@@ -122,7 +122,7 @@ func (r *Rotator) PlanBundles(ctx context.Context, by audit.Actor, count int, no
 		return nil, watchword.RefuseField("count", "must lie between 1 and %d", MaxPlannedBundles)
 	}
 	if !ks.rootOffline() {
-		return nil, watchword.Refuse(watchword.Conflict, "the root is here: it signs bundles when they are needed")
+		return nil, watchword.Refuse(watchword.Conflict, "the root key is on this server, which signs bundles when they are needed")
 	}
 	until := now.Add(time.Duration(count)*bundleRenewBefore + r.opts.Overlap)
 	var t KeyUpdate
@@ -179,24 +179,24 @@ func (r *Rotator) ImportBundles(ctx context.Context, by audit.Actor, raws []stri
 			return err
 		}
 		if next.Version <= known.Version {
-			return watchword.Refuse(watchword.Conflict, "bundle %d has version %d, and %d is there already: plan anew", i+1, next.Version, known.Version)
+			return watchword.Refuse(watchword.Conflict, "bundle %d has version %d, and version %d exists already: make a new plan", i+1, next.Version, known.Version)
 		}
 		if next, err = token.VerifyNextTrust(raw, known, time.Time{}); err != nil {
 			return err
 		}
 		switch {
 		case !ks.trusts(next):
-			return watchword.Refuse(watchword.BundleInvalid, "bundle %d names a key that is none of this server's, or counts no more", i+1)
+			return watchword.Refuse(watchword.BundleInvalid, "bundle %d names a key that is not an active key of this server", i+1)
 		case !next.Expires.After(now):
-			return watchword.Refuse(watchword.BundleInvalid, "bundle %d is over", i+1)
+			return watchword.Refuse(watchword.BundleInvalid, "bundle %d has expired", i+1)
 		case i == 0 && next.Issued.After(now.Add(token.Skew)):
-			return watchword.Refuse(watchword.BundleInvalid, "the first bundle starts in the future: nothing would be published until then")
+			return watchword.Refuse(watchword.BundleInvalid, "the first bundle must not start in the future: no bundle would be published until then")
 		case next.Issued.Before(known.Issued):
-			return watchword.Refuse(watchword.BundleInvalid, "bundle %d starts before the one before it", i+1)
+			return watchword.Refuse(watchword.BundleInvalid, "bundle %d must not start before the previous one", i+1)
 		}
 		for _, s := range ks.all {
 			if i == 0 && s.State == Active && s.Role != Data && !bundleHasKey(next, s) {
-				return watchword.Refuse(watchword.BundleInvalid, "the first bundle does not name the %s key that signs now", s.Role)
+				return watchword.Refuse(watchword.BundleInvalid, "the first bundle must name the active %s key", s.Role)
 			}
 		}
 		known = next
@@ -216,11 +216,11 @@ func (r *Rotator) ExportRoot(ctx context.Context, by audit.Actor, write func(jwk
 	defer r.mu.Unlock()
 	ks := r.ring.state.Load()
 	if len(ks.public[Root]) > 1 {
-		return watchword.Refuse(watchword.Conflict, "two roots sign: the older one has to go first")
+		return watchword.Refuse(watchword.Conflict, "two roots sign: revoke the older one first")
 	}
 	p := ks.private[ks.root.ID()]
 	if p == nil {
-		return watchword.Refuse(watchword.Conflict, "the root lives offline already")
+		return watchword.Refuse(watchword.Conflict, "the root key is offline already")
 	}
 	if err := write(append(p.key.JWK(), '\n')); err != nil {
 		return err
@@ -240,7 +240,7 @@ func (r *Rotator) ImportRoot(ctx context.Context, by audit.Actor, jwk []byte, no
 	}
 	old := keysOf(ks.all, Root, Active)[0]
 	if key.Public().ID() != old.ID {
-		return watchword.Refuse(watchword.Conflict, "this is the key %s; the root is %s", key.Public().ID(), old.ID)
+		return watchword.Refuse(watchword.Conflict, "the key is %s, and must be the root %s", key.Public().ID(), old.ID)
 	}
 	sealed, err := sealBytes(r.ring.dataKey, sealContext(old), key.JWK())
 	if err != nil {

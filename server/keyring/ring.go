@@ -83,7 +83,7 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 			continue
 		}
 		if s.ID != kek.ID() {
-			return nil, watchword.Refuse(watchword.KeyUnwrap, "the key-encryption key is another one than the keys were sealed with (it is %s, they want %s)", kek.ID(), s.ID)
+			return nil, watchword.Refuse(watchword.KeyUnwrap, "the key-encryption key is %s, and must be %s, which sealed the keys", kek.ID(), s.ID)
 		}
 		if r.dataKey, err = kek.Unwrap(s.Private); err != nil {
 			return nil, watchword.Wrap(err, watchword.KeyDamaged, "the key-encryption key is the right one, but the data key is damaged")
@@ -324,7 +324,7 @@ func (r *Ring) DeriveSecret(context string) (out [32]byte) {
 func (k *keyState) signer(id watchword.KeyID) (*jose.Signer, error) {
 	p := k.private[id]
 	if p == nil {
-		return nil, watchword.Refuse(watchword.KeyMissing, "the key %s is not here: it lives offline", id)
+		return nil, watchword.Refuse(watchword.KeyMissing, "the key %s is offline: it is not on this server", id)
 	}
 	return p.key.Signer()
 }

@@ -69,7 +69,7 @@ func (r *Rotator) BundleChain(tenant watchword.TenantID, from, until, now time.T
 	first, ok := currentBundle(r.ring.state.Load().bundles, from)
 	last, ok2 := currentBundle(r.ring.state.Load().bundles, now)
 	if !ok || !ok2 {
-		return nil, watchword.Refuse(watchword.NotFound, "there is no trust bundle of that time")
+		return nil, watchword.Refuse(watchword.NotFound, "no trust bundle of that time exists")
 	}
 	var roots []*jose.PublicKey
 	for _, b := range r.ring.state.Load().bundles {

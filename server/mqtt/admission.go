@@ -82,7 +82,7 @@ func (tn *tenant) checkSessionQuota(b *Broker, prev *sessionState, ad *admission
 		return protocolError(packet.QuotaExceeded, packet.CONNECT, "the limit of persistent sessions is reached (limits.sessions)")
 	}
 	if n := tn.persistent[ad.owner.subject]; n >= maxPersistentPerSubject {
-		return protocolError(packet.QuotaExceeded, packet.CONNECT, fmt.Sprintf("%q has %d sessions that outlive their connection, the most that one subject may have: clean one, or let it end", ad.owner.subject, n))
+		return protocolError(packet.QuotaExceeded, packet.CONNECT, fmt.Sprintf("%q has %d persistent sessions, which is the limit of one subject: end one with Clean Start, or let one expire", ad.owner.subject, n))
 	}
 	return nil
 }
@@ -110,7 +110,7 @@ func (st *sessionState) checkCovers(a *session.Authority) error {
 
 // errTokenTooNarrow puts the reason into the log only; the client is told denied without detail.
 func errTokenTooNarrow(of string) error {
-	return watchword.Wrap(fmt.Errorf("the token does not cover %s", of), watchword.Denied, "the token does not cover what this session holds: its subscriptions and its will")
+	return watchword.Wrap(fmt.Errorf("the token does not cover %s", of), watchword.Denied, "the token must allow the subscriptions and the will of this session")
 }
 
 // releaseReservation releases the reserved session of a CONNECT that does not start.

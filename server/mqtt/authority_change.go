@@ -37,7 +37,7 @@ func (c *conn) authorityChanged(a *session.Authority) {
 	case listens:
 		c.sendLossNotice(Notice{Type: "lost", Code: watchword.Denied, Subscriptions: lost}, r)
 	default:
-		c.close(watchword.Refuse(watchword.Denied, "a subscription is no longer allowed"))
+		c.close(watchword.Refuse(watchword.Denied, "a subscription of this connection is not allowed any more"))
 	}
 }
 

@@ -93,7 +93,7 @@ type Broker struct {
 // New returns a broker that serves no connection yet; see [Broker.Restore] and [Broker.Serve].
 func New(d Dependencies, options Options) *Broker {
 	o := options.withDefaults()
-	b := &Broker{deps: d, options: o, system: options.Now == nil, tenants: map[watchword.TenantID]*tenant{}, unauthenticated: map[*conn]struct{}{}, connectRates: ratelimit.New[netip.Prefix](o.ConnectRate, "too many connections from this address"), unknownHosts: ratelimit.New[struct{}](o.ConnectRate, "too many connections for hosts that are of no tenant")}
+	b := &Broker{deps: d, options: o, system: options.Now == nil, tenants: map[watchword.TenantID]*tenant{}, unauthenticated: map[*conn]struct{}{}, connectRates: ratelimit.New[netip.Prefix](o.ConnectRate, "too many connections from this address"), unknownHosts: ratelimit.New[struct{}](o.ConnectRate, "too many connections for host names that no tenant has")}
 	b.floodRates = ratelimit.New[netip.Prefix](floodFactor*o.ConnectRate, "")
 	b.lingerQuota = newLingerQuota()
 	if b.publishRates = d.PublishRates; b.publishRates == nil {

@@ -49,7 +49,7 @@ func (c *commit) Err() error {
 	if c.written() {
 		return nil
 	}
-	return watchword.Refuse(watchword.Unavailable, "the message cannot be stored for offline sessions at the moment")
+	return watchword.Refuse(watchword.Unavailable, "the message cannot be stored for offline sessions now")
 }
 
 // Commit has the message written for those who wait for it, and gives up the publisher's reference; see [bus.Stored].

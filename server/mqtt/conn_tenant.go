@@ -35,7 +35,7 @@ func (c *conn) resolveTenant(presented string, now time.Time) (watchword.TenantI
 	if err := c.broker.unknownHosts.Take(struct{}{}, now); err != nil {
 		return "", err
 	}
-	return "", watchword.Refuse(watchword.Denied, "there is no such tenant here")
+	return "", watchword.Refuse(watchword.Denied, "no tenant has this host name")
 }
 
 // tenantOfRefusal is the tenant in whose log the refusal of a connection without a session stands: that of a client that named

@@ -25,7 +25,7 @@ func (c *conn) checkConnackFits(p *packet.Connect, ad *admission) error {
 	ack := &packet.Connack{}
 	c.addConnackLimits(ack, p, ad)
 	if n := len(packet.Append(nil, ack, c.version)); n > c.out.maxPacket {
-		return protocolError(packet.PacketTooLarge, packet.CONNECT, fmt.Sprintf("CONNACK has %d bytes at least, more than the maximum packet size", n))
+		return protocolError(packet.PacketTooLarge, packet.CONNECT, fmt.Sprintf("Maximum Packet Size must be at least %d, the size of CONNACK", n))
 	}
 	return nil
 }

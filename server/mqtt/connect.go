@@ -126,7 +126,7 @@ func (c *conn) authenticate(ctx context.Context, now time.Time, password string,
 		return session.Credentials{}, err
 	}
 	if password == "" {
-		return session.Credentials{}, watchword.Refuse(watchword.Unauthenticated, "send an access token or a client assertion as the password")
+		return session.Credentials{}, watchword.Refuse(watchword.Unauthenticated, "an access token or a client assertion is required as Password")
 	}
 	if token.LooksLikeAssertion(password) {
 		return c.broker.deps.Auth.AuthenticateAssertion(ctx, t, password, may, watchword.NewID("", now), now)
@@ -182,7 +182,7 @@ func (c *conn) assignClientID(p *packet.Connect, subject watchword.SubjectID) (i
 	id = p.ClientID
 	if id == "" {
 		if c.version == packet.V311 && !p.CleanStart {
-			return "", false, protocolError(packet.ClientIdentifierNotValid, packet.CONNECT, "an empty client identifier needs Clean Session 1")
+			return "", false, protocolError(packet.ClientIdentifierNotValid, packet.CONNECT, "an empty client identifier requires Clean Session 1")
 		}
 		return string(subject) + "/" + strconv.FormatInt(c.session.number, 36) + "-" + watchword.NewNonce()[:6], true, nil
 	}

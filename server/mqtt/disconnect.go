@@ -11,7 +11,7 @@ import (
 )
 
 // errSlowConsumer ends a client that does not read its messages.
-var errSlowConsumer = watchword.Refuse(watchword.Busy, "the client reads too slowly")
+var errSlowConsumer = watchword.Refuse(watchword.Busy, "the client reads its messages too slowly")
 
 var errPanic = watchword.Refuse(watchword.Internal, "panic")
 
@@ -37,7 +37,7 @@ func (c *conn) applyDisconnect(p *packet.Disconnect) error {
 	per := c.session.persistent
 	if n, ok := p.Properties.Number(packet.SessionExpiryInterval); ok {
 		if n > 0 && (per == nil || per.expiry == 0) && c.broker.maxSessionExpiry() > 0 {
-			return protocolError(packet.ProtocolError, packet.DISCONNECT, "a Session Expiry Interval, where CONNECT had none")
+			return protocolError(packet.ProtocolError, packet.DISCONNECT, "Session Expiry Interval must be 0 in DISCONNECT if it was 0 in CONNECT")
 		}
 		if per != nil {
 			per.setExpiry(min(n, c.broker.maxSessionExpiry()))
@@ -140,10 +140,10 @@ func (c *conn) finishWriting(td teardown) {
 func (c *conn) handleReadError(err error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		if c.live() == nil {
-			c.close(protocolError(packet.KeepAliveTimeout, packet.CONNECT, "no CONNECT within 10 s"))
+			c.close(protocolError(packet.KeepAliveTimeout, packet.CONNECT, "no CONNECT arrived within 10 seconds"))
 			return
 		}
-		c.close(protocolError(packet.KeepAliveTimeout, packet.PINGREQ, "no packet within one and a half times the Keep Alive"))
+		c.close(protocolError(packet.KeepAliveTimeout, packet.PINGREQ, "no packet arrived within one and a half times the Keep Alive"))
 		return
 	}
 	if bad, ok := errors.AsType[*frameError](err); ok {

@@ -40,7 +40,7 @@ func cutLengthPrefixed(b []byte) (first, rest []byte, ok bool) {
 	return b[2 : 2+n], b[2+n:], true
 }
 
-var errAuthData = watchword.Refuse(watchword.TokenMalformed, "the authentication data must be the token with its length before it, and the proof after it or nothing")
+var errAuthData = watchword.Refuse(watchword.TokenMalformed, "Authentication Data must be the access token with its length before it, followed by the proof or nothing")
 
 // parseAuthData parses the Authentication Data into the token and the proof that follows it.
 func (c *conn) parseAuthData(ctx context.Context, now time.Time, p *packet.Properties) (credentials session.Credentials, proof []byte, err error) {
@@ -64,7 +64,7 @@ func (c *conn) beginEnhancedAuth(ctx context.Context, now time.Time, method stri
 	case method != authMethodACE:
 		return protocolError(packet.BadAuthenticationMethod, packet.CONNECT, "the Authentication Method must be ace")
 	case p.HasUser || p.HasPass:
-		return protocolError(packet.ProtocolError, packet.CONNECT, "a user name or password beside the authentication data (RFC 9431 §2.2.3)")
+		return protocolError(packet.ProtocolError, packet.CONNECT, "User Name and Password must be absent with Authentication Data (RFC 9431 §2.2.3)")
 	}
 	credentials, proof, err := c.parseAuthData(ctx, now, &p.Properties)
 	if err != nil {
@@ -76,7 +76,7 @@ func (c *conn) beginEnhancedAuth(ctx context.Context, now time.Time, method stri
 	}
 	secret, ok := c.nc.(*tls.Conn)
 	if !ok {
-		return watchword.Refuse(watchword.Denied, "a proof by TLS exporter needs TLS: use a challenge")
+		return watchword.Refuse(watchword.Denied, "a proof by TLS exporter requires TLS: use a challenge")
 	}
 	state := secret.ConnectionState()
 	material, err := state.ExportKeyingMaterial(exporterLabel, nil, 32)
@@ -113,12 +113,12 @@ func (c *conn) verifyChallengeResponse(ctx context.Context, p *packet.Auth) (*ch
 	ch := c.pendingChallenge
 	c.pendingChallenge = nil
 	if method, _ := p.Properties.Text(packet.AuthenticationMethod); method != authMethodACE || p.Reason != packet.ContinueAuthentication {
-		return ch, protocolError(packet.ProtocolError, packet.AUTH, "the exchange continues with the same method and reason code 0x18")
+		return ch, protocolError(packet.ProtocolError, packet.AUTH, "AUTH must continue the exchange with the same Authentication Method and reason code 0x18")
 	}
 	data, _ := p.Properties.Data(packet.AuthenticationData)
 	nonce, sig, ok := cutLengthPrefixed(data)
 	if !ok || len(nonce) < challengeBytes || len(nonce) > 64 {
-		return ch, watchword.Refuse(watchword.TokenMalformed, "the authentication data must be a nonce of 8 to 64 bytes with its length before it, and the signature")
+		return ch, watchword.Refuse(watchword.TokenMalformed, "Authentication Data must be a nonce of 8 to 64 bytes with its length before it, and the signature")
 	}
 	err := c.broker.deps.Auth.VerifyPossession(ctx, ch.credentials, append(ch.nonce[:], nonce...), sig)
 	ch.credentials.KeyProved = err == nil
@@ -141,18 +141,18 @@ func (c *conn) handleConnectAuth(ctx context.Context, now time.Time, p *packet.A
 // subscriptions stay; if it fails, the connection ends.
 func (c *conn) reauthenticate(ctx context.Context, p *packet.Auth, now time.Time) error {
 	if !c.enhancedAuth {
-		return protocolError(packet.ProtocolError, packet.AUTH, "CONNECT named no authentication method")
+		return protocolError(packet.ProtocolError, packet.AUTH, "AUTH requires an Authentication Method in CONNECT")
 	}
 	if c.pendingChallenge == nil {
 		if method, _ := p.Properties.Text(packet.AuthenticationMethod); method != authMethodACE || p.Reason != packet.ReAuthenticate {
-			return protocolError(packet.ProtocolError, packet.AUTH, "re-authentication starts with the same method and reason code 0x19")
+			return protocolError(packet.ProtocolError, packet.AUTH, "re-authentication must start with the same Authentication Method and reason code 0x19")
 		}
 		credentials, proof, err := c.parseAuthData(ctx, now, &p.Properties)
 		if err != nil {
 			return err
 		}
 		if len(proof) > 0 {
-			return watchword.Refuse(watchword.Denied, "re-authentication needs a fresh challenge (RFC 9431 §4)")
+			return watchword.Refuse(watchword.Denied, "re-authentication requires a new challenge (RFC 9431 §4)")
 		}
 		return c.sendChallenge(&challenge{credentials: credentials})
 	}

@@ -110,7 +110,14 @@ func (f *webSocketFrames) Read(b []byte) (int, error) {
 		if _, err := io.ReadFull(f.r, head[:]); err != nil {
 			return 0, err
 		}
-		if f.rest = int64(head[1]); head[0] != 0x82 { // its close frame
+		if f.rest = int64(head[1]); head[1] == 126 { // RFC 6455 §5.2: the length is in the next two bytes
+			var length [2]byte
+			if _, err := io.ReadFull(f.r, length[:]); err != nil {
+				return 0, err
+			}
+			f.rest = int64(binary.BigEndian.Uint16(length[:]))
+		}
+		if head[0] != 0x82 { // its close frame
 			if _, err := io.CopyN(io.Discard, f.r, f.rest); err != nil {
 				return 0, err
 			}

@@ -52,16 +52,16 @@ func (c *conn) handleConnTopic(ctx context.Context, now time.Time, p *packet.Pub
 	case helloTopic:
 		return c.handleHello(p.Payload)
 	}
-	return watchword.Refuse(watchword.Denied, "clients may publish to $watchword/auth and $watchword/hello only")
+	return watchword.Refuse(watchword.Denied, "the only topics below $watchword/ for publishing are $watchword/auth and $watchword/hello")
 }
 
 func (c *conn) handleHello(b []byte) error {
 	h := &hello{}
 	if err := jose.DecodeExact(b, h); err != nil {
-		return &watchword.Error{Code: watchword.BadRequest, Field: "hello", Detail: "must be {nonce, epoch, seq, log, max}", Err: err}
+		return &watchword.Error{Code: watchword.BadRequest, Field: "hello", Detail: "must be a JSON object with no members but nonce, epoch, seq, log and max", Err: err}
 	}
 	if len(h.Nonce) > 64 || h.Nonce != "" && len(h.Nonce) < 22 || h.Epoch < 0 || h.Seq < 0 || h.Log != nil && *h.Log < 0 || h.Max < 0 {
-		return watchword.RefuseField("hello", "nonce has 22 to 64 characters, epoch, seq, log and max are not negative")
+		return watchword.RefuseField("hello", "nonce must have 22 to 64 characters; epoch, seq, log and max must not be negative")
 	}
 	c.session.mu.Lock()
 	c.hello = h
@@ -77,7 +77,7 @@ func (c *conn) handleHello(b []byte) error {
 // sent on $watchword/auth, in addition to PUBACK.
 func (c *conn) refreshByPublish(ctx context.Context, now time.Time, password string) error {
 	if c.enhancedAuth {
-		return watchword.Refuse(watchword.Denied, "this session proved its key: refresh it by AUTH with a proof")
+		return watchword.Refuse(watchword.Denied, "the session was opened with a proof of the key: refresh it by AUTH with a proof")
 	}
 	may := func(p session.Credentials) error { return c.live().CheckRefresh(ctx, p) }
 	credentials, err := c.authenticate(ctx, now, strings.TrimSpace(password), may)

@@ -111,7 +111,7 @@ func (c *conn) handlePacket(ctx context.Context, w *workBatch, first byte, body 
 		return c.handlePublish(ctx, w, &w.publish)
 	}
 	if t == packet.CONNECT {
-		return protocolError(packet.ProtocolError, t, "a second one") // whatever it contains
+		return protocolError(packet.ProtocolError, t, "CONNECT must be sent once") // whatever it contains
 	}
 	p, err := packet.Parse(first, body, c.version)
 	if err != nil {
@@ -132,7 +132,7 @@ func (c *conn) handlePacket(ctx context.Context, w *workBatch, first byte, body 
 		return c.handleUnsubscribe(p)
 	case *packet.Ping:
 		if p.Response {
-			return protocolError(packet.ProtocolError, t, "not allowed from a client")
+			return protocolError(packet.ProtocolError, t, "the packet must not be sent by a client")
 		}
 		return c.handlePingreq()
 	case *packet.Disconnect:
@@ -143,7 +143,7 @@ func (c *conn) handlePacket(ctx context.Context, w *workBatch, first byte, body 
 		}
 		return c.reauthenticate(ctx, p, w.now)
 	}
-	return protocolError(packet.ProtocolError, t, "not allowed from a client")
+	return protocolError(packet.ProtocolError, t, "the packet must not be sent by a client")
 }
 
 // protocolError is the error of a client that breaks the protocol, with the reason code that it is told.

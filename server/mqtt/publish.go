@@ -76,7 +76,7 @@ func (c *conn) routePublish(ctx context.Context, w *workBatch, p *packet.Publish
 	}
 	v := c.decidePublish(p.Topic)
 	if v == nil {
-		return nil, false, protocolError(packet.TopicNameInvalid, packet.PUBLISH, "the topic name is not valid")
+		return nil, false, protocolError(packet.TopicNameInvalid, packet.PUBLISH, "the topic name must be UTF-8 without NUL, + and #, with 1 to 1024 bytes and at most 64 levels")
 	}
 	if !v.decision.Allowed {
 		return nil, false, v.decision.Err()

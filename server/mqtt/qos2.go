@@ -24,9 +24,9 @@ func (c *conn) isDuplicate(p *packet.Publish) (again bool, err error) {
 	}
 	switch n := c.unacknowledgedPublishes(); {
 	case c.version == packet.V5 && n >= ReceiveMaximum:
-		return false, protocolError(packet.ReceiveMaximumExceeded, packet.PUBLISH, "more unacknowledged publishes than the Receive Maximum")
+		return false, protocolError(packet.ReceiveMaximumExceeded, packet.PUBLISH, "more unacknowledged messages than the server's Receive Maximum")
 	case p.QoS == 2 && len(c.session.received) >= maxPendingResponses:
-		return false, protocolError(packet.QuotaExceeded, packet.PUBLISH, "too many QoS 2 publishes without PUBREL")
+		return false, protocolError(packet.QuotaExceeded, packet.PUBLISH, "too many QoS 2 messages without PUBREL")
 	}
 	return false, nil
 }

@@ -122,10 +122,11 @@ func reasonCodeOf(err error) packet.Reason {
 	return packet.UnspecifiedError
 }
 
-// publicText returns what a client may read of err: code and detail, never the private cause.
+// publicText returns what a client may read of err, as the Reason String of CONNACK, PUBACK, PUBREC, SUBACK, UNSUBACK and
+// DISCONNECT: the code, which docs/errors.md explains, then the member and the detail; never the private cause.
 func publicText(err error) string {
 	if e, ok := errors.AsType[*packet.Error](err); ok {
-		return e.Detail
+		return string(errorCodeOf(err)) + ": " + e.Detail
 	}
 	s := string(watchword.CodeOf(err))
 	if e, ok := errors.AsType[*watchword.Error](err); ok && e.Code != watchword.Internal {

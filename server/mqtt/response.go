@@ -55,7 +55,7 @@ func (c *conn) encodeWithin(p packet.Packet) (b []byte, fits bool) {
 	if b = packet.Append(nil, p, c.version); len(b) <= c.out.maxPacket {
 		return b, true
 	}
-	go c.close(protocolError(packet.PacketTooLarge, p.Type(), "more than this client takes")) // the caller holds mu
+	go c.close(protocolError(packet.PacketTooLarge, p.Type(), "the packet is larger than the client's Maximum Packet Size")) // the caller holds mu
 	return nil, false
 }
 

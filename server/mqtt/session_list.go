@@ -89,7 +89,7 @@ func (b *Broker) EndOfflineSession(t watchword.TenantID, id watchword.SessionID,
 	return errNoSession
 }
 
-var errNoSession = watchword.Refuse(watchword.NotFound, "no such session")
+var errNoSession = watchword.Refuse(watchword.NotFound, "no open session has this id")
 
 // isOffline reports whether st has that id and no connection.
 func (st *sessionState) isOffline(id watchword.SessionID) bool {

@@ -75,20 +75,20 @@ func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription
 		err = policy.CheckFilter(filter)
 	}
 	if err == nil && !c.broker.acceptsText(f.Topic) { // no valid topic could match that level
-		err = watchword.RefuseField("filter", "holds control characters")
+		err = watchword.RefuseField("filter", "must not contain control characters")
 	}
 	if err != nil {
-		return nil, false, protocolError(packet.TopicFilterInvalid, packet.SUBSCRIBE, err.Error())
+		return nil, false, protocolError(packet.TopicFilterInvalid, packet.SUBSCRIBE, "the topic filter "+watchword.DetailOf(err))
 	}
 	own := strings.HasPrefix(filter, connTopicPrefix)
 	if own && f.Topic != authTopic {
-		return nil, false, watchword.Refuse(watchword.Denied, "of $watchword/… only %s can be subscribed to", authTopic)
+		return nil, false, watchword.Refuse(watchword.Denied, "the only topic below $watchword/ for subscriptions is %s", authTopic)
 	}
 	if c.isCommandsFilter(f.Topic) && f.QoS == 0 {
-		return nil, false, protocolError(packet.ImplementationSpecificError, packet.SUBSCRIBE, "commands need a subscription with QoS 1")
+		return nil, false, protocolError(packet.ImplementationSpecificError, packet.SUBSCRIBE, "the filter for commands must have QoS 1")
 	}
 	if c.isCommandsFilter(filter) && shared {
-		return nil, false, watchword.Refuse(watchword.Denied, "commands cannot be received by a shared subscription")
+		return nil, false, watchword.Refuse(watchword.Denied, "the filter for commands must not be a shared subscription")
 	}
 	s = newSubscription(c.session, f.Topic, filter)
 	s.qos, s.noLocal, s.retainAsPublished, s.identifier = f.QoS, f.NoLocal, f.RetainAsPublished, identifier
@@ -103,7 +103,7 @@ func (c *conn) subscribeOne(f packet.Filter, identifier uint32) (s *subscription
 	}
 	old := c.session.subs[f.Topic]
 	if old == nil && len(c.session.subs) >= maxSubscriptions {
-		return nil, false, protocolError(packet.QuotaExceeded, packet.SUBSCRIBE, "a connection may have at most 1024 subscriptions")
+		return nil, false, protocolError(packet.QuotaExceeded, packet.SUBSCRIBE, "a connection must have at most 1024 subscriptions")
 	}
 	// Checked with the lock held: a later change of authority finds the subscription and removes
 	// it.

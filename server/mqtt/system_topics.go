@@ -127,7 +127,7 @@ func (st *sessionState) handleSystemTopic(ctx context.Context, w *workBatch, sys
 
 func (st *sessionState) publishEvent(w *workBatch, sys systemTopic, p bus.Publication, m *message, o *bus.Result) error {
 	if len(m.payload) > watchword.MaxDocument {
-		return watchword.Refuse(watchword.TooLarge, "an event may have at most 32 KiB")
+		return watchword.Refuse(watchword.TooLarge, "the event must have at most 32768 bytes")
 	}
 	e := &bus.Event{Device: sys.device, Stream: sys.stream, At: w.now, Data: m.payload}
 	if m.props != nil {
@@ -140,7 +140,7 @@ func (st *sessionState) publishEvent(w *workBatch, sys systemTopic, p bus.Public
 
 func (st *sessionState) reportState(ctx context.Context, w *workBatch, sys systemTopic, p bus.Publication, m *message, o *bus.Result, by publisher) error {
 	if len(m.payload) > watchword.MaxDocument {
-		return watchword.Refuse(watchword.TooLarge, "a state may have at most 32 KiB")
+		return watchword.Refuse(watchword.TooLarge, "the state must have at most 32768 bytes")
 	}
 	if err := jose.Walk(m.payload, func(string, jsontext.Value) error { return nil }); err != nil {
 		return &watchword.Error{Code: watchword.BadRequest, Field: "state", Detail: "must be one JSON object, no member twice, at most 8 deep", Err: err}
@@ -160,10 +160,10 @@ func (st *sessionState) reportState(ctx context.Context, w *workBatch, sys syste
 
 func (st *sessionState) takeReceipt(ctx context.Context, sys systemTopic, m *message, by publisher) error {
 	if st.broker.deps.Commands == nil {
-		return watchword.Refuse(watchword.ReceiptInvalid, "this server handles no commands")
+		return watchword.Refuse(watchword.ReceiptInvalid, "this server does not accept receipts")
 	}
 	if len(m.payload) > watchword.MaxDocument {
-		return watchword.Refuse(watchword.TooLarge, "a receipt may have at most 32 KiB")
+		return watchword.Refuse(watchword.TooLarge, "the receipt must have at most 32768 bytes")
 	}
 	return st.runAuthorized(ctx, by, m.topic, func(ctx context.Context, a *session.Authority) error {
 		_, err := st.broker.deps.Commands.ApplyReceipt(ctx, st.tenant.id, sys.device, a.Versions(), string(m.payload), by.trace())

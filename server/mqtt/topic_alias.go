@@ -8,18 +8,18 @@ import (
 // not send.
 func (c *conn) resolveTopicAlias(p *packet.Publish) error {
 	if len(p.Properties.Subscriptions) > 0 {
-		return protocolError(packet.ProtocolError, packet.PUBLISH, "a subscription identifier from a client")
+		return protocolError(packet.ProtocolError, packet.PUBLISH, "PUBLISH of a client must not have a Subscription Identifier")
 	}
 	n, aliased := p.Properties.Number(packet.TopicAlias)
 	switch {
 	case !aliased:
 		return nil
 	case n > maxAliases:
-		return protocolError(packet.TopicAliasInvalid, packet.PUBLISH, "a topic alias above the Topic Alias Maximum")
+		return protocolError(packet.TopicAliasInvalid, packet.PUBLISH, "Topic Alias must be from 1 to the server's Topic Alias Maximum")
 	case p.Topic != "":
 		return c.setInboundAlias(int(n), p.Topic)
 	case int(n) > len(c.inboundAliases) || c.inboundAliases[n-1] == "":
-		return protocolError(packet.ProtocolError, packet.PUBLISH, "a topic alias that was not set before")
+		return protocolError(packet.ProtocolError, packet.PUBLISH, "Topic Alias must have been set before, with a topic name")
 	default:
 		p.Topic = c.inboundAliases[n-1]
 	}

@@ -38,7 +38,7 @@ func (b *Broker) checkPropertyText(p *packet.Properties, t packet.Type) error {
 		return nil
 	}
 	if s, ok := p.Text(packet.ResponseTopic); ok && !isPlainText(s) {
-		return protocolError(packet.TopicNameInvalid, t, "the response topic contains control characters")
+		return protocolError(packet.TopicNameInvalid, t, "Response Topic must not contain control characters")
 	}
 	s, _ := p.Text(packet.ContentType)
 	bad := !isPlainText(s)
@@ -46,7 +46,7 @@ func (b *Broker) checkPropertyText(p *packet.Properties, t packet.Type) error {
 		bad = bad || !isPlainText(u.Name) || !isPlainText(u.Value)
 	}
 	if bad {
-		return protocolError(packet.MalformedPacket, t, "the content type or a user property contains control characters")
+		return protocolError(packet.MalformedPacket, t, "Content Type and User Property must not contain control characters")
 	}
 	return nil
 }

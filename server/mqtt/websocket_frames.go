@@ -78,9 +78,9 @@ func (f *frameValidator) parseHeader() (encoded bool, bad *frameError) {
 	masked, length := f.header[1]&0x80 != 0, uint64(f.header[1]&0x7f)
 	switch {
 	case !masked: // §5.1
-		return false, newFrameError(websocket.StatusProtocolError, "a frame of WebSocket without a mask")
+		return false, newFrameError(websocket.StatusProtocolError, "a WebSocket frame of a client must be masked")
 	case control && length > 125: // §5.5
-		return false, newFrameError(websocket.StatusProtocolError, "a control frame of WebSocket over 125 bytes")
+		return false, newFrameError(websocket.StatusProtocolError, "a WebSocket control frame must have at most 125 bytes")
 	}
 	need := 2
 	switch length {
@@ -97,10 +97,10 @@ func (f *frameValidator) parseHeader() (encoded bool, bad *frameError) {
 		return false, nil
 	}
 	if length>>63 != 0 {
-		return false, newFrameError(websocket.StatusProtocolError, "a frame of WebSocket of more than 2^63 bytes")
+		return false, newFrameError(websocket.StatusProtocolError, "a WebSocket frame must have fewer than 2^63 bytes")
 	}
 	if !control && (length > f.maxBytes || f.size+length > f.maxBytes) {
-		return false, newFrameError(websocket.StatusMessageTooBig, "a longer message of WebSocket than the server takes")
+		return false, newFrameError(websocket.StatusMessageTooBig, "the WebSocket message is larger than the server's limit")
 	}
 	if f.headerBytes < need+4 { // masking key
 		return false, nil
@@ -115,7 +115,7 @@ func (f *frameValidator) parseHeader() (encoded bool, bad *frameError) {
 	case last:
 		f.size, f.fragments = 0, 0
 	case f.fragments >= maxFragments:
-		return false, newFrameError(websocket.StatusMessageTooBig, "a message of WebSocket in more fragments than the server takes")
+		return false, newFrameError(websocket.StatusMessageTooBig, "the WebSocket message has more fragments than the server's limit")
 	}
 	return true, nil
 }

@@ -67,7 +67,7 @@ func (c *conn) newWill(p *packet.Will, expiry uint32, a *session.Authority) (*wi
 		return nil, nil
 	}
 	if policy.CheckTopic(p.Topic) != nil || strings.HasPrefix(p.Topic, connTopicPrefix) || !c.broker.acceptsText(p.Topic) {
-		return nil, protocolError(packet.TopicNameInvalid, packet.CONNECT, "the will topic is not valid")
+		return nil, protocolError(packet.TopicNameInvalid, packet.CONNECT, "the will topic must be UTF-8 without NUL, + and #, with 1 to 1024 bytes and at most 64 levels, not below $watchword/")
 	}
 	if err := c.broker.checkPropertyText(&p.Properties, packet.CONNECT); err != nil {
 		return nil, err

@@ -12,17 +12,18 @@ import (
 
 // the messages that stand in more than one row below.
 const (
-	badLabel    = "a label's key and value must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"
-	badID       = "an id must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"
-	badVariable = "a variable is ${id} or ${label}"
-	badFunction = "a function's name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -, and may end in *"
-	badWildcard = "+ and # must stand alone in their level"
-	badEnd      = "# must be the last level"
-	badLength   = "must have 1 to 1024 bytes"
-	noSubjects  = `say whom it is for, in one way: for = { label = "value" }, subjects = ["id"] or role = "name"; for = {} is everybody`
-	noList      = "a policy needs at least one [[allow]] or [[deny]]"
-	noAction    = "a rule needs at least one of publish, subscribe, call, get, put, post, patch, delete"
-	noTable     = "args is a table: args = { level = { maximum = 80 } }"
+	badLabel     = "a label's key and value must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"
+	badID        = "an id must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"
+	badVariable  = "a variable must be ${id} or ${LABEL}"
+	badFunction  = "must be the name of a function: 1 to 64 of A-Z a-z 0-9 . _ ~ -, and may end in *"
+	badWildcard  = "must have + and # only as a whole level"
+	badEnd       = "must have # only as its last level"
+	badLength    = "must have 1 to 1024 bytes"
+	noSubjects   = `one of for, subjects and role is required: for = { label = "value" }, subjects = ["id"] or role = "name"; for = {} selects all subjects`
+	bothSubjects = "only one of for, subjects and role must be given"
+	noList       = `a policy must have at least one [[allow]] or [[deny]], or proof = "required"`
+	noAction     = "a rule must have at least one of publish, subscribe, call, get, put, post, patch, delete"
+	noTable      = "args must be a table: args = { level = { maximum = 80 } }"
 )
 
 // lines makes a document's text. Line 1 is the first.
@@ -40,19 +41,19 @@ func TestMistakesHaveLineAndColumn(t *testing.T) {
 		{"an unknown key", lines("for = {}", "colour = 1", "[[allow]]", `get = ["/"]`), []policy.Mistake{{2, 1, `unknown key "colour"`}}},
 		{"a key that is nearly known", lines(`subject = ["a"]`, "for = {}", "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, `unknown key "subject"; did you mean "subjects"?`}}},
 		{"a key in capitals", lines("for = {}", "[[Allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, noList}, {2, 3, `unknown key "Allow"; did you mean "allow"?`}}},
-		{"another name", lines(`name = "lamp"`, "for = {}", "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, `the document calls itself "lamp", but it is to be "lamps"`}}},
-		{"a name of the wrong type", lines("for = {}", "name = 7", "[[allow]]", `get = ["/"]`), []policy.Mistake{{2, 1, "a policy's name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"}}},
-		{"a name with a slash", lines(`name = "a/b"`, "for = {}", "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, "a policy's name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"}}},
+		{"another name", lines(`name = "lamp"`, "for = {}", "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, `name is "lamp", and must be "lamps" as in the request`}}},
+		{"a name of the wrong type", lines("for = {}", "name = 7", "[[allow]]", `get = ["/"]`), []policy.Mistake{{2, 1, "name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"}}},
+		{"a name with a slash", lines(`name = "a/b"`, "for = {}", "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, "name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"}}},
 		{"nobody", lines("# lamps", "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, noSubjects}}},
-		{"both labels and subjects", lines(`subjects = ["lamp-7"]`, `for = { kind = "lamp" }`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{2, 1, noSubjects}}},
+		{"both labels and subjects", lines(`subjects = ["lamp-7"]`, `for = { kind = "lamp" }`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{2, 1, bothSubjects}}},
 		{"no rule", lines("", "for = {}"), []policy.Mistake{{1, 1, noList}}},
-		{"proof of the wrong type", lines("for = {}", "proof = true"), []policy.Mistake{{2, 1, `proof may be "required"`}}},
-		{"proof of another word", lines("for = {}", `proof = "optional"`), []policy.Mistake{{2, 1, `proof may be "required"`}}},
-		{"a table where there may be many", lines("for = {}", "[allow]", `get = ["/"]`), []policy.Mistake{{2, 2, "write [[allow]], with two brackets"}}},
-		{"a number where a rule belongs", lines("for = {}", "deny = [1]"), []policy.Mistake{{2, 9, "write [[deny]] as a table"}}},
+		{"proof of the wrong type", lines("for = {}", "proof = true"), []policy.Mistake{{2, 1, `proof must be "required" or absent`}}},
+		{"proof of another word", lines("for = {}", `proof = "optional"`), []policy.Mistake{{2, 1, `proof must be "required" or absent`}}},
+		{"a table where there may be many", lines("for = {}", "[allow]", `get = ["/"]`), []policy.Mistake{{2, 2, "allow must be written as [[allow]], with two brackets"}}},
+		{"a number where a rule belongs", lines("for = {}", "deny = [1]"), []policy.Mistake{{2, 9, "[[deny]] must be a table"}}},
 
 		// Whom it is for.
-		{"labels of the wrong type", lines(`for = "lamp"`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, `labels are a table: { site = "plant-1" }`}}},
+		{"labels of the wrong type", lines(`for = "lamp"`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, `labels must be a table: { site = "plant-1" }`}}},
 		{"a label with a slash in its value", lines(`for = { kind = "lamp", site = "a/b" }`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 24, badLabel}}},
 		{"a label with a wildcard", lines(`for = { site = "+" }`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 9, badLabel}}},
 		{"a label with an empty value", lines(`for = { site = "" }`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 9, badLabel}}},
@@ -62,36 +63,36 @@ func TestMistakesHaveLineAndColumn(t *testing.T) {
 		{"a variable in whom it is for", lines(`for = { site = "${site}" }`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 9, badLabel}}},
 		{"a label in a table of its own", lines("[for]", `site = "a/b"`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{2, 1, badLabel}}},
 		{"a subject that is no id", lines(`subjects = ["lamp-7", "lamp/8"]`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 23, badID}}},
-		{"subjects as one text", lines(`subjects = "lamp-7"`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, `a list of strings is expected: ["…"]`}}},
-		{"an unknown kind", lines("for = {}", `kinds = ["device", "lamp"]`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{2, 20, `a kind is "device", "operator" or "service"`}}},
+		{"subjects as one text", lines(`subjects = "lamp-7"`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{1, 1, `subjects must be a list of strings: ["…"]`}}},
+		{"an unknown kind", lines("for = {}", `kinds = ["device", "lamp"]`, "[[allow]]", `get = ["/"]`), []policy.Mistake{{2, 20, `kinds must be "device", "operator" or "service"`}}},
 
 		// Rules.
 		{"an unknown key in a rule", everybody(`publsh = ["a"]`, `get = ["/"]`), []policy.Mistake{{4, 1, `unknown key "publsh"; did you mean "publish"?`}}},
 		{"a key of the document in a rule", everybody(`kinds = ["device"]`, `get = ["/"]`), []policy.Mistake{{4, 1, `unknown key "kinds"`}}},
 		{"an empty rule", lines("for = {}", "", "[[allow]]", `get = ["/"]`, "", "  [[deny]]"), []policy.Mistake{{6, 5, noAction}}},
-		{"a rule that only aims", everybody(`on = { kind = "lamp" }`), []policy.Mistake{{3, 3, noAction}, {3, 3, "on and devices belong to call"}}},
-		{"an empty list", everybody("publish = []"), []policy.Mistake{{4, 1, "publish needs at least one entry"}}},
-		{"a number among filters", everybody(`publish = ["a", 7]`), []policy.Mistake{{4, 17, "a string is expected"}}},
-		{"on beside publish", everybody(`publish = ["a"]`, `on = { kind = "lamp" }`), []policy.Mistake{{3, 3, "on and devices belong to call"}}},
-		{"args beside publish", everybody(`publish = ["a"]`, "args = { level = { maximum = 80 } }"), []policy.Mistake{{5, 1, "args belong to call"}}},
-		{"both on and devices", everybody(`call = ["f"]`, `on = { kind = "lamp" }`, `devices = ["lamp-8"]`), []policy.Mistake{{6, 1, "say on or devices, not both"}}},
+		{"a rule that only aims", everybody(`on = { kind = "lamp" }`), []policy.Mistake{{3, 3, noAction}, {3, 3, "on and devices require call"}}},
+		{"an empty list", everybody("publish = []"), []policy.Mistake{{4, 1, "publish must have at least one entry"}}},
+		{"a number among filters", everybody(`publish = ["a", 7]`), []policy.Mistake{{4, 17, "publish must be a string"}}},
+		{"on beside publish", everybody(`publish = ["a"]`, `on = { kind = "lamp" }`), []policy.Mistake{{3, 3, "on and devices require call"}}},
+		{"args beside publish", everybody(`publish = ["a"]`, "args = { level = { maximum = 80 } }"), []policy.Mistake{{5, 1, "args requires call"}}},
+		{"both on and devices", everybody(`call = ["f"]`, `on = { kind = "lamp" }`, `devices = ["lamp-8"]`), []policy.Mistake{{6, 1, "on and devices must not both be given"}}},
 
 		// Filters, paths and functions.
-		{"# before the end", everybody(`publish = ["ok", "a/#/b"]`), []policy.Mistake{{4, 18, badEnd}}},
-		{"# inside a level", everybody(`subscribe = ["a/b#"]`), []policy.Mistake{{4, 14, badWildcard}}},
-		{"+ inside a level", everybody(`subscribe = [`, `  "a/+",`, `  "a/+b",`, `]`), []policy.Mistake{{6, 3, badWildcard}}},
-		{"+ beside a variable", everybody(`publish = ["a/+${id}"]`), []policy.Mistake{{4, 12, badWildcard}}},
-		{"an empty filter", everybody(`publish = [""]`), []policy.Mistake{{4, 12, badLength}}},
-		{"a filter of 1025 bytes", everybody(`publish = ["` + strings.Repeat("a", 1025) + `"]`), []policy.Mistake{{4, 12, badLength}}},
-		{"a filter with a NUL", everybody(`publish = ["a\u0000"]`), []policy.Mistake{{4, 12, "must be UTF-8 without NUL"}}},
-		{"a filter of 65 levels", everybody(`publish = ["` + strings.Repeat("a/", 64) + `a"]`), []policy.Mistake{{4, 12, "may have 64 levels"}}},
-		{"a path without a slash", everybody(`get = ["readings/#"]`), []policy.Mistake{{4, 8, "a path starts with /"}}},
-		{"a path that begins with a variable", everybody(`put = ["${id}/x"]`), []policy.Mistake{{4, 8, "a path starts with /"}}},
-		{"a path with # before the end", everybody(`delete = ["/a/#/b"]`), []policy.Mistake{{4, 11, badEnd}}},
-		{"a function with a * inside", everybody(`call = ["lamp.set", "l*p"]`), []policy.Mistake{{4, 21, badFunction}}},
-		{"a function with two *", everybody(`call = ["lamp.**"]`), []policy.Mistake{{4, 9, badFunction}}},
-		{"a function with a slash", everybody(`call = ["lamp/set"]`), []policy.Mistake{{4, 9, badFunction}}},
-		{"an empty function", everybody(`call = [""]`), []policy.Mistake{{4, 9, badFunction}}},
+		{"# before the end", everybody(`publish = ["ok", "a/#/b"]`), []policy.Mistake{{4, 18, "publish " + badEnd}}},
+		{"# inside a level", everybody(`subscribe = ["a/b#"]`), []policy.Mistake{{4, 14, "subscribe " + badWildcard}}},
+		{"+ inside a level", everybody(`subscribe = [`, `  "a/+",`, `  "a/+b",`, `]`), []policy.Mistake{{6, 3, "subscribe " + badWildcard}}},
+		{"+ beside a variable", everybody(`publish = ["a/+${id}"]`), []policy.Mistake{{4, 12, "publish " + badWildcard}}},
+		{"an empty filter", everybody(`publish = [""]`), []policy.Mistake{{4, 12, "publish " + badLength}}},
+		{"a filter of 1025 bytes", everybody(`publish = ["` + strings.Repeat("a", 1025) + `"]`), []policy.Mistake{{4, 12, "publish " + badLength}}},
+		{"a filter with a NUL", everybody(`publish = ["a\u0000"]`), []policy.Mistake{{4, 12, "publish must be UTF-8 without NUL"}}},
+		{"a filter of 65 levels", everybody(`publish = ["` + strings.Repeat("a/", 64) + `a"]`), []policy.Mistake{{4, 12, "publish must have at most 64 levels"}}},
+		{"a path without a slash", everybody(`get = ["readings/#"]`), []policy.Mistake{{4, 8, "get must begin with /"}}},
+		{"a path that begins with a variable", everybody(`put = ["${id}/x"]`), []policy.Mistake{{4, 8, "put must begin with /"}}},
+		{"a path with # before the end", everybody(`delete = ["/a/#/b"]`), []policy.Mistake{{4, 11, "delete " + badEnd}}},
+		{"a function with a * inside", everybody(`call = ["lamp.set", "l*p"]`), []policy.Mistake{{4, 21, "call " + badFunction}}},
+		{"a function with two *", everybody(`call = ["lamp.**"]`), []policy.Mistake{{4, 9, "call " + badFunction}}},
+		{"a function with a slash", everybody(`call = ["lamp/set"]`), []policy.Mistake{{4, 9, "call " + badFunction}}},
+		{"an empty function", everybody(`call = [""]`), []policy.Mistake{{4, 9, "call " + badFunction}}},
 
 		// Variables.
 		{"a variable that is no name", everybody(`publish = ["a/${un known}"]`), []policy.Mistake{{4, 12, badVariable}}},
@@ -104,25 +105,25 @@ func TestMistakesHaveLineAndColumn(t *testing.T) {
 
 		// Whose device, and with what.
 		{"a bad label in on", everybody(`call = ["f"]`, `on = { kind = "lamp", site = "a/b" }`), []policy.Mistake{{5, 23, badLabel}}},
-		{"on of the wrong type", everybody(`call = ["f"]`, `on = "lamp-8"`), []policy.Mistake{{5, 1, `labels are a table: { site = "plant-1" }`}}},
+		{"on of the wrong type", everybody(`call = ["f"]`, `on = "lamp-8"`), []policy.Mistake{{5, 1, `labels must be a table: { site = "plant-1" }`}}},
 		{"a device that is a wildcard", everybody(`call = ["f"]`, `devices = ["*"]`), []policy.Mistake{{5, 12, badID}}},
-		{"a bound that is no schema", everybody(`call = ["f"]`, `args = { mode = { enum = ["a"] }, level = { maximum = "80" } }`), []policy.Mistake{{5, 35, `the bound of "level" is no JSON Schema`}}},
-		{"a bound that is a number", everybody(`call = ["f"]`, "args = { level = 80 }"), []policy.Mistake{{5, 10, `the bound of "level" is no JSON Schema`}}},
-		{"a bound of a type that there is not", everybody(`call = ["f"]`, `args = { level = { type = "lamp" } }`), []policy.Mistake{{5, 10, `the bound of "level" is no JSON Schema`}}},
-		{"a bound that is no pattern", everybody(`call = ["f"]`, `args = { mode = { pattern = "(" } }`), []policy.Mistake{{5, 10, `the bound of "mode" is no JSON Schema`}}},
-		{"a bound that no JSON can say", everybody(`call = ["f"]`, "args = { level = { maximum = inf } }"), []policy.Mistake{{5, 10, `the bound of "level" is no JSON Schema`}}},
-		{"a bound that reaches for a file", everybody(`call = ["f"]`, `args = { level = { "$ref" = "file:///etc/passwd" } }`), []policy.Mistake{{5, 10, `the bound of "level" is no JSON Schema`}}},
-		{"a bound that reaches for the network", everybody(`call = ["f"]`, `args = { level = { "$ref" = "https://127.0.0.1:1/x" } }`), []policy.Mistake{{5, 10, `the bound of "level" is no JSON Schema`}}},
-		{"a bound by dotted keys", everybody(`call = ["f"]`, `args.level.maximum = "80"`), []policy.Mistake{{5, 6, `the bound of "level" is no JSON Schema`}}},
+		{"a bound that is no schema", everybody(`call = ["f"]`, `args = { mode = { enum = ["a"] }, level = { maximum = "80" } }`), []policy.Mistake{{5, 35, `args.level must be a JSON Schema (draft 2020-12)`}}},
+		{"a bound that is a number", everybody(`call = ["f"]`, "args = { level = 80 }"), []policy.Mistake{{5, 10, `args.level must be a JSON Schema (draft 2020-12)`}}},
+		{"a bound of a type that there is not", everybody(`call = ["f"]`, `args = { level = { type = "lamp" } }`), []policy.Mistake{{5, 10, `args.level must be a JSON Schema (draft 2020-12)`}}},
+		{"a bound that is no pattern", everybody(`call = ["f"]`, `args = { mode = { pattern = "(" } }`), []policy.Mistake{{5, 10, `args.mode must be a JSON Schema (draft 2020-12)`}}},
+		{"a bound that no JSON can say", everybody(`call = ["f"]`, "args = { level = { maximum = inf } }"), []policy.Mistake{{5, 10, `args.level must be a JSON Schema (draft 2020-12)`}}},
+		{"a bound that reaches for a file", everybody(`call = ["f"]`, `args = { level = { "$ref" = "file:///etc/passwd" } }`), []policy.Mistake{{5, 10, `args.level must be a JSON Schema (draft 2020-12)`}}},
+		{"a bound that reaches for the network", everybody(`call = ["f"]`, `args = { level = { "$ref" = "https://127.0.0.1:1/x" } }`), []policy.Mistake{{5, 10, `args.level must be a JSON Schema (draft 2020-12)`}}},
+		{"a bound by dotted keys", everybody(`call = ["f"]`, `args.level.maximum = "80"`), []policy.Mistake{{5, 6, `args.level must be a JSON Schema (draft 2020-12)`}}},
 		{"args of the wrong type", everybody(`call = ["f"]`, "args = 80"), []policy.Mistake{{5, 1, noTable}}},
 		{"args of nothing", everybody(`call = ["f"]`, "args = {}"), []policy.Mistake{{5, 1, noTable}}},
 
 		// Several at once, in the order of their lines.
 		{"mistakes in three rules", lines(
 			"for = {}", "[[allow]]", `publish = ["a/#/b"]`, "[[deny]]", `get = ["x"]`, "[[allow]]", `call = ["/"]`,
-		), []policy.Mistake{{3, 12, badEnd}, {5, 8, "a path starts with /"}, {7, 9, badFunction}}},
-		{"lines end as on Windows", "for = {}\r\n[[allow]]\r\nget = [\"x\"]\r\n", []policy.Mistake{{3, 8, "a path starts with /"}}},
-		{"rules inside a line", lines("for = {}", `allow = [{ publish = ["ok"] }, { publish = ["a/#/b"] }]`), []policy.Mistake{{2, 45, badEnd}}},
+		), []policy.Mistake{{3, 12, "publish " + badEnd}, {5, 8, "get must begin with /"}, {7, 9, "call " + badFunction}}},
+		{"lines end as on Windows", "for = {}\r\n[[allow]]\r\nget = [\"x\"]\r\n", []policy.Mistake{{3, 8, "get must begin with /"}}},
+		{"rules inside a line", lines("for = {}", `allow = [{ publish = ["ok"] }, { publish = ["a/#/b"] }]`), []policy.Mistake{{2, 45, "publish " + badEnd}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d, err := policy.Parse("lamps", []byte(tc.src))
@@ -150,10 +151,10 @@ func TestADocumentNeedsAGoodName(t *testing.T) {
 		{"the name may come from outside", "lamps", rule, nil},
 		{"or from inside", "", "name = \"lamps\"\n" + rule, nil},
 		{"or from both, if they agree", "lamps", "name = \"lamps\"\n" + rule, nil},
-		{"but it must come", "", rule, []policy.Mistake{{1, 1, "a policy needs a name: 1 to 64 of A-Z a-z 0-9 . _ ~ -"}}},
-		{"it must be a name", "a/b", rule, []policy.Mistake{{1, 1, "a policy needs a name: 1 to 64 of A-Z a-z 0-9 . _ ~ -"}}},
-		{"self is built in", "self", rule, []policy.Mistake{{1, 1, `"self" is built in`}}},
-		{"owner is built in", "", "\nname = \"owner\"\n" + rule, []policy.Mistake{{2, 1, `"owner" is built in`}}},
+		{"but it must come", "", rule, []policy.Mistake{{1, 1, "name is required: 1 to 64 of A-Z a-z 0-9 . _ ~ -"}}},
+		{"it must be a name", "a/b", rule, []policy.Mistake{{1, 1, "name is required: 1 to 64 of A-Z a-z 0-9 . _ ~ -"}}},
+		{"self is built in", "self", rule, []policy.Mistake{{1, 1, `name must not be "self", which is a built-in policy`}}},
+		{"owner is built in", "", "\nname = \"owner\"\n" + rule, []policy.Mistake{{2, 1, `name must not be "owner", which is a built-in policy`}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d, err := policy.Parse(tc.as, []byte(tc.src))
@@ -175,7 +176,7 @@ func TestADocumentHasABound(t *testing.T) {
 	if _, err := policy.Parse("p", src); err != nil {
 		t.Errorf("64 KiB: got %v, want a document", err)
 	}
-	want := []policy.Mistake{{Message: "a policy may have 64 KiB"}}
+	want := []policy.Mistake{{Message: "a policy must have at most 65536 bytes"}}
 	for name, parse := range parsers {
 		_, err := parse("p", append(src, 'x'))
 		if got := policy.Mistakes(err); !slices.Equal(got, want) || watchword.CodeOf(err) != watchword.PolicyInvalid {
@@ -194,7 +195,7 @@ func TestAtMostTwentyMistakesAreReported(t *testing.T) {
 		t.Fatalf("got %d mistakes, want 20", len(got))
 	}
 	for i, m := range got {
-		if want := (policy.Mistake{Line: 3 + 2*i, Column: 8, Message: "a path starts with /"}); m != want {
+		if want := (policy.Mistake{Line: 3 + 2*i, Column: 8, Message: "get must begin with /"}); m != want {
 			t.Errorf("mistake %d: got %+v, want %+v", i, m, want)
 		}
 	}
@@ -350,20 +351,20 @@ func TestMistakesInJSONHaveNoPlace(t *testing.T) {
 		name, src string
 		want      []string
 	}{
-		{"no JSON", "{", []string{"is no JSON object"}},
-		{"nothing", "", []string{"is no JSON object"}},
-		{"a list", "[]", []string{"is no JSON object"}},
-		{"more than one", "{} {}", []string{"is no JSON object"}},
-		{"TOML", lampsTOML, []string{"is no JSON object"}},
+		{"no JSON", "{", []string{"the document must be a JSON object"}},
+		{"nothing", "", []string{"the document must be a JSON object"}},
+		{"a list", "[]", []string{"the document must be a JSON object"}},
+		{"more than one", "{} {}", []string{"the document must be a JSON object"}},
+		{"TOML", lampsTOML, []string{"the document must be a JSON object"}},
 		{"null", "null", []string{noSubjects, noList}},
 		{"an empty object", "{}", []string{noSubjects, noList}},
 		{"an unknown key", `{"for":{},"allow":[{"publsh":["a"],"get":["/"]}]}`, []string{`unknown key "publsh"; did you mean "publish"?`}},
-		{"a filter that is none", `{"for":{},"allow":[{"publish":["a/#/b"]}]}`, []string{badEnd}},
-		{"both labels and subjects", `{"for":{},"subjects":["a"],"allow":[{"get":["/"]}]}`, []string{noSubjects}},
+		{"a filter that is none", `{"for":{},"allow":[{"publish":["a/#/b"]}]}`, []string{"publish " + badEnd}},
+		{"both labels and subjects", `{"for":{},"subjects":["a"],"allow":[{"get":["/"]}]}`, []string{bothSubjects}},
 		{"a bad label", `{"for":{"site":"+"},"allow":[{"get":["/"]}]}`, []string{badLabel}},
-		{"a bad schema", `{"for":{},"allow":[{"call":["f"],"args":{"level":{"maximum":"80"}}}]}`, []string{`the bound of "level" is no JSON Schema`}},
+		{"a bad schema", `{"for":{},"allow":[{"call":["f"],"args":{"level":{"maximum":"80"}}}]}`, []string{`args.level must be a JSON Schema (draft 2020-12)`}},
 		{"a bad variable", `{"for":{},"allow":[{"publish":["${a b}"]}]}`, []string{badVariable}},
-		{"a rule that is no list", `{"for":{},"allow":{"get":["/"]}}`, []string{"write [[allow]], with two brackets"}},
+		{"a rule that is no list", `{"for":{},"allow":{"get":["/"]}}`, []string{"allow must be written as [[allow]], with two brackets"}},
 		{"an empty rule", `{"for":{},"allow":[{}]}`, []string{noAction}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -434,8 +435,8 @@ func TestABoundThatCouldTakeTooLongIsAMistake(t *testing.T) {
 	}
 	fanOut := `{ "$ref" = "#/$defs/d0", "$defs" = { ` + levels.String() + `d24 = {} } }`
 	for _, tc := range []struct{ bound, want string }{
-		{fanOut, `the bound of "level" is not taken: at /`},
-		{`{ pattern = "(x{400}){4}" }`, `the bound of "level" is not taken: has a pattern over the bounds`},
+		{fanOut, `args.level is not accepted: at /`},
+		{`{ pattern = "(x{400}){4}" }`, `args.level is not accepted: a pattern must have at most 512 bytes`},
 		{`{ maximum = 1e300 }`, ""},
 	} {
 		for _, effect := range []string{"allow", "deny"} {

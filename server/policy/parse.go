@@ -23,11 +23,11 @@ import (
 // column. Code: policy_invalid.
 func Parse(name string, src []byte) (*Document, error) {
 	if len(src) > MaxDocument {
-		return nil, mistakes{{Message: "a policy may have 64 KiB"}}.refuse(name)
+		return nil, mistakes{{Message: "a policy must have at most 65536 bytes"}}.refuse(name)
 	}
 	tree := map[string]any{}
 	if err := toml.Unmarshal(src, &tree); err != nil {
-		m := Mistake{Message: "is no TOML"}
+		m := Mistake{Message: "the document must be valid TOML"}
 		if de, ok := errors.AsType[*toml.DecodeError](err); ok {
 			m.Line, m.Column = de.Position()
 			m.Message = strings.TrimPrefix(de.Error(), "toml: ")
@@ -55,11 +55,11 @@ func ParseStored(name string, src []byte) (doc *Document, unread []string, err e
 // ParseJSON parses the same document in JSON; its mistakes have no line numbers.
 func ParseJSON(name string, src []byte) (*Document, error) {
 	if len(src) > MaxDocument {
-		return nil, mistakes{{Message: "a policy may have 64 KiB"}}.refuse(name)
+		return nil, mistakes{{Message: "a policy must have at most 65536 bytes"}}.refuse(name)
 	}
 	tree := map[string]any{}
 	if err := json.Unmarshal(src, &tree); err != nil {
-		return nil, mistakes{{Message: "is no JSON object"}}.refuse(name)
+		return nil, mistakes{{Message: "the document must be a JSON object"}}.refuse(name)
 	}
 	return parse(name, tree, nil, false)
 }
@@ -83,7 +83,9 @@ type parser struct {
 	stored bool // the document is stored already: a bound that may take too long is no mistake
 }
 
+// mistake adds one mistake at a member. A text that begins with "must" is about that member, whose name is put before it.
 func (p *parser) mistake(path, format string, a ...any) {
+	member := memberOf(path)
 	if len(p.mistakes) >= maxMistakes {
 		return
 	}
@@ -95,7 +97,23 @@ func (p *parser) mistake(path, format string, a ...any) {
 	if !ok && p.at != nil {
 		pos = [2]int{1, 1} // the whole document
 	}
-	p.mistakes = append(p.mistakes, Mistake{pos[0], pos[1], fmt.Sprintf(format, a...)})
+	message := fmt.Sprintf(format, a...)
+	if strings.HasPrefix(message, "must ") { // a check that does not know what it checks
+		message = member + " " + message
+	}
+	p.mistakes = append(p.mistakes, Mistake{pos[0], pos[1], message})
+}
+
+// memberOf returns the innermost member that a path names, without indices of lists.
+func memberOf(path string) string {
+	parts := strings.Split(path, ".")
+	for len(parts) > 1 {
+		if _, err := strconv.Atoi(parts[len(parts)-1]); err != nil {
+			break
+		}
+		parts = parts[:len(parts)-1]
+	}
+	return parts[len(parts)-1]
 }
 
 // Keys of a document and of a rule, and the actions that they grant.
@@ -121,22 +139,22 @@ func (p *parser) document(tree map[string]any) {
 	p.keys("", tree, documentKeys)
 	if v, ok := tree["name"]; ok {
 		if s, ok := v.(string); !ok || !watchword.ValidName(s) {
-			p.mistake("name", "a policy's name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
+			p.mistake("name", "name must be 1 to 64 of A-Z a-z 0-9 . _ ~ -")
 		} else if p.doc.Name == "" {
 			p.doc.Name = s
 		} else if s != p.doc.Name {
-			p.mistake("name", "the document calls itself %q, but it is to be %q", s, p.doc.Name)
+			p.mistake("name", "name is %q, and must be %q as in the request", s, p.doc.Name)
 		}
 	}
 	if p.doc.Name == selfPolicy || p.doc.Name == RoleOwner || IsBuiltInRole(p.doc.Name) && !p.stored {
-		p.mistake("name", "%q is built in", p.doc.Name)
+		p.mistake("name", "name must not be %q, which is a built-in policy", p.doc.Name)
 	} else if !watchword.ValidName(p.doc.Name) {
-		p.mistake("name", "a policy needs a name: 1 to 64 of A-Z a-z 0-9 . _ ~ -")
+		p.mistake("name", "name is required: 1 to 64 of A-Z a-z 0-9 . _ ~ -")
 	}
 	p.subjects(tree)
 	if v, ok := tree["proof"]; ok {
 		if v != "required" {
-			p.mistake("proof", `proof may be "required"`)
+			p.mistake("proof", `proof must be "required" or absent`)
 		}
 		p.doc.ProofRequired = true
 	}
@@ -147,7 +165,7 @@ func (p *parser) document(tree map[string]any) {
 		p.mayGive(v)
 	}
 	if tree["allow"] == nil && tree["deny"] == nil && tree["may_give"] == nil && !p.doc.ProofRequired {
-		p.mistake("", "a policy needs at least one [[allow]] or [[deny]]")
+		p.mistake("", `a policy must have at least one [[allow]] or [[deny]], or proof = "required"`)
 	}
 }
 
@@ -156,8 +174,10 @@ func (p *parser) subjects(tree map[string]any) {
 	subjects, bySubjects := tree["subjects"]
 	role, byRole := tree["role"]
 	switch {
-	case byLabels && bySubjects, byLabels && byRole, bySubjects && byRole, !byLabels && !bySubjects && !byRole:
-		p.mistake("for", `say whom it is for, in one way: for = { label = "value" }, subjects = ["id"] or role = "name"; for = {} is everybody`)
+	case byLabels && bySubjects, byLabels && byRole, bySubjects && byRole:
+		p.mistake("for", "only one of for, subjects and role must be given")
+	case !byLabels && !bySubjects && !byRole:
+		p.mistake("for", `one of for, subjects and role is required: for = { label = "value" }, subjects = ["id"] or role = "name"; for = {} selects all subjects`)
 	case byRole:
 		p.role(role, tree["kinds"] != nil)
 	case byLabels:
@@ -178,7 +198,7 @@ func (p *parser) subjects(tree map[string]any) {
 			case watchword.Device, watchword.Operator, watchword.Service:
 				p.doc.kinds = append(p.doc.kinds, k)
 			default:
-				p.mistake("kinds."+strconv.Itoa(i), `a kind is "device", "operator" or "service"`)
+				p.mistake("kinds."+strconv.Itoa(i), `kinds must be "device", "operator" or "service"`)
 			}
 		}
 	}
@@ -245,14 +265,14 @@ func (p *parser) rules(list string, v any) {
 	}
 	tables, ok := v.([]any)
 	if !ok {
-		p.mistake(list, "write [[%s]], with two brackets", list)
+		p.mistake(list, "%[1]s must be written as [[%[1]s]], with two brackets", list)
 		return
 	}
 	for i, v := range tables {
 		path := list + "." + strconv.Itoa(i)
 		table, ok := v.(map[string]any)
 		if !ok {
-			p.mistake(path, "write [[%s]] as a table", list)
+			p.mistake(path, "[[%s]] must be a table", list)
 			continue
 		}
 		p.rule(path, list == "deny", table)
@@ -271,7 +291,7 @@ func (p *parser) rule(path string, deny bool, table map[string]any) {
 		}
 	}
 	if r.publish == nil && r.subscribe == nil && r.call == nil && len(r.paths) == 0 {
-		p.mistake(path, "a rule needs at least one of publish, subscribe, call, get, put, post, patch, delete")
+		p.mistake(path, "a rule must have at least one of publish, subscribe, call, get, put, post, patch, delete")
 	}
 	p.target(path, table, &r)
 	p.args(path, table, &r)
@@ -287,7 +307,7 @@ func (p *parser) filters(path string, table map[string]any, key string, check fu
 	path = tomlpos.Below(path, key)
 	list := p.strings(path, v)
 	if len(list) == 0 {
-		p.mistake(path, "%s needs at least one entry", key)
+		p.mistake(path, "%s must have at least one entry", key)
 	}
 	for i, s := range list {
 		at := path + "." + strconv.Itoa(i)
@@ -307,9 +327,9 @@ func (p *parser) target(path string, table map[string]any, r *rule) {
 	devices, byID := table["devices"]
 	switch {
 	case (byLabels || byID) && r.call == nil:
-		p.mistake(path, "on and devices belong to call")
+		p.mistake(path, "on and devices require call")
 	case byLabels && byID:
-		p.mistake(tomlpos.Below(path, "devices"), "say on or devices, not both")
+		p.mistake(tomlpos.Below(path, "devices"), "on and devices must not both be given")
 	case byLabels:
 		r.on = p.labels(tomlpos.Below(path, "on"), on, true)
 	case byID:
@@ -360,10 +380,10 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 	bounds, ok := v.(map[string]any)
 	switch {
 	case r.call == nil:
-		p.mistake(path, "args belong to call")
+		p.mistake(path, "args requires call")
 		return
 	case !ok || len(bounds) == 0:
-		p.mistake(path, "args is a table: args = { level = { maximum = 80 } }")
+		p.mistake(path, "args must be a table: args = { level = { maximum = 80 } }")
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(bounds)) {
@@ -380,10 +400,10 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 				panic(err) // true and false are valid schemas
 			}
 		case errors.Is(err, schema.ErrBounds):
-			p.mistake(tomlpos.Below(path, name), "the bound of %q is not taken: %s", name, watchword.DetailOf(err))
+			p.mistake(tomlpos.Below(path, name), "args.%s is not accepted: %s", name, watchword.DetailOf(err))
 			continue
 		default:
-			p.mistake(tomlpos.Below(path, name), "the bound of %q is no JSON Schema", name)
+			p.mistake(tomlpos.Below(path, name), "args.%s must be a JSON Schema (draft 2020-12)", name)
 			continue
 		}
 		r.args = append(r.args, bound{name, source, compiled, r.deny})
@@ -404,7 +424,7 @@ func compileBound(v any) (s *schema.Schema, text string, err error) {
 func (p *parser) labels(path string, v any, template bool) watchword.Labels {
 	table, ok := v.(map[string]any)
 	if !ok {
-		p.mistake(path, `labels are a table: { site = "plant-1" }`)
+		p.mistake(path, `labels must be a table: { site = "plant-1" }`)
 		return nil
 	}
 	out := watchword.Labels{}
@@ -430,14 +450,14 @@ func (p *parser) labels(path string, v any, template bool) watchword.Labels {
 func (p *parser) strings(path string, v any) []string {
 	list, ok := v.([]any)
 	if !ok {
-		p.mistake(path, `a list of strings is expected: ["…"]`)
+		p.mistake(path, `must be a list of strings: ["…"]`)
 		return nil
 	}
 	out := make([]string, 0, len(list))
 	for i, v := range list {
 		s, ok := v.(string)
 		if !ok {
-			p.mistake(path+"."+strconv.Itoa(i), "a string is expected")
+			p.mistake(path+"."+strconv.Itoa(i), "must be a string")
 			continue
 		}
 		out = append(out, s)
@@ -457,7 +477,7 @@ func expand(s string, value func(name string) (string, bool)) (string, error) {
 		}
 		name, after, closed := strings.Cut(rest, "}")
 		if !closed || !watchword.ValidName(name) {
-			return "", watchword.Refuse(watchword.PolicyInvalid, "a variable is ${id} or ${label}")
+			return "", watchword.Refuse(watchword.PolicyInvalid, "a variable must be ${id} or ${LABEL}")
 		}
 		v, ok := value(name)
 		if !ok {

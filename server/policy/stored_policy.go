@@ -27,11 +27,11 @@ func (s Stored) Exists() bool { return s.Version > 0 && !s.Deleted }
 func (s Stored) Replace(source []byte, ifVersion int64, now time.Time) (_ Stored, changed bool, err error) {
 	switch {
 	case ifVersion == 0 && s.Exists():
-		return s, false, watchword.Refuse(watchword.PreconditionFailed, "policy %q exists, version %d", s.Name, s.Version)
+		return s, false, watchword.Refuse(watchword.PreconditionFailed, "policy %q exists already, at version %d, and If-None-Match is *", s.Name, s.Version)
 	case ifVersion > 0 && !s.Exists():
-		return s, false, watchword.Refuse(watchword.PreconditionFailed, "policy %q does not exist", s.Name)
+		return s, false, watchword.Refuse(watchword.PreconditionFailed, "policy %q does not exist, and If-Match names a version", s.Name)
 	case ifVersion > 0 && ifVersion != s.Version:
-		return s, false, watchword.Refuse(watchword.PreconditionFailed, "policy %q is at version %d now", s.Name, s.Version)
+		return s, false, watchword.Refuse(watchword.PreconditionFailed, "If-Match must be the current version of policy %q, %d", s.Name, s.Version)
 	case s.Exists() && bytes.Equal(s.Source, source):
 		return s, false, nil
 	}
@@ -46,7 +46,7 @@ func (s Stored) Delete(ifVersion int64, now time.Time) (Stored, error) {
 		return s, watchword.Refuse(watchword.NotFound, "policy %q not found", s.Name)
 	}
 	if ifVersion >= 0 && ifVersion != s.Version {
-		return s, watchword.Refuse(watchword.PreconditionFailed, "policy %q is at version %d now", s.Name, s.Version)
+		return s, watchword.Refuse(watchword.PreconditionFailed, "If-Match must be the current version of policy %q, %d", s.Name, s.Version)
 	}
 	s.Source, s.Changed, s.Deleted = []byte{}, now, true
 	return s, nil

@@ -25,7 +25,7 @@ func (l editLock) acquire(ctx context.Context) (release func(), err error) {
 	case l <- struct{}{}:
 		return func() { <-l }, nil
 	case <-ctx.Done():
-		return nil, watchword.Wrap(ctx.Err(), watchword.TimedOut, "another policy change is still under way")
+		return nil, watchword.Wrap(ctx.Err(), watchword.TimedOut, "another policy change was not finished in time")
 	}
 }
 
@@ -136,7 +136,7 @@ func (r *Registry) checkPolicyLimits(ctx context.Context, t watchword.TenantID, 
 		}
 	}
 	if count > maxPolicies || text > maxPoliciesBytes {
-		return watchword.Refuse(watchword.TooLarge, "there may be %d policies, of %d bytes together", maxPolicies, maxPoliciesBytes)
+		return watchword.Refuse(watchword.TooLarge, "at most %d policies, of %d bytes together, can be stored", maxPolicies, maxPoliciesBytes)
 	}
 	return nil
 }

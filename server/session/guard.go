@@ -107,7 +107,7 @@ func (g *Guard) Check(ctx context.Context, p Credentials) (*Authority, error) {
 func (g *Guard) check(ctx context.Context, p Credentials) (*Authority, *policy.Set, error) {
 	who, err := g.directory.Principal(ctx, p.Tenant, p.Subject)
 	if watchword.CodeOf(err) == watchword.NotFound { // the subject was deleted after the token was issued
-		return nil, nil, watchword.Refuse(watchword.SubjectRevoked, "the subject %q is gone", p.Subject)
+		return nil, nil, watchword.Refuse(watchword.SubjectRevoked, "subject %q was deleted", p.Subject)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -200,7 +200,7 @@ func (g *Guard) add(s *Session) error {
 	case class != ClassAnswer && all >= g.total:
 		return watchword.Refuse(watchword.Busy, "%d sessions are open, which is the limit of this server (limits.connections)", g.total)
 	case alike >= limit:
-		return watchword.Refuse(watchword.Busy, "%q has %d %s, the most that one subject may have", s.credentials.Subject, limit, what)
+		return watchword.Refuse(watchword.Busy, "%q has %d %s, which is the limit of one subject", s.credentials.Subject, limit, what)
 	}
 	if len(g.sessions) == 0 {
 		g.clockWatch = clockjump.Start(g.now, g.expireAll)

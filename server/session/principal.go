@@ -75,7 +75,7 @@ func (k *Keys) Key(id watchword.KeyID) (*jose.PublicKey, error) {
 			}
 		}
 	}
-	return nil, watchword.Refuse(watchword.KeyUnknown, "the subject has no key %s", id)
+	return nil, watchword.Refuse(watchword.KeyUnknown, "kid %s is not a key of the subject", id)
 }
 
 func (k *Keys) key(i int) (*jose.PublicKey, error) {

@@ -14,6 +14,6 @@ func RequireProof(s *watchword.Subject, today *policy.Grant) error {
 	}
 	return &watchword.Error{
 		Code: watchword.ProofRequired, Rule: rule,
-		Detail: "this subject gets nothing without a proof of its key: use DPoP over HTTP, ace over MQTT",
+		Detail: "the subject must prove its key: DPoP over HTTP, Authentication Method ace over MQTT",
 	}
 }

@@ -241,10 +241,10 @@ func (s *Session) checkRefreshLocked(ctx context.Context, p Credentials) error {
 // checkSameHolder checks that p may refresh this session: same subject, key and proof. mu is held.
 func (s *Session) checkSameHolder(p Credentials) error {
 	if p.Tenant != s.credentials.Tenant || p.Subject != s.credentials.Subject || p.Key != s.credentials.Key {
-		return watchword.Refuse(watchword.Denied, "a session can only be refreshed by a token of the same subject and key")
+		return watchword.Refuse(watchword.Denied, "sub and key of the token must be those of the session")
 	}
 	if s.credentials.KeyProved && !p.KeyProved {
-		return watchword.Refuse(watchword.ProofRequired, "this session proved its key: refresh it with a proof")
+		return watchword.Refuse(watchword.ProofRequired, "the session was opened with a proof of the key: refresh it with a proof")
 	}
 	if s.ended.Load() || !s.started {
 		return watchword.Refuse(watchword.NotFound, "the session has ended")

@@ -62,7 +62,7 @@ func (u *consumedAssertions) has(k consumedKey) bool {
 // add marks an assertion as consumed within the open transaction. Code: busy.
 func (u *consumedAssertions) add(k consumedKey) error {
 	if u.count >= u.max {
-		return &watchword.Error{Code: watchword.Busy, Detail: "more assertions were used within minutes than are remembered", RetryAfter: consumedBucket}
+		return &watchword.Error{Code: watchword.Busy, Detail: "too many assertions were used within five minutes", RetryAfter: consumedBucket}
 	}
 	u.put(k)
 	u.added = append(u.added, k)

@@ -23,7 +23,7 @@ type LogFile struct {
 // OpenLog opens the log in the database at path. Codes: not_found, unavailable.
 func OpenLog(ctx context.Context, path string) (_ *LogFile, err error) {
 	if _, err := os.Stat(path); err != nil {
-		return nil, watchword.Wrap(err, watchword.NotFound, "there is no database %s", path)
+		return nil, watchword.Wrap(err, watchword.NotFound, "the database %s does not exist", path)
 	}
 	f, err := openLog(ctx, dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "cache_size(-16000)"))
 	if err != nil { // read-only medium

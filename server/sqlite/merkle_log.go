@@ -75,7 +75,7 @@ func (l *merkleLog) load(ctx context.Context, from querier) error {
 	l.Tree = tree
 	terms, err := queryOne(ctx, from, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), `SELECT coalesce(max(n) + 1, 0) FROM audit_terms`)
 	if err == nil && terms != size/ledger.TileWidth {
-		err = watchword.Refuse(watchword.LogInvalid, "searches know of %d tiles, and the log has %d", terms, size/ledger.TileWidth)
+		err = watchword.Refuse(watchword.LogInvalid, "the search index has %d tiles, and the log has %d", terms, size/ledger.TileWidth)
 	}
 	if err != nil {
 		return err
@@ -87,7 +87,7 @@ func (l *merkleLog) load(ctx context.Context, from querier) error {
 	for _, r := range rs {
 		e, err := r.Entry()
 		if err != nil { // a pruned range ends at a tile
-			return watchword.Wrap(err, watchword.LogInvalid, "entry %d at the end of the log has no body, or a damaged one", r.Seq)
+			return watchword.Wrap(err, watchword.LogInvalid, "entry %d at the end of the log has no body, or its body is damaged", r.Seq)
 		}
 		l.Terms.Add(e)
 	}
@@ -99,7 +99,7 @@ func (l *merkleLog) load(ctx context.Context, from querier) error {
 func (l *merkleLog) checkSingleWriter(t *tx) error {
 	last, err := lastEntry(context.Background(), t)
 	if err == nil && !l.disabled && last != l.next()-1 {
-		err = watchword.Refuse(watchword.LogInvalid, "another process wrote to the log: its last entry is %d, and this server wrote %d", last, l.next()-1)
+		err = watchword.Refuse(watchword.LogInvalid, "another process wrote to the log: its last entry is %d, and the last entry of this server is %d", last, l.next()-1)
 	}
 	return err
 }
@@ -284,7 +284,7 @@ func buildLog(ctx context.Context, t *sql.Tx) error {
 			}
 			entry, err := audit.Parse(seq, body)
 			if err != nil || seq != e.Tree.Size()+int64(len(some))+1 {
-				return watchword.Wrap(err, watchword.LogInvalid, "entry %d of the log is damaged, or is not where it was", seq)
+				return watchword.Wrap(err, watchword.LogInvalid, "entry %d of the log is damaged or out of order", seq)
 			}
 			some, bodies = append(some, audit.Leaf{Entry: entry}), append(bodies, body)
 		}

@@ -234,7 +234,7 @@ func unavailable(err error) error {
 	case codes.SQLITE_FULL:
 		return watchword.Wrap(err, watchword.Unavailable, "the store cannot write: the disk is full")
 	case codes.SQLITE_CORRUPT, codes.SQLITE_NOTADB:
-		return watchword.Wrap(err, watchword.Unavailable, "the store's file is damaged")
+		return watchword.Wrap(err, watchword.Unavailable, "the database file is damaged")
 	}
 	return watchword.Wrap(err, watchword.Unavailable, "the store does not answer")
 }

@@ -41,7 +41,7 @@ const (
 // was compared. Code: precondition_failed.
 func (t Twin) Configure(config []byte, ifVersion int64, now time.Time) (Twin, error) {
 	if ifVersion >= 0 && ifVersion != t.ConfigVersion {
-		return t, watchword.Refuse(watchword.PreconditionFailed, "the configuration is at version %d now", t.ConfigVersion)
+		return t, watchword.Refuse(watchword.PreconditionFailed, "If-Match must be the current version of the configuration, %d", t.ConfigVersion)
 	}
 	t.Config, t.ConfigVersion, t.ConfigAt = config, t.ConfigVersion+1, now
 	return t, nil

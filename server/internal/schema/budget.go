@@ -76,11 +76,11 @@ func (b *costBudget) costOf(s *jsonschema.Schema, depth int) (cost, error) {
 	here := schemaPointer(s)
 	switch {
 	case !strings.HasPrefix(s.Location, url+"#"):
-		return cost{}, badSchema(errOther, "refers to another document: %s", truncate.Text(s.Location, 100))
+		return cost{}, badSchema(errOther, "must not refer to another document: %s", truncate.Text(s.Location, 100))
 	case b.inProgress[v]:
-		return cost{}, badSchemaAt(here, "the schema applies to itself on the same value")
+		return cost{}, badSchemaAt(here, "must not apply to itself on the same value")
 	case s.Format != nil && s.Format.Name == "regex":
-		return cost{}, badSchemaAt(here, "the format regex of this draft is not supported")
+		return cost{}, badSchemaAt(here, "the format regex is not supported")
 	}
 	b.countSize(s)
 	b.inProgress[v] = true
@@ -95,7 +95,7 @@ func (b *costBudget) costOf(s *jsonschema.Schema, depth int) (cost, error) {
 		w.height = max(w.height, 1+below.height)
 	}
 	if w.height > maxInPlace {
-		return cost{}, badSchemaAt(here, "more than %d schemas within each other apply to the same value", maxInPlace)
+		return cost{}, badSchemaAt(here, "at most %d nested schemas may apply to the same value", maxInPlace)
 	}
 	if depth > 0 {
 		if err := b.members(&w, s, depth-1); err != nil {
@@ -110,7 +110,7 @@ func (b *costBudget) costOf(s *jsonschema.Schema, depth int) (cost, error) {
 		w.addPerValue(names)
 	}
 	if w.steps() > MaxSteps {
-		return cost{}, badSchemaAt(here, "this could take %.0f steps on a value of %d bytes, and may take %d", w.steps(), MaxBytes, MaxSteps)
+		return cost{}, badSchemaAt(here, "the evaluation could take %.0f steps for a value of %d bytes; the limit is %d", w.steps(), MaxBytes, MaxSteps)
 	}
 	b.costs[v] = w
 	return w, nil

@@ -27,7 +27,7 @@ func (e *regexpEngine) compile(s string) (jsonschema.Regexp, error) {
 	p, err := compilePattern(s)
 	if err != nil {
 		if large, ok := errors.AsType[*syntax.Error](err); ok && e.err == nil && slices.Contains(tooLarge, large.Code) {
-			e.err = badSchema(errors.Join(ErrBounds, err), "has a pattern over the bounds: %d bytes, %d instructions with its repetitions written out", maxPattern, maxProgram)
+			e.err = badSchema(errors.Join(ErrBounds, err), "a pattern must have at most %d bytes, and %d instructions with its repetitions expanded", maxPattern, maxProgram)
 		}
 		return nil, err
 	}

@@ -68,11 +68,11 @@ var errOther = errors.New("a schema may not refer to another document")
 // bad_request, with the position as a JSON pointer.
 func Compile(source []byte) (*Schema, error) {
 	if len(source) > MaxText {
-		return nil, &watchword.Error{Code: watchword.TooLarge, Field: "schema", Detail: fmt.Sprintf("a schema may have %d bytes", MaxText)}
+		return nil, &watchword.Error{Code: watchword.TooLarge, Field: "schema", Detail: fmt.Sprintf("must have at most %d bytes", MaxText)}
 	}
 	doc, err := Parse(source)
 	if err != nil {
-		return nil, badSchema(err, "is no JSON Schema")
+		return nil, badSchema(err, "must be a JSON Schema (draft 2020-12)")
 	}
 	var t textCounts
 	if err := t.check("", doc, 1); err != nil {
@@ -83,14 +83,14 @@ func Compile(source []byte) (*Schema, error) {
 	c.UseLoader(noLoader{})
 	c.UseRegexpEngine(e.compile)
 	if err := c.AddResource(url, doc); err != nil {
-		return nil, badSchema(err, "is no JSON Schema")
+		return nil, badSchema(err, "must be a JSON Schema (draft 2020-12)")
 	}
 	compiled, err := c.Compile(url)
 	if err != nil {
 		if e.err != nil {
 			return nil, e.err
 		}
-		return nil, badSchema(err, "is no JSON Schema")
+		return nil, badSchema(err, "must be a JSON Schema (draft 2020-12)")
 	}
 	b := newBudget()
 	total, err := b.costOf(compiled, maxDepth)
@@ -189,15 +189,15 @@ var unsupported = []string{"$dynamicRef", "$recursiveRef"}
 
 func (t *textCounts) check(pointer string, v any, depth int) error {
 	if t.nodes++; t.nodes > maxTextNodes {
-		return badSchemaAt(pointer, "a schema may have %d values", maxTextNodes)
+		return badSchemaAt(pointer, "must have at most %d values", maxTextNodes)
 	}
 	if depth > maxTextDepth {
-		return badSchemaAt(pointer, "a schema may be %d deep", maxTextDepth)
+		return badSchemaAt(pointer, "must be at most %d levels deep", maxTextDepth)
 	}
 	switch v := v.(type) {
 	case map[string]any:
 		if t.objects++; t.objects > maxObjects {
-			return badSchemaAt(pointer, "a schema may have %d objects", maxObjects)
+			return badSchemaAt(pointer, "must have at most %d objects", maxObjects)
 		}
 		for _, keyword := range unsupported {
 			if _, ok := v[keyword].(string); ok {
@@ -206,12 +206,12 @@ func (t *textCounts) check(pointer string, v any, depth int) error {
 		}
 		if _, ok := v["$ref"].(string); ok {
 			if t.refs++; t.refs > maxRefs {
-				return badSchemaAt(pointer, "a schema may have %d references", maxRefs)
+				return badSchemaAt(pointer, "must have at most %d references", maxRefs)
 			}
 		}
 		for name, below := range v {
 			if len(name) > keyBytes {
-				return badSchemaAt(pointer, "a name may have %d bytes", keyBytes)
+				return badSchemaAt(pointer, "a name must have at most %d bytes", keyBytes)
 			}
 			if err := t.check(pointer+"/"+escape(name), below, depth+1); err != nil {
 				return err
@@ -227,7 +227,7 @@ func (t *textCounts) check(pointer string, v any, depth int) error {
 		t.objects++ // booleans are schemas too
 	case json.Number:
 		if !isQuickNumber(string(v)) {
-			return badSchemaAt(pointer, "a number may have %d characters, and an exponent up to %d", maxNumber, maxExponent)
+			return badSchemaAt(pointer, "a number must have at most %d characters, and an exponent of at most %d", maxNumber, maxExponent)
 		}
 	}
 	return nil
