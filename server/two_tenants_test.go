@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,6 +52,7 @@ func TestTheSameNamesInTwoTenantsAreTwoThings(t *testing.T) {
 		{"DPoP proofs", proofsInOneTenant},
 		{"enrollment codes", codesInOneTenant},
 		{"tokens", tokensInOneTenant},
+		{"tenants that do not exist", noTenantInNoLog},
 		{"policies and labels", policiesInOneTenant},
 		{"the log", logInOneTenant},
 		{"connections of a subject", connectionQuotaInOneTenant},
@@ -530,6 +532,46 @@ func (x *tenantSide) connackReason(nc net.Conn, access string) packet.Reason {
 	go c.read()
 	c.send(&packet.Connect{Version: packet.V5, CleanStart: true, ClientID: "lamp-1", Username: "jwt", HasUser: true, HasPass: true, Password: []byte(access)})
 	return next[*packet.Connack](c).Code
+}
+
+// A connection for a tenant that does not exist is refused, and stands in nobody's audit log.
+func noTenantInNoLog(t *testing.T, a, b *tenantSide) {
+	forged := func(issuer string) string {
+		t.Helper()
+		k, err := jose.GenerateKey(jose.P256)
+		check(t, err)
+		by, err := k.Signer()
+		check(t, err)
+		now := time.Now()
+		raw, err := token.SignAccess(by, token.Grant{
+			Issuer: issuer, Subject: watchword.Subject{ID: "lamp-1", Kind: watchword.Device}, Key: by.Public().ID(), JTI: "tok_1", Issued: now, Expires: now.Add(time.Minute),
+		})
+		check(t, err)
+		return raw
+	}
+	refused := func(x *tenantSide, issuer string) (remote string) {
+		t.Helper()
+		c := x.connectWith(forged(issuer), "lamp-1")
+		if got := c.connack.Code; got != packet.NotAuthorized {
+			t.Errorf("a forged token of %s: CONNACK %#x", issuer, got)
+		}
+		return c.nc.LocalAddr().String()
+	}
+	none := []string{refused(a, a.info.Issuer+"/t/none"), refused(a, a.info.Issuer+"/t/nowhere")}
+	for _, x := range []*tenantSide{a, b} {
+		own := refused(x, x.issuer)
+		for wait, found := testwait.Within(), false; !found; { // refusals are written in their order
+			es, err := x.admin.FindEntries(t.Context(), admin.LogQuery{Kind: audit.RequestRefuse}, 1000)
+			check(t, err)
+			for _, e := range es {
+				found = found || e.Data["remote"] == own
+				if slices.Contains(none, e.Data["remote"]) {
+					t.Fatalf("%s has an entry about a tenant that does not exist: %+v", x.id, e)
+				}
+			}
+			wait.Check(t, "the entry of the refusal in "+string(x.id))
+		}
+	}
 }
 
 func policiesInOneTenant(t *testing.T, a, b *tenantSide) {

@@ -12,7 +12,7 @@ import (
 // request, and where these name none by the issuer that its token names. It is called while CONNECT or AUTH is handled: the TLS
 // handshake is over. Codes: rate_limited; denied where there is no such tenant.
 func (c *conn) resolveTenant(presented string, now time.Time) (watchword.TenantID, error) {
-	if t := c.tenant.Load(); t != nil {
+	if t := c.tenant.Load(); t != nil && *t != "" {
 		return *t, nil
 	}
 	var host string
@@ -32,6 +32,7 @@ func (c *conn) resolveTenant(presented string, now time.Time) (watchword.TenantI
 		c.tenant.Store(&t)
 		return t, nil
 	}
+	c.tenant.Store(new(watchword.TenantID)) // no tenant's log has an entry about it
 	if err := c.broker.unknownHosts.Take(struct{}{}, now); err != nil {
 		return "", err
 	}
