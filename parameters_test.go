@@ -8,9 +8,8 @@ import (
 	"testing"
 )
 
-// No function has more than 8 parameters, beside its receiver: what belongs together goes into a struct, whose members
-// have names at the call. The argument of testing.F.Fuzz is exempt, since the fuzzing engine takes parameters of basic
-// types alone.
+// No function has more than 8 parameters, besides its receiver: related parameters become a struct, whose members are named
+// in the call. The argument of testing.F.Fuzz is exempt, since the fuzzing engine accepts only parameters of basic types.
 func TestFunctionsHaveAtMostEightParameters(t *testing.T) {
 	const limit = 8
 	most, types := 0, 0

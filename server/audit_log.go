@@ -59,7 +59,7 @@ func (s *Server) auditSessionEnded(x *session.Session, cause error) {
 	if cause != nil {
 		reason = string(watchword.CodeOf(cause))
 	}
-	if !x.IsConnection() || reason == string(watchword.SessionClosed) { // whoever closed it wrote an entry of its own
+	if !x.IsConnection() || reason == string(watchword.SessionClosed) { // the act that closed it has an entry of its own
 		return
 	}
 	s.recorder.Session(actor(x.Authority()).DoneEntry(audit.SessionClose, string(x.ID()), s.o.Now(), map[string]string{

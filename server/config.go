@@ -131,8 +131,7 @@ type LimitsConfig struct {
 type AuditConfig struct {
 	CheckpointEvery Duration `toml:"checkpoint_every"`
 	Witnesses       []string `toml:"witnesses"`
-	// RetainBodies is how long bodies of entries are kept; 0: for ever. Hashes and the history of
-	// keys are always kept.
+	// RetainBodies is how long bodies of entries are stored; 0: forever. Hashes and the history of keys are never deleted.
 	RetainBodies Duration `toml:"retain"`
 	// Quorum is how many witnesses must have cosigned a checkpoint before devices act on it; 0: a
 	// majority.

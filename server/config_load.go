@@ -84,14 +84,14 @@ func findConfig(src Source) (path string, text []byte, err error) {
 	return "", nil, nil
 }
 
-// renamedKeys is the keys that have another name now, by their old names. Each stands in CHANGELOG.md under "Renamed".
+// renamedKeys maps the old names of renamed keys to the new ones. Each is in CHANGELOG.md under "Renamed".
 var renamedKeys = map[string]string{
 	"limits.kept_bytes":         "limits.offline_bytes",
 	"limits.subject_kept_bytes": "limits.subject_offline_bytes",
 }
 
-// absentKeys is the keys of parts that are not in this version. They are refused, so that nobody believes that what they
-// ask for is in force. When a part is added, its keys move from here into [Config].
+// absentKeys is the keys of features that are not in this version. They are refused, so that no operator relies on them.
+// When a feature is added, its keys move from here into [Config].
 var absentKeys = []string{
 	"server.public_mqtts", "server.console", "server.acme_domain", "server.trusted_proxies",
 	"cluster.node", "cluster.routes", "cluster.listen", "cluster.secret", "cluster.secret_file",

@@ -120,8 +120,8 @@ func TestSecretsComeFromPrivateFilesAndAreMasked(t *testing.T) {
 	}
 }
 
-// A key whose part is not in this version ends the start, in whatever form it is written and even with its default value:
-// nobody may believe that it is in force.
+// A key of a feature that is not in this version stops the start, in whatever form it is written and even with its default
+// value, so that no operator relies on it.
 func TestKeysOfAbsentPartsAreRefused(t *testing.T) {
 	keys := []string{
 		"server.public_mqtts", "server.console", "server.acme_domain", "server.trusted_proxies",

@@ -98,7 +98,7 @@ func newHandshakes(l *slog.Logger, now func() time.Time) *handshakes {
 // failed counts a failure, and logs it within the limits.
 func (h *handshakes) failed(listener, remote, text string) {
 	reason := handshakeReason(text)
-	defer h.total.WithLabelValues(listener, reason).Inc() // counted after logging: whoever sees the count finds the line
+	defer h.total.WithLabelValues(listener, reason).Inc() // counted after logging: a reader that sees the count finds the line
 	now := h.now()
 	ap, _ := netip.ParseAddrPort(remote) // unparsable addresses share one limit
 	h.mu.Lock()

@@ -17,8 +17,8 @@ import (
 	"github.com/watchword-iot/watchword/internal/testwait"
 )
 
-// queueServer answers TLS handshakes in turns, over the given curves if any, and closes each connection when its handshake
-// is over.
+// queueServer answers TLS handshakes in turns, over the given curves if any, and closes each connection after its
+// handshake.
 func queueServer(t *testing.T, room *fair.Semaphore, curves ...tls.CurveID) (address string, over <-chan error) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -92,7 +92,7 @@ func TestHandshakeWaitsForSlot(t *testing.T) {
 	waitsForSlot(t, room, leave, answered, over)
 }
 
-// waitsForSlot shows that the handshake under way waits, and goes on once leave made room.
+// waitsForSlot checks that the handshake in progress waits, and continues once leave releases a slot.
 func waitsForSlot(t *testing.T, room *fair.Semaphore, leave func(), answered, over <-chan error) {
 	t.Helper()
 	for wait := testwait.Within(); room.Waiting() == 0; runtime.Gosched() {
@@ -112,7 +112,7 @@ func waitsForSlot(t *testing.T, room *fair.Semaphore, leave func(), answered, ov
 	}
 }
 
-// Where the server asks for another hello, the second one waits for its turn too: the work comes behind it.
+// If the server requests another hello, the second one waits for its turn too: the expensive part follows it.
 func TestSecondClientHelloWaitsForSlot(t *testing.T) {
 	room := fair.NewSemaphore()
 	address, over := queueServer(t, room, tls.CurveP384) // for which a client has no key share in its first hello
@@ -209,7 +209,7 @@ func TestHandshakeHoldsNoSlotWhileWriting(t *testing.T) {
 	occupySlots(t, room)()
 }
 
-// tellsOfWrites tells of each write before it waits.
+// tellsOfWrites signals each write before it waits.
 type tellsOfWrites struct {
 	net.Conn
 	writes chan<- struct{}
@@ -223,7 +223,7 @@ func (c tellsOfWrites) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// helloOnly is a connection on which a client hears nothing.
+// helloOnly is a connection whose client receives nothing.
 type helloOnly struct{ net.Conn }
 
 func (helloOnly) Read([]byte) (int, error) { return 0, net.ErrClosed }

@@ -198,7 +198,7 @@ func TestHandshakesThatFailAreCountedAndLogged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = nc.Close() // a handshake that held is none that failed
+	_ = nc.Close() // a completed handshake is not a failed one
 	say(info.MQTTS, "")
 	comes(t, info.Metrics, `watchword_tls_handshakes_failed_total{listener="mqtts",reason="closed"}`, 2)
 }

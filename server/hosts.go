@@ -8,11 +8,10 @@ import (
 	"strings"
 )
 
-// checkHost answers 421 to a request whose Host is not a name of this server (RFC 9110 §7.4).
-// Otherwise a web page could read answers of a server on the same machine by DNS rebinding: its
-// name resolves to a loopback address, but still stands in Host. Accepted are localhost, loopback
-// addresses and names, with any port, and HTTP/1.0 requests without Host, which browsers do not
-// send.
+// checkHost answers 421 to a request whose Host is not a name of this server (RFC 9110 §7.4). Otherwise a web page could
+// read answers of a server on the same machine by DNS rebinding: its name resolves to a loopback address, but is still in
+// Host. Accepted are localhost, loopback addresses and names, with any port, and HTTP/1.0 requests without Host, which
+// browsers do not send.
 func checkHost(names []string, next http.Handler) http.Handler {
 	own := map[string]bool{"": true, "localhost": true}
 	for _, n := range names {

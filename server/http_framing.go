@@ -6,7 +6,7 @@ import "net/http"
 func newHTTPServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:                      closeAmbiguousFraming(h),
-		DisableGeneralOptionsHandler: true, // OPTIONS * goes to h too, so that closeAmbiguousFraming sees every request
+		DisableGeneralOptionsHandler: true, // OPTIONS * is passed to h too, so that closeAmbiguousFraming sees every request
 	}
 }
 

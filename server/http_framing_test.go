@@ -15,8 +15,8 @@ import (
 	"github.com/watchword-iot/watchword/internal/testwait"
 )
 
-// A request that others may have cut in another way is the last of its connection
-// (RFC 9112 §6.1): what comes behind it on the connection is not answered.
+// A request that a proxy may have delimited in another way is the last of its connection (RFC 9112 §6.1): bytes after it
+// are not answered.
 func TestAmbiguousLengthClosesConnection(t *testing.T) {
 	c := config(t, filepath.Join(t.TempDir(), "data"))
 	info := running(t, c)

@@ -16,7 +16,7 @@ import (
 	"github.com/watchword-iot/watchword/server/sqlite"
 )
 
-// startKeyRotation starts the rotation of keys and registers who is notified of it.
+// startKeyRotation starts the rotation of keys and registers the receivers of its changes.
 func (s *Server) startKeyRotation(ctx context.Context) (err error) {
 	s.rotator, err = keyring.NewRotator(ctx, s.store, s.keys, s.live, keyring.RotatorOptions{
 		Schedule:   keyring.Schedule{RotateEvery: s.cfg.Keys.RotateEvery.Duration, Overlap: s.cfg.Keys.Overlap.Duration},
@@ -50,10 +50,10 @@ type trust struct {
 
 	mu     sync.Mutex
 	ca     []byte // that was written last
-	bundle string // that clients were told of last
+	bundle string // of the last notice to clients
 }
 
-// HandleChange is the last: what the notice says must be there for who asks then.
+// HandleChange is the last receiver: the bundle of the notice must be available to clients that fetch it then.
 func (t *trust) HandleChange(ctx context.Context, c watchword.Change) error {
 	if c.Kind != watchword.ServerKeysChanged {
 		return nil

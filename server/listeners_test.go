@@ -140,7 +140,7 @@ func TestAProxySaysWhoTheClientIs(t *testing.T) {
 			}
 		}
 	}
-	// Without a header nothing comes in from there, and nobody else can say it is another.
+	// Without a header no connection from there is accepted, and other clients cannot claim another address.
 	header := string(proxyHeader(netip.MustParseAddrPort("203.0.113.7:4242"), netip.MustParseAddrPort("192.0.2.1:8883")))
 	for from, first := range map[string]string{"127.0.0.2": "\x10\x10\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x00", "127.0.0.1": header, "127.0.0.3": header} {
 		nc := dial(from)
@@ -151,7 +151,7 @@ func TestAProxySaysWhoTheClientIs(t *testing.T) {
 			t.Errorf("from %s: %x %v", from, b, err)
 		}
 	}
-	// One that says nothing holds up nobody.
+	// A silent one delays no other.
 	dial("127.0.0.2")
 	connected(t, dial("127.0.0.1"), dir, info.Issuer)
 }

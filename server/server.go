@@ -242,8 +242,8 @@ func (s *Server) assemble(ctx context.Context) error {
 	if err := s.broker.Restore(ctx); err != nil {
 		return err
 	}
-	// In this order: who is asked for what stands now comes before those that ask, and who gives out what others may have
-	// retained before the sessions that it would be given to.
+	// In this order: a receiver that others query precedes them, and the retained messages precede the sessions to which
+	// they would be delivered.
 	s.live.Register(s.keys, directory, credentials, s.broker, s.guard, messages, s.commands, &trust{s: s})
 	if err := s.startKeyRotation(ctx); err != nil {
 		return err

@@ -14,7 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/server"
 )
 
-const otherUID = 54321 // a user id that nobody has
+const otherUID = 54321 // a user id that does not exist
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -23,8 +23,8 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// Every file and folder of a data folder decides something, so none is believed that somebody else has, or that others can
-// write to; and what is refused says how to mend it.
+// Every file and folder of a data folder is trusted, so none is accepted that another user owns, or that others can write
+// to; and a refusal names the command that corrects it.
 func TestNoFileOfTheDataFolderIsBelievedFromOthers(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give a file to another user")
@@ -68,7 +68,7 @@ func TestNoFileOfTheDataFolderIsBelievedFromOthers(t *testing.T) {
 	}
 	once(t, config(t, dir))
 
-	// The CLI goes by the same.
+	// The CLI applies the same rules.
 	for _, name := range []string{"server.json", "operator.jwk", "tls/ca.pem", "tls", "."} {
 		path := filepath.Join(dir, name)
 		must(t, os.Chown(path, otherUID, otherUID))

@@ -153,10 +153,10 @@ func (c *mqttClient) read() {
 }
 
 func (c *mqttClient) send(p packet.Packet) {
-	_, _ = c.nc.Write(packet.Append(nil, p, packet.V5)) // the server may have closed it: what comes then says so
+	_, _ = c.nc.Write(packet.Append(nil, p, packet.V5)) // the server may have closed it: the next packet shows it
 }
 
-// next returns the next packet, which must be a P; a PUBLISH that comes before it is put aside, unless it is what is waited for.
+// next returns the next packet, which must be a P; a PUBLISH before it is put aside, unless it is the awaited packet.
 func next[P packet.Packet](c *mqttClient) P {
 	c.Helper()
 	for {

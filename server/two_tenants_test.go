@@ -520,7 +520,7 @@ func tokensInOneTenant(t *testing.T, a, b *tenantSide) {
 	}
 	check(t, a.admin.RevokeToken(t.Context(), claims.JTI))
 	ca.wantEnd(packet.NotAuthorized)
-	_, err = a.lamp.NewToken(t.Context()) // for what comes behind
+	_, err = a.lamp.NewToken(t.Context()) // for the following steps
 	check(t, err)
 }
 

@@ -32,9 +32,8 @@ import (
 	"github.com/watchword-iot/watchword/server"
 )
 
-// upgraded is a data folder of an earlier build, made by testdata/upgrade/make.sh, under
-// a server of this build. Its clock stands two hours after the folder was left: before the
-// ends of what is in it, however much later the test runs.
+// upgraded is a data folder of an earlier build, made by testdata/upgrade/make.sh, under a server of this build. Its clock
+// is two hours after the folder's last use: before everything in it expires, however much later the test runs.
 type upgraded struct {
 	t     *testing.T
 	made  string // the archive's name, a date
@@ -146,7 +145,7 @@ func (u *upgraded) device(id watchword.SubjectID) *device.Device {
 	return d
 }
 
-// mqtt connects a client to the session that it left. What it gets comes through the channel.
+// mqtt connects a client to the session that it left. Its messages are received from the channel.
 func (u *upgraded) mqtt(d *device.Device, client string) (*paho.Client, *paho.Connack, <-chan *paho.Publish) {
 	u.t.Helper()
 	token, err := d.NewToken(u.t.Context())
@@ -254,8 +253,7 @@ func (u *upgraded) await(c api.Command) api.Command {
 	return c
 }
 
-// A folder that an earlier build left holds after the upgrade what it held before, and
-// whoever is in it goes on where they were.
+// After the upgrade a folder of an earlier build has its earlier content, and its subjects continue where they were.
 func TestDataFolderUpgrade(t *testing.T) {
 	archives, err := filepath.Glob("testdata/upgrade/*.tar.gz")
 	check(t, err)

@@ -279,7 +279,7 @@ func (p *inspection) strictCheck(now time.Time) {
 	}
 }
 
-// claim returns a claim that is a string; empty if it is none.
+// claim returns a claim that is a string; empty for other claims.
 func (p *inspection) claim(name string) string {
 	for _, c := range p.Claims {
 		if s, ok := text(c.Value); ok && c.Name == name {

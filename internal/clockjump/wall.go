@@ -1,7 +1,6 @@
-// Package clockjump reports jumps of the wall clock ahead of the monotonic clock: after a machine
-// was suspended or a virtual machine paused, and after the clock was set forward. Timers use
-// monotonic time, which stands still meanwhile; what expires at a time of day must not expire that
-// much later.
+// Package clockjump reports jumps of the wall clock ahead of the monotonic clock: after a machine was suspended or a
+// virtual machine paused, and after the clock was set forward. Timers use monotonic time, which does not advance meanwhile;
+// what expires at a time of day must not expire that much later.
 package clockjump
 
 import (

@@ -38,8 +38,8 @@ const (
 )
 
 // Check looks up the program, and returns the function with the program's path instead of its name. The owner of the
-// program must be trusted, since whoever can write to it determines what the device does. Codes: config_invalid, with the
-// reason; file_untrusted.
+// program must be trusted, since any user with write access determines what the device does. Codes: config_invalid, with
+// the reason; file_untrusted.
 func (f Function) Check() (Function, error) {
 	wrong := func(format string, a ...any) error {
 		return watchword.Refuse(watchword.ConfigInvalid, format, a...)

@@ -55,7 +55,7 @@ type mqttConn struct {
 
 func (c *mqttConn) fail(err error) { c.failAfter(err, func() {}) }
 
-// failAfter ends the connection like fail, after it has called leave, which tells the server the reason. While leave runs
+// failAfter ends the connection like fail, after it has called leave, which sends the server the reason. While leave runs
 // no other goroutine ends the connection.
 func (c *mqttConn) failAfter(err error, leave func()) {
 	c.once.Do(func() {

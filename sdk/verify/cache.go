@@ -9,8 +9,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// keysFile is the content of the cache file. Whoever can write it determines which keys are trusted, so it is as private as
-// a key.
+// keysFile is the content of the cache file. Any user that can write it determines which keys are trusted, so it is as
+// private as a key.
 type keysFile struct {
 	Issuer  string            `json:"issuer"`
 	Fetched int64             `json:"fetched"`

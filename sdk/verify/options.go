@@ -63,8 +63,8 @@ func Nonces(key []byte) Option { return func(o *options) { o.nonces, o.nonceKey 
 // 3,000 requests a second without end, of one subject some 800; about 50 MB when full.
 func Proofs(n int) Option { return func(o *options) { o.proofs = n } }
 
-// Cache stores the last valid keys in a file (0600), so that the service can restart while the issuer is unreachable.
-// Whoever can write the file or its folder determines which tokens are accepted: the folder must belong to this service
+// Cache stores the last valid keys in a file (0600), so that the service can restart while the issuer is unreachable. A
+// user that can write the file or its folder determines which tokens are accepted: the folder must belong to this service
 // alone.
 func Cache(path string) Option { return func(o *options) { o.cache = path } }
 

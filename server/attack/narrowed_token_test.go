@@ -53,7 +53,7 @@ func (srv *testServer) operatorSigner() *jose.Signer {
 	return s
 }
 
-// TestNarrowedTokenAllowsItsEndpointOnly goes over the OpenAPI document: with a token of the owner that names one path no
+// TestNarrowedTokenAllowsItsEndpointOnly covers the OpenAPI document: with a token of the owner that names one path no
 // other operation is allowed, not even on commands that the owner itself ordered.
 func TestNarrowedTokenAllowsItsEndpointOnly(t *testing.T) {
 	srv := serve(t, nil)

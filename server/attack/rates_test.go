@@ -30,7 +30,7 @@ func fillPath(path string) string {
 	}
 }
 
-// TestEveryOperationHasARateBySubject goes over the OpenAPI document, so that new operations are covered too.
+// TestEveryOperationHasARateBySubject covers the OpenAPI document, so that new operations are tested too.
 func TestEveryOperationHasARateBySubject(t *testing.T) {
 	now := time.Now() // it does not advance: no account is refilled
 	srv := serveAt(t, t.TempDir()+"/data", func() time.Time { return now }, func(c *server.Config) {

@@ -77,7 +77,7 @@ func TestEntryRoundTrip(t *testing.T) {
 	}
 }
 
-// One who floods hides nobody else, and a flood of many fills no disk.
+// A flood of one subject does not hide the entries of others, and a flood of many does not fill the disk.
 func TestAFloodDoesNotHideOtherSubjects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &memory{}

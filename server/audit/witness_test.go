@@ -130,8 +130,8 @@ func newHTTPWitness(t *testing.T, log oneKey, script ...http.HandlerFunc) *audit
 	return w
 }
 
-// A witness that is away, lies, or talks too much is asked again, also where nothing
-// new comes into the log: somebody may wait for it.
+// A witness that does not answer, or answers with invalid or too much data, is tried again, also if the log has no new
+// entry: a caller may wait for it.
 func TestAWitnessThatFailsIsAskedAgain(t *testing.T) {
 	say := func(status int, text string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {

@@ -36,9 +36,8 @@ func (r fakeDirectory) Principal(_ context.Context, _ watchword.TenantID, id wat
 	return session.NewPrincipal(&r.s, policy.NewSet()), nil
 }
 
-// Where too many signatures wait already, whoever comes is told so, by that word,
-// and nothing is said of credentials that nobody looked at: not that they are bad, nor
-// whether their subject is known.
+// If too many signatures are queued, every further request gets busy, whatever its credentials: the answer discloses
+// neither whether they are valid nor whether their subject exists.
 func TestBusyDoesNotHideOtherRefusals(t *testing.T) {
 	_, s := newKey(t)
 	room := fair.NewSemaphore()

@@ -49,7 +49,7 @@ type dpopVerifier struct {
 	share int
 }
 
-// subjectRef is the subject of the token that a proof comes with.
+// subjectRef is the subject of the token that a proof belongs to.
 type subjectRef struct {
 	tenant watchword.TenantID
 	id     watchword.SubjectID
@@ -75,8 +75,8 @@ func newDPoPVerifier(origins token.Origins) *dpopVerifier {
 	return p
 }
 
-// reset replaces the nonce key: no earlier nonce is accepted, so nothing that
-// was spent need be remembered. It is called with mu held, or before anybody knows p.
+// reset replaces the nonce key: no earlier nonce is accepted, so no used proof need be remembered. It is called with mu
+// held, or before p is shared.
 func (p *dpopVerifier) reset() {
 	var key [32]byte
 	_, _ = rand.Read(key[:]) // never fails

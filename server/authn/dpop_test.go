@@ -55,7 +55,7 @@ func TestDPoPNonceIsValidForTwoWindows(t *testing.T) {
 	}
 }
 
-// However the clock goes, a proof that was spent is never taken again while its nonce counts.
+// Whatever the clock does, a used proof is never accepted again while its nonce is valid.
 func TestDPoPProofIsUsedOnce(t *testing.T) {
 	p, s := newDPoPVerifier(token.NewOrigins(home)), signer(t)
 	start := time.Unix(6000*60, 0)

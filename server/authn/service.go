@@ -52,7 +52,7 @@ type Options struct {
 	Lifetime time.Duration // of an access token; 0 means 10 minutes
 	// Origins is the addresses of the server that a DPoP proof may name; nil means the issuer's.
 	Origins token.Origins
-	// Semaphore is where signatures are checked; nil lets everybody in at once.
+	// Semaphore limits the concurrent verification of signatures; nil: no limit.
 	Semaphore *fair.Semaphore
 	// IssueRate is how many tokens a second one subject gets, over HTTP and MQTT together; ten seconds' worth at once.
 	// Ten times as many of its assertions are taken for anything else. 0 is no bound.
@@ -239,10 +239,9 @@ func apiPermissions(ps []watchword.Permission) (out []watchword.Permission) {
 	return out
 }
 
-// AuthenticateAssertion is [Service.Exchange] for a connection that needs the credentials and never
-// the token: what the token would say is on record and spent in the same way,
-// but nobody signs it. The typ of the assertion is mandatory. allow is asked about the credentials before the
-// assertion is spent. Codes: those of Exchange, and those of allow.
+// AuthenticateAssertion is [Service.Exchange] for a connection that needs the credentials and not the token: the same
+// record is written and the assertion is used, but no token is signed. The typ of the assertion is mandatory. allow is
+// called with the credentials before the assertion is used. Codes: those of Exchange, and those of allow.
 func (svc *Service) AuthenticateAssertion(ctx context.Context, t watchword.TenantID, raw string, allow func(session.Credentials) error, trace string, now time.Time) (session.Credentials, error) {
 	s, current, a, err := svc.verifyAssertion(ctx, t, raw, false, now)
 	if err != nil {
@@ -324,10 +323,9 @@ func (svc *Service) VerifyPossession(ctx context.Context, p session.Credentials,
 	return svc.semaphore.Do(ctx, func() error { return k.VerifyBytes(message, sig) })
 }
 
-// authenticate finds the subject that signed p. An unknown subject takes the way of a known one with
-// a wrong key: it gets the same answer, also where too many signatures wait. It does not
-// get it after the same time: what is read of the two differs, and so does the algorithm
-// of their keys. Who measures can learn which ids there are; ids are no secrets.
+// authenticate finds the subject that signed p. An unknown subject is handled like a known one with a wrong key: it gets
+// the same answer, also if too many signatures are queued. The response times differ, because other data is read and the
+// keys may have another algorithm. A client that measures them can learn which ids exist; ids are no secrets.
 func (svc *Service) authenticate(ctx context.Context, t watchword.TenantID, p *token.UnverifiedAssertion) (*watchword.Subject, *policy.Grant, token.Assertion, error) {
 	who, err := svc.directory.Principal(ctx, t, p.Subject())
 	keys := svc.decoy
@@ -345,7 +343,7 @@ func (svc *Service) authenticate(ctx context.Context, t watchword.TenantID, p *t
 		a, err = p.Verify(keys)
 		return err
 	})
-	if watchword.CodeOf(cerr) == watchword.Busy { // to everybody alike
+	if watchword.CodeOf(cerr) == watchword.Busy { // the same for all clients
 		return nil, nil, token.Assertion{}, cerr
 	}
 	if err != nil || cerr != nil {

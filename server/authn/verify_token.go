@@ -123,8 +123,8 @@ func (svc *Service) verifyCached(ctx context.Context, t watchword.TenantID, raw 
 	return verified, nil
 }
 
-// explainUnknownKey says of a token whose key is not valid any more why that is: by then it is
-// no secret, and whoever holds the token must get another one.
+// explainUnknownKey returns the reason for which a token's key is no longer valid: it is no secret by then, and the holder
+// of the token must get another one.
 func (svc *Service) explainUnknownKey(raw string, err error) error {
 	if watchword.CodeOf(err) != watchword.KeyUnknown {
 		return err

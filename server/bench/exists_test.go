@@ -26,9 +26,9 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// BenchmarkRefusedAssertion reports how long the token endpoint takes to refuse a
-// stranger's assertion, by whom it names. The answers are the same; their times are not,
-// and nobody promises that they are: this says by how much they differ.
+// BenchmarkRefusedAssertion reports how long the token endpoint takes to refuse an assertion by an unknown key, for known
+// and unknown subjects. The answers are the same; their times are not, and that is not promised: the benchmark shows the
+// difference.
 func BenchmarkRefusedAssertion(b *testing.B) {
 	dir := filepath.Join(b.TempDir(), "data")
 	cfg := server.Defaults()
@@ -99,8 +99,8 @@ func BenchmarkRefusedAssertion(b *testing.B) {
 	}
 }
 
-// unknownSubjectAssertion is an assertion of id by a stranger's key, without a kid: so each key of the
-// subject that fits is tried.
+// unknownSubjectAssertion is an assertion of id by an unknown key, without a kid: so each key of the subject that fits is
+// tried.
 func unknownSubjectAssertion(b *testing.B, s *jose.Signer, id watchword.SubjectID, issuer string) string {
 	b.Helper()
 	now := time.Now()

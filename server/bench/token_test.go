@@ -57,9 +57,8 @@ func benchToken(tb testing.TB) fixture {
 	return fixture{raw, token.NewKeySet(k.Public()), k.Public().Crypto().(*ecdsa.PublicKey), now}
 }
 
-// contenders are the ways to check one token, raw first: what nobody can go below,
-// the digest and the signature check of the very same bytes. The libraries of others are compared with raw in the module
-// peers, over the tokens of its testdata.
+// contenders are ways to verify one token, raw first: the lower bound, which is the digest and the signature check of the
+// same bytes. Third-party libraries are compared with raw in the module peers, over the tokens of its testdata.
 type implementation struct {
 	name  string
 	check func() error

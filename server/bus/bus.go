@@ -34,7 +34,8 @@ type Bus struct {
 	tenants map[watchword.TenantID]*Tenant
 }
 
-// topicOrder is held while a publication of one of its topics goes to the subscribers. It has a cache line of its own.
+// topicOrder is held while a publication of one of its topics is delivered to the subscribers. It has a cache line of its
+// own.
 type topicOrder struct {
 	lockrank.Mutex[orderLock]
 	_ [56]byte

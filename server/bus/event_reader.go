@@ -27,7 +27,7 @@ type Reader struct {
 
 	// Under events.mu.
 	position     uint64 // the number of the last event that was looked at
-	notifiedUpTo uint64 // the number up to which it was told that there may have been more
+	notifiedUpTo uint64 // the number up to which it was notified of possible further losses
 	next         *Event // that came since, if it is one alone
 	behind       bool   // there may be events, or lost ones, after position; ready was told so
 	gap          bool   // events were missed of which nothing is known
@@ -75,14 +75,14 @@ func (g *Gap) addSome(device watchword.SubjectID, n int64) {
 // readerBytes is what a reader takes of memory beside the levels of the tree and its filter.
 const readerBytes = 512
 
-// Read begins to read the events whose topic matches filter, if a allows it, on the account of the reader. since is the
-// id of the event that the reader had last: what came after it and is in the backlog comes first. Empty: only what is published after
-// Read returns. ctx is as in [Tenant.Subscribe]. Codes: denied; busy.
+// Read begins to read the events with a topic that matches filter, if a allows it, on the account of the reader. since is
+// the id of the last event that the reader has: later events in the backlog are read first. Empty: only events that are
+// published after Read returns. ctx is as in [Tenant.Subscribe]. Codes: denied; busy.
 func (t *Tenant) Read(ctx context.Context, a Authority, account quota.Key, filter, since string) (*Reader, error) {
 	r := &Reader{tenant: t, account: account, ready: make(chan struct{}, 1)}
 	r.sub = Subscription{Filter: filter, Subscriber: r}
 	s := &t.bus.events
-	s.mu.Lock() // no event comes between the place and the subscription
+	s.mu.Lock() // no event is published between the place and the subscription
 	defer s.mu.Unlock()
 	if err := t.Subscribe(ctx, &r.sub, a, filter, r.bytes()); err != nil {
 		return nil, err
@@ -94,7 +94,7 @@ func (t *Tenant) Read(ctx context.Context, a Authority, account quota.Key, filte
 	}
 	if origin, number, ok := parseID(since); ok && origin == s.origin && number <= s.number {
 		r.position = number
-	} else { // of another process, or nobody's
+	} else { // of another process, or unknown
 		r.position, r.gap = 0, true
 	}
 	r.wake()
@@ -106,11 +106,11 @@ func (r *Reader) bytes() int64 { return readerBytes + int64(len(r.sub.Filter)) }
 // Account is that of the session which reads.
 func (r *Reader) Account() quota.Key { return r.account }
 
-// Deliver does nothing: a reader is told of events by their number, and hears nothing else.
+// Deliver does nothing: a reader is notified of events by their number, and gets no other messages.
 func (r *Reader) Deliver(Message, []*Subscription, *Batch, *Result) {}
 
-// notify is told of each event that the filter matches, in order. events.mu is held, as for all below that does not say
-// otherwise.
+// notify is called for each event that the filter matches, in order. events.mu is held, as for all functions below unless
+// stated otherwise.
 func (r *Reader) notify(e *Event) {
 	if r.behind {
 		r.next = nil // it looks by itself
@@ -125,16 +125,16 @@ func (r *Reader) wake() {
 	r.behind = true
 	select {
 	case r.ready <- struct{}{}:
-	default: // it was told already
+	default: // it was signalled already
 	}
 }
 
 // Ready has a value when there may be something for Next.
 func (r *Reader) Ready() <-chan struct{} { return r.ready }
 
-// Next returns the next events, of 64 KiB and at most 64 in number, and what was missed among them: of the events and
-// losses that there are it looks at 256. It never waits. If there is nothing, and more is false, Ready tells when there
-// is. It is for one goroutine, and events are good until the next call.
+// Next returns the next events, at most 64 KiB and 64 in number, and the losses among them: it examines at most 256 events
+// and losses. It does not block. If there is nothing, and more is false, Ready signals when there is. It is not safe for
+// concurrent use, and events are valid until the next call.
 func (r *Reader) Next() (events []*Event, gap Gap, more bool) {
 	s := &r.tenant.bus.events
 	s.mu.Lock()

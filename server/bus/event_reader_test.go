@@ -45,7 +45,7 @@ func (h *events) read(t watchword.TenantID, filter, since string) *bus.Reader {
 	return r
 }
 
-// anything is the authority of one who may read everything.
+// anything is an authority that may read everything.
 type anything struct{}
 
 func (anything) Subscribe(string) policy.Decision { return policy.Decision{Allowed: true} }

@@ -18,7 +18,7 @@ type Event struct {
 	Stream      string // its segments joined by "/"
 	ContentType string
 	At          time.Time
-	Data        []byte // at most 32 KiB; nobody changes it any more
+	Data        []byte // at most 32 KiB; must not be modified
 
 	origin uint16 // of the bus that published it
 	number uint64 // in the order of all events of that bus
@@ -75,8 +75,8 @@ func (s *events) init() {
 	s.log, s.readers = backlog.New[eventSource, *Event](eventBounds), map[*Reader]struct{}{}
 }
 
-// appendEvent gives e its number, puts it into the backlog, and tells the readers among the subscribers of its topic; the
-// other subscriptions are in b then. All of it is one step, so that readers are told in the order of the numbers. The
+// appendEvent gives e its number, adds it to the backlog, and notifies the readers among the subscribers of its topic; b
+// then has the other subscriptions. All of it is one step, so that readers are notified in the order of the numbers. The
 // lock of the topic is held.
 func (t *Tenant) appendEvent(e *Event, topic string, b *Batch) (filters int) {
 	s := &t.bus.events
@@ -111,8 +111,8 @@ func (b *Bus) HandleChange(_ context.Context, c watchword.Change) error {
 	return nil
 }
 
-// forgetEvents takes away what the backlog has of a device that is deleted: nobody gets it any more, nor is told that it
-// was missed. Device ids are not used again.
+// forgetEvents removes the events of a deleted device from the backlog: no reader gets them, or a notice of their loss.
+// Device ids are not used again.
 func (b *Bus) forgetEvents(t watchword.TenantID, device watchword.SubjectID) {
 	s := &b.events
 	s.mu.Lock()

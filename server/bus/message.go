@@ -32,7 +32,7 @@ type Result struct {
 	Err         error  // why a subscriber that should have the message does not have it
 }
 
-// Stored is a message in the memory of a store, not written yet, with those who wait for it.
+// Stored is a message in the memory of a store, not written yet, with the sessions that wait for it.
 type Stored interface {
 	// Commit has it written. It is called once.
 	Commit() Commit

@@ -15,7 +15,7 @@ import (
 type Batch struct {
 	Offers int // subscriptions that were offered something since the last Flush
 
-	subs    []*Subscription // of the publication in hand
+	subs    []*Subscription // of the current publication
 	toFlush []Flusher
 }
 
@@ -25,12 +25,12 @@ type Flusher interface{ Flush() }
 // MarkForFlush notes f, which [Batch.Flush] flushes.
 func (b *Batch) MarkForFlush(f Flusher) { b.toFlush = append(b.toFlush, f) }
 
-// Flush sees to it that all who were offered something get it. No lock is held.
+// Flush makes all subscribers that were offered messages write them. No lock is held.
 func (b *Batch) Flush() {
 	const few, alone = 2, 16
 	if n := len(b.toFlush); n > 0 && n <= few {
-		// Whoever is ready to publish to the same receivers does so first: on a busy
-		// server one write then carries what many published, on an idle one nobody waits.
+		// Other publishers to the same receivers run first: on a busy server one write then carries many messages, on an
+		// idle one nothing waits.
 		runtime.Gosched()
 	}
 	for len(b.toFlush) > alone { // many receivers: distribute them over the processors
@@ -64,14 +64,14 @@ type Retain struct {
 	Owner   Owner
 }
 
-// Publish offers p to every subscription whose filter matches its topic: once to each subscriber, and to one member of
-// each shared group. What is to be retained is, and an event gets its number and enters the backlog, before any subscriber has it. Publications
-// of one topic reach all subscribers, and the retained message, in one order. It returns when they are in the queues of
-// their subscribers; the caller owes [Batch.Flush], and also after an error [Stored.Commit] where r has something stored and
-// the writing of the retained message where r says so.
+// Publish offers p to every subscription with a filter that matches its topic: once to each subscriber, and to one member
+// of each shared group. A message is retained, and an event gets its number and enters the backlog, before any subscriber
+// has it. Publications of one topic reach all subscribers, and the retained message, in one order. It returns when they are
+// in the queues of their subscribers. The caller must call [Batch.Flush]; also after an error it must call [Stored.Commit]
+// if r has something stored, and write the retained message if r says so.
 //
-// An error says that an acknowledgement would lie, or that p was refused; nothing of it is retained then. It is a
-// [FullError] where nobody had room for p. Codes: busy; subject_revoked; unavailable.
+// An error means that p must not be acknowledged as delivered, or was refused; it is not retained then. It is a [FullError]
+// if no receiver had room for p. Codes: busy; subject_revoked; unavailable.
 func (t *Tenant) Publish(p Publication, b *Batch, r *Result) error {
 	topic := p.Message.Topic()
 	l := &t.bus.order[maphash.String(t.bus.seed, topic)%orderLocks]
@@ -101,8 +101,8 @@ func (t *Tenant) Publish(p Publication, b *Batch, r *Result) error {
 	return r.Err
 }
 
-// PublishDocument publishes d, the event that it stands for with it, if e is not nil, and returns when it is on disk
-// for those who are offline. That a subscriber has no room for it is no error. Code: unavailable.
+// PublishDocument publishes d, with its event if e is not nil, and returns when it is on disk for offline subscribers. It
+// is no error if a subscriber has no room for it. Code: unavailable.
 func (t *Tenant) PublishDocument(d *Document, e *Event) error {
 	b := batches.Get().(*Batch)
 	defer batches.Put(b)
@@ -110,7 +110,7 @@ func (t *Tenant) PublishDocument(d *Document, e *Event) error {
 	err := t.Publish(Publication{Message: d, Event: e}, b, &r)
 	b.Flush()
 	var at Commit
-	if r.Stored != nil { // also where another subscriber failed: who has it keeps it
+	if r.Stored != nil { // also if another subscriber failed: a subscriber that has it keeps it
 		at = r.Stored.Commit()
 	}
 	switch {

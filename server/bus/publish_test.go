@@ -43,7 +43,7 @@ func subscribe(t *testing.T, tenant *bus.Tenant, r *recorder, number int64, filt
 	return s
 }
 
-// Whoever publishes to a topic, events and other messages, all subscribers and readers have the same order.
+// With any number of publishers to a topic, of events and other messages, all subscribers and readers have the same order.
 func TestAllSubscribersHaveTheSameOrder(t *testing.T) {
 	b := bus.New(bus.Options{})
 	tenant := b.Tenant("t")
@@ -163,7 +163,7 @@ func TestASubscriberUnderSeveralFiltersIsOfferedAMessageOnce(t *testing.T) {
 	}
 }
 
-// nothing is the authority of one who may read nothing.
+// nothing is an authority that may read nothing.
 type nothing struct{}
 
 func (nothing) Subscribe(string) policy.Decision { return policy.Decision{} }
@@ -219,7 +219,7 @@ func (f *fails) Done() <-chan struct{} { c := make(chan struct{}); close(c); ret
 
 func (f *fails) Err() error { return f.err }
 
-// A publication is acknowledged when it is on disk for those who need that, and not otherwise.
+// A publication is acknowledged when it is on disk for subscribers that need it, and not before.
 func TestADocumentIsPublishedWhenItIsStored(t *testing.T) {
 	broken := watchword.Refuse(watchword.Unavailable, "the disk is full")
 	for name, x := range map[string]struct {
@@ -247,7 +247,7 @@ func retained(d *bus.Document) *bus.Retained {
 	return bus.NewRetained([]byte(d.Name+"="+string(d.Payload)), 0, len(d.Name), 0)
 }
 
-// What is retained for a topic is what its subscribers had last, whoever published at the same time.
+// The retained message of a topic is the last one that its subscribers got, also with concurrent publishers.
 func TestRetainedMessageIsTheLastDelivered(t *testing.T) {
 	tenant := bus.New(bus.Options{}).Tenant("t")
 	r := &recorder{}
@@ -269,7 +269,8 @@ func TestRetainedMessageIsTheLastDelivered(t *testing.T) {
 	}
 }
 
-// What is refused, by the store of a subscriber or for want of room, is not retained; what somebody has is.
+// A message that is refused, by the store of a subscriber or for want of room, is not retained; one that any subscriber has
+// is.
 func TestRefusedMessageIsNotRetained(t *testing.T) {
 	broken := watchword.Refuse(watchword.Unavailable, "the disk is full")
 	full := bus.FullError{Refusal: watchword.Refuse(watchword.Busy, "full")}

@@ -102,9 +102,9 @@ func (x *Retained) Expired(nano int64) bool { return x.expires != 0 && nano >= x
 // OwnerRemoved reports whether its owner is revoked or deleted. It is for the condition of [RetainedStore.Forget].
 func (x *Retained) OwnerRemoved() bool { return x.owner.isRemoved() }
 
-// RetainedStore has the retained messages of one tenant. Who gives one to a subscriber holds mu for reading until it is
-// queued, and who sets one holds it for writing before it is published: so nobody has an older message
-// after a newer one.
+// RetainedStore has the retained messages of one tenant. Delivering one to a subscriber holds mu for reading until it is
+// queued, and setting one holds mu for writing before it is published: so no subscriber gets an older message after a newer
+// one.
 type RetainedStore struct {
 	tenant watchword.TenantID
 	quota  *retainedQuota
@@ -115,9 +115,9 @@ type RetainedStore struct {
 	owners  owners
 }
 
-// set puts now, which who publishes, in the place of the retained message of name; nil removes it (MQTT 5.0
-// §3.3.1.3). undo puts what was there before in its place again, unless another came meanwhile. Code: busy, where the
-// subject or the server has no room for it; subject_revoked.
+// set replaces the retained message of name with now, published by who; nil removes it (MQTT 5.0 §3.3.1.3). undo restores
+// the previous one, unless another was set meanwhile. Code: busy, if the subject or the server has no room for it;
+// subject_revoked.
 func (r *RetainedStore) set(name string, now *Retained, who Owner) (undo func(), err error) {
 	topic := []byte(name)
 	r.mu.Lock()

@@ -81,7 +81,7 @@ func (l *records) after(p place) place {
 	return p
 }
 
-// forward is seek for a topic that comes after p, and as a rule soon.
+// forward is seek for a topic after p, which is usually near.
 func (l *records) forward(p place, topic []byte) place {
 	c := l.chunks[p.chunk]
 	if compareTopics(c[len(c)-1].Topic(), topic) < 0 {

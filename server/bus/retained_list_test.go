@@ -36,8 +36,8 @@ func retainedAt(topic string, payload []byte) *Retained {
 	return NewRetained(append([]byte("begin"+topic), payload...), len("begin"), len(topic), 0)
 }
 
-// What a filter finds is what policy says that it matches, and the list is in order,
-// whatever was put in and taken out, and wherever the search stops and goes on.
+// A filter finds exactly the topics that it matches by policy's algorithm, and the list is sorted, whatever was added and
+// removed, and wherever the search stops and resumes.
 func TestAFilterFindsWhatItMatches(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for round := range 8 {
@@ -95,7 +95,7 @@ func TestAFilterFindsWhatItMatches(t *testing.T) {
 	}
 }
 
-// A filter with a name behind a wildcard does not look at all that lies between.
+// A filter with a name after a wildcard does not examine every topic between.
 func TestASearchPassesOverWhatCannotMatch(t *testing.T) {
 	var l records
 	for i := range 50 {

@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/lockrank"
 )
 
-// Owner is who published a retained message: a subject, in one of its lives. The zero value is the server itself.
+// Owner is the publisher of a retained message: a subject in one incarnation. The zero value is the server itself.
 type Owner struct {
 	Subject     watchword.SubjectID
 	Incarnation int64
@@ -18,14 +18,14 @@ type Owner struct {
 // PublishAuthority is what a subject may publish today.
 type PublishAuthority interface{ MayPublish(topic string) bool }
 
-// OwnerAuthority says what an owner may publish today. Codes: subject_suspended and subject_new, where none of it is given for now;
-// subject_revoked and token_revoked, where nothing of it comes back; others where nobody can say.
+// OwnerAuthority returns what an owner may publish today. Codes: subject_suspended and subject_new, if nothing is delivered
+// for now; subject_revoked and token_revoked, if it is never delivered again; others if the authority is unknown.
 type OwnerAuthority func(ctx context.Context, who Owner) (PublishAuthority, error)
 
-// RetainedOwner is a subject, in one of its lives, that has retained messages. Nobody shows
-// a token for them any more, so today's policy decides whether they are given; that is
-// asked once and holds until policy or the subject changes. All but who is under
-// RetainedStore.mu. nil owns what the server made, and what was stored before owners were kept.
+// RetainedOwner is a subject in one incarnation that has retained messages. They no longer depend on a token, so today's
+// policy decides whether they are delivered. The decision is cached until policy or the subject changes. All fields but who
+// are guarded by RetainedStore.mu. nil is the owner of the server's messages, and of those stored before owners were
+// recorded.
 type RetainedOwner struct {
 	owner   Owner
 	records int
@@ -137,8 +137,8 @@ func (r *RetainedStore) CheckOwner(ctx context.Context, o *RetainedOwner, author
 	return nil
 }
 
-// OwnerChanged is told of each change of what a subject may ("": of all, since policy changed): before it returns, nobody is
-// given anything more that an owner may no longer publish. It returns the owners of that subject.
+// OwnerChanged is called for each change of a subject's authority ("": of all, since policy changed): once it returns, no
+// message is delivered that its owner may no longer publish. It returns the owners of that subject.
 func (r *RetainedStore) OwnerChanged(id watchword.SubjectID) (some []*RetainedOwner) {
 	r.mu.Lock() // waits for deliveries in progress
 	defer r.mu.Unlock()
@@ -157,8 +157,8 @@ func (r *RetainedStore) OwnerChanged(id watchword.SubjectID) (some []*RetainedOw
 	return some
 }
 
-// UncheckedOwners returns the owners of whom nothing is known: at the start, after a change of policy, and where nobody could
-// say.
+// UncheckedOwners returns the owners with unknown authority: at the start, after a change of policy, and if it could not be
+// read.
 func (r *RetainedStore) UncheckedOwners() (some []*RetainedOwner) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -184,5 +184,5 @@ func (r *RetainedStore) HasRemovedOwners() bool {
 	return false
 }
 
-// Owner returns who it is.
+// Owner returns the owner's identity.
 func (o *RetainedOwner) Owner() Owner { return o.identity() }

@@ -102,7 +102,7 @@ func TestAccountsFollowWhatIsRefusedAndUndone(t *testing.T) {
 	}
 }
 
-// Who is gone retains nothing any more, and nothing of it comes back.
+// A deleted owner retains nothing any more, and nothing of it is restored.
 func TestDeletedOwnerRetainsNothing(t *testing.T) {
 	one, two := Owner{"one", 1}, Owner{"two", 1}
 	r := &retainedBy{t, RetainedStore{quota: newRetainedQuota(Options{})}}
@@ -133,7 +133,7 @@ func TestSweepKeepsNewerMessages(t *testing.T) {
 	r.holds(map[Owner]int64{one: 1})
 }
 
-// Who may publish everything.
+// An authority that may publish everything.
 type everything struct{}
 
 func (everything) MayPublish(string) bool { return true }

@@ -7,7 +7,7 @@ import (
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
-// Subscriber is who a subscription is for.
+// Subscriber is the receiver of a subscription.
 type Subscriber interface {
 	// Deliver takes m, once for all subscriptions of the subscriber that match its topic, adds to r what became of it, and
 	// puts what is to be flushed into b. It must not wait, nor publish, and keeps neither subs nor b nor r.
@@ -22,8 +22,8 @@ type Authority interface {
 	Subscribe(filter string) policy.Decision
 }
 
-// Subscription is one filter of one subscriber, in the tree of one tenant. The subscriber makes it and does not change
-// it while it stands.
+// Subscription is one filter of one subscriber, in the tree of one tenant. The subscriber creates it and does not modify it
+// while it is in the tree.
 type Subscription struct {
 	Filter     string // without $share/group/
 	Subscriber Subscriber
@@ -37,10 +37,10 @@ type Subscription struct {
 // Levels returns how many bytes of the tree's levels the subscription's account is charged for.
 func (s *Subscription) Levels() int64 { return s.levels }
 
-// Subscribe lets s stand, if a allows name, which is the filter as the subscriber wrote it. bytes is what s takes of
-// memory beside the levels of the tree. Every publication that begins after Subscribe returns reaches s. ctx bounds
-// the wait for publishers elsewhere to know of it; all publishers of this process know at once, and nothing waits. Codes:
-// denied; busy, where the account or the server has no room for s.
+// Subscribe adds s, if a allows name, which is the filter as the subscriber wrote it. bytes is the memory of s besides the
+// levels of the tree. Every publication that begins after Subscribe returns reaches s. ctx bounds the wait for publishers
+// on other nodes; all publishers of this process have s at once, and nothing waits. Codes: denied; busy, if the account or
+// the server has no room for s.
 func (t *Tenant) Subscribe(ctx context.Context, s *Subscription, a Authority, name string, bytes int64) error {
 	if err := a.Subscribe(name).Err(); err != nil {
 		return err
@@ -51,8 +51,8 @@ func (t *Tenant) Subscribe(ctx context.Context, s *Subscription, a Authority, na
 	return t.AddSubscription(s, bytes, true)
 }
 
-// AddSubscription is Subscribe for what was decided before: a subscription that comes back from a store, or stands for a group.
-// Limits do not refuse it where it is not bounded. Code: busy.
+// AddSubscription is Subscribe without an authorization check: for a subscription that is loaded from a store, or of a
+// group. Limits do not refuse it unless bounded is set. Code: busy.
 func (t *Tenant) AddSubscription(s *Subscription, bytes int64, bounded bool) error {
 	_, err := t.tree.addCharged(s.Filter, s, func(levels int64) error {
 		k, n := s.Subscriber.Account(), bytes+levels
@@ -85,8 +85,8 @@ func (t *Tenant) Unsubscribe(s *Subscription, bytes int64) {
 	})
 }
 
-// MoveCharge moves what s is charged, with bytes as in Subscribe, from one account to that which its subscriber has after
-// change. Meanwhile nobody else is charged.
+// MoveCharge moves the charge for s, with bytes as in Subscribe, from one account to the one that its subscriber has after
+// change. Meanwhile no other account is charged.
 func (t *Tenant) MoveCharge(s *Subscription, bytes int64, change func() bool) {
 	t.tree.mu.Lock()
 	defer t.tree.mu.Unlock()

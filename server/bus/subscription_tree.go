@@ -9,9 +9,8 @@ import (
 	"github.com/watchword-iot/watchword/internal/lockrank"
 )
 
-// tree is who listens to what: a trie of topic levels. Matching takes no lock and
-// is safe beside every change; changes wait for each other. One subscriber is in
-// a filter at most once. Filters and topics are well-formed ones.
+// tree is the subscriptions: a trie of topic levels. Matching takes no lock and is safe beside every change; changes wait
+// for each other. One subscriber is in a filter at most once. Filters and topics must be well-formed.
 type tree[S comparable] struct {
 	mu   lockrank.Mutex[treeLock] // serializes changes
 	root level[S]

@@ -107,7 +107,7 @@ func (dl *Delivery) signal() {
 	}
 }
 
-// wakeDelivery tells the device's newest delivery, if it has one, that a command may be pending.
+// wakeDelivery notifies the device's newest delivery, if it has one, that a command may be pending.
 func (svc *Service) wakeDelivery(t watchword.TenantID, device watchword.SubjectID) {
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
@@ -133,7 +133,7 @@ func (dl *Delivery) Take(ctx context.Context, after int64, nonce string, limit i
 	return dl.pending(ctx, after, nonce, limit)
 }
 
-// SealedCommand is one command as it goes to its device.
+// SealedCommand is one command as it is sent to its device.
 type SealedCommand struct {
 	ID      watchword.CommandID
 	Epoch   int64
@@ -197,9 +197,9 @@ func (dl *Delivery) Next(ctx context.Context, after int64, nonce string, limit i
 	}
 }
 
-// pending hands over what waits now. What was handed over before something went
-// wrong is returned; the rest comes with the next call. Commands that cannot go to this
-// connection do not keep back those behind them, however many they are.
+// pending hands over the commands that wait now. Commands that were handed over before an error are returned; the rest
+// follows with the next call. Commands that cannot be sent over this connection do not block the following ones, however
+// many they are.
 func (dl *Delivery) pending(ctx context.Context, after int64, nonce string, limit int) (out []SealedCommand, more bool, err error) {
 	for {
 		rows, err := dl.svc.store.Pending(ctx, dl.key.tenant, dl.key.device, after, dl.svc.opts.Now(), limit)
@@ -335,7 +335,7 @@ func (dl *Delivery) sealWithProof(ctx context.Context, to *jose.PublicKey, jws s
 	return jose.Encrypt(to, ledger.LoggedType, b)
 }
 
-// CheckpointPublished tells those who wait for it that the log has another checkpoint.
+// CheckpointPublished notifies the waiting deliveries that the log has another checkpoint.
 func (svc *Service) CheckpointPublished() {
 	svc.mu.Lock()
 	defer svc.mu.Unlock()

@@ -59,7 +59,7 @@ type evidenceBuilder struct {
 	t                                   *testing.T
 	parties                             // whose witnesses sign the checkpoint
 	trusts                              []token.Trust
-	roots                               [][]*jose.Signer // who signs each bundle
+	roots                               [][]*jose.Signer // signers of each bundle
 	order                               token.Order
 	commands                            []token.Command // versions; the receipt answers the last
 	receipt                             token.Receipt
@@ -297,7 +297,7 @@ func TestEvidenceVerifies(t *testing.T) {
 			t.Errorf("%s: %+v", what, v)
 		}
 	}
-	f = newForge(t, p) // without a signed order, who ordered is the server's statement
+	f = newForge(t, p) // without a signed order, the orderer is the server's statement
 	if v, err = f.verify(); err != nil || v.OrderKey != "" || v.Command.By != "alice" {
 		t.Errorf("signed by %q: %v", v.OrderKey, err)
 	}

@@ -74,7 +74,7 @@ func (f *faulty) ProveAt(context.Context, ledger.Checkpoint, []byte, int64) (led
 	return ledger.Proof{}, f.fails("ProveIn")
 }
 
-// A step that fails ends what it is part of: nothing is done half, and nobody is told.
+// A failed step fails its operation: nothing is half done, and no waiter is notified.
 func TestAFailedStepFailsTheOperation(t *testing.T) {
 	f := &faulty{}
 	s := newSetup(t, options{

@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/server/command"
 )
 
-// Who waits for a command hears its end when the end of its device ends it.
+// A wait for a command returns its end when the end of its device ends it.
 func TestDeviceRevocationEndsCommandWaits(t *testing.T) {
 	s := newSetup(t, options{})
 	s.subject("lamp-2", watchword.Device, watchword.Labels{"kind": "lamp"})
@@ -44,8 +44,8 @@ func TestDeviceRevocationEndsCommandWaits(t *testing.T) {
 	}
 }
 
-// Whoever waits for a command of one tenant waits for nothing of another: neither the command of the same id nor the end of a
-// device of the same id wakes them.
+// A wait for a command of one tenant is not woken by another tenant: neither by the command with the same id nor by the end
+// of the device with the same id.
 func TestAWaitIsForACommandOfOneTenant(t *testing.T) {
 	s := newSetup(t, options{})
 	row := s.order(command.Call{Device: "lamp-1", Function: "blink"})

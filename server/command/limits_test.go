@@ -158,8 +158,8 @@ func TestUnwritableCommandsAreUndeliverable(t *testing.T) {
 	}
 }
 
-// A full page of which few fit is handed over as it is: what is behind it comes with the
-// next call, so that no more are in hand than were asked for.
+// If few commands of a full page fit, those are handed over: the next ones follow with the next call, so that no more are
+// handed over than were requested.
 func TestAPageWithFewDeliverableCommands(t *testing.T) {
 	s := newSetup(t, options{})
 	for range 2 {

@@ -32,7 +32,7 @@ func (b withoutKind) Find(ctx context.Context, q audit.Query, p audit.Page) (out
 	return out, err
 }
 
-// What a service writes down is evidence to somebody who has the root's pin alone.
+// The evidence that a service writes can be verified with the root's pin alone.
 func TestEvidenceOfAFinishedCommand(t *testing.T) {
 	s := newSetup(t, options{})
 	live := session.NewLive()
@@ -67,7 +67,7 @@ func TestEvidenceOfAFinishedCommand(t *testing.T) {
 	l := s.Attach(tenant, "lamp-1")
 	defer l.Close()
 	first := s.next(l, 0, "")[0]
-	s.rekey("lamp-1") // the receipt comes under the second key, whose entry it must name
+	s.rekey("lamp-1") // the receipt is signed with the second key, and must name its entry
 	s.pass(time.Second)
 	second := s.next(l, 0, "n1")[0]
 	answer := func(u unsealed, st watchword.ReceiptStatus) {
@@ -98,7 +98,7 @@ func TestEvidenceOfAFinishedCommand(t *testing.T) {
 		_, err := evidence(row.ID, withoutKind{s.store, kind})
 		wantCode(t, "without the entries "+kind, err, watchword.NotFound)
 	}
-	// An order that nobody signed says nothing of its orderer's key.
+	// Without a signed order there is no order key.
 	u := s.handed("")
 	answer(u, watchword.StatusConflict)
 	e, err = evidence(u.Command.ID, s.store)

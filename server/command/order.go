@@ -119,7 +119,7 @@ func (c *Call) normalize(limit int) error {
 	if len(c.Args) > limit {
 		return &watchword.Error{Code: watchword.TooLarge, Field: "args", Detail: "must have at most " + strconv.Itoa(limit) + " bytes"}
 	}
-	// Inside the command args stand one level deeper, and within bytes that are signed as they are.
+	// In the command args is one level deeper, and within bytes that are signed unchanged.
 	if err := jose.Walk(append(append([]byte(`{"args":`), c.Args...), '}'), func(string, jsontext.Value) error { return nil }); err != nil {
 		return &watchword.Error{Code: watchword.BadRequest, Field: "args", Detail: "must be one JSON object, no member twice, at most 7 deep", Err: err}
 	}

@@ -62,8 +62,8 @@ func TestCallValidation(t *testing.T) {
 	wantCode(t, "a byte more", err, watchword.TooLarge)
 }
 
-// Policy is asked before anything is said of the device: whoever may not call it learns
-// nothing, not even whether it is there.
+// Policy is checked before anything about the device is disclosed: a caller that may not call it does not learn whether it
+// exists.
 func TestCallAuthorization(t *testing.T) {
 	s := newSetup(t, options{})
 	s.subject("bob", watchword.Operator, nil)
@@ -305,7 +305,7 @@ func TestAnOrderIsDecidedAgainOnItsTargetsLabels(t *testing.T) {
 	s := newSetup(t, options{})
 	s.order(command.Call{}) // it is remembered from here on
 	_, err := s.store.SetLabels(t.Context(), audit.Actor{Tenant: tenant}, "lamp-1", watchword.Labels{"kind": "meter"}, 0, s.now(), audit.FixedEntry[watchword.Subject](s.entry(audit.DeviceLabel, "lamp-1", nil)))
-	must(t, err) // by another node: nobody here was told
+	must(t, err) // by another node: no waiter here was notified
 	order := func() error {
 		_, err := s.Order(t.Context(), s.as("alice"), command.Call{Device: "lamp-1", Function: "lamp.set"}, "trace")
 		return err
@@ -316,7 +316,7 @@ func TestAnOrderIsDecidedAgainOnItsTargetsLabels(t *testing.T) {
 	wantCode(t, "decided again", order(), watchword.Denied)
 }
 
-// Who ordered a command may have it while policy still lets them order it, and nobody else may.
+// The subject that ordered a command may read it while policy lets it order the command, and no other subject may.
 func TestWhoMayReadACommand(t *testing.T) {
 	s := newSetup(t, options{})
 	s.subject("bob", watchword.Operator, nil)
@@ -330,7 +330,7 @@ func TestWhoMayReadACommand(t *testing.T) {
 	wantCode(t, "over the bound", s.CheckMayRead(t.Context(), s.as("bob"), low), watchword.Denied)
 	low.Args, low.Device = mustSeal(t, s, string(low.ID), `{"level":80}`), "lamp-9" // deleted, and named by bob's policy
 	wantCode(t, "of a device that is gone", s.CheckMayRead(t.Context(), s.as("bob"), low), "")
-	row.Device = "lamp-9" // alice may by its labels, which nobody knows any more
+	row.Device = "lamp-9" // alice may by its labels, which are no longer known
 	wantCode(t, "of a device whose labels are gone", s.CheckMayRead(t.Context(), s.as("alice"), row), watchword.Denied)
 	narrow, err := s.guard.Check(t.Context(), s.credentialsOf("alice", "fn:lamp-1/other"))
 	must(t, err)

@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// ReceiptCost is what a receipt counts against limits.control_rate of who hands it in, over HTTP and MQTT: its signature
-// is checked, and it is written.
+// ReceiptCost is the cost of a receipt in limits.control_rate of the device that sends it, over HTTP and MQTT: its
+// signature is verified, and it is written.
 const ReceiptCost = 1
 
 // ApplyReceipt verifies a receipt that device handed in and settles its command.
@@ -65,9 +65,9 @@ func (svc *Service) ApplyReceipt(ctx context.Context, t watchword.TenantID, devi
 	return row, err
 }
 
-// checkRetiredKey refuses a receipt by a retired key for what was handed over after it was
-// replaced: whoever finds an old key answers for nothing new. What was handed over
-// before may have been answered before. Code: receipt_invalid.
+// checkRetiredKey refuses a receipt by a retired key for a command that was handed over after the key was replaced, so that
+// a stolen old key cannot answer new commands. A command that was handed over before may have been answered before. Code:
+// receipt_invalid.
 func (svc *Service) checkRetiredKey(ctx context.Context, s *watchword.Subject, key watchword.KeyID, r token.Receipt) error {
 	i := slices.IndexFunc(s.Keys, func(k watchword.Key) bool { return k.ID == key })
 	if i < 0 || s.Keys[i].State == watchword.KeyActive {

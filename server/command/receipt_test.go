@@ -194,7 +194,7 @@ func (b *storeHooks) ApplyReceipt(ctx context.Context, by audit.Actor, c command
 	return row, changed, err
 }
 
-// News may come late: what was told of a command's end stays, and a later end takes its place.
+// Changes may arrive late: a notified final state stays, and a later final state replaces it.
 func TestALateChangeDoesNotUndoAFinalState(t *testing.T) {
 	b := &storeHooks{}
 	s := newSetup(t, options{store: func(st command.Store) command.Store {
@@ -212,7 +212,7 @@ func TestALateChangeDoesNotUndoAFinalState(t *testing.T) {
 		_, err := s.ApplyReceipt(t.Context(), tenant, "lamp-1", watchword.AuthorityVersions{Local: true}, s.receipt(s.signs["lamp-1"], u, st), "")
 		must(t, err)
 	}
-	b.delivered = func() { settle(watchword.StatusDone) } // told before "delivered" is
+	b.delivered = func() { settle(watchword.StatusDone) } // notified before "delivered" is
 	l := s.Attach(tenant, "lamp-1")
 	defer l.Close()
 	if _, err := l.AcknowledgeUpTo(t.Context(), 1, u.Command.Seq); err != nil {
@@ -222,7 +222,7 @@ func TestALateChangeDoesNotUndoAFinalState(t *testing.T) {
 		t.Errorf("late news of %s stands over the end", got.State)
 	}
 
-	// What has no end yet follows the news as it comes.
+	// A command without a final state follows the changes as they arrive.
 	b.delivered = nil
 	u = s.handed("")
 	w2 := s.Watch(tenant, u.Command.ID)
@@ -319,7 +319,7 @@ func TestWaiting(t *testing.T) {
 	if row, err := s.Wait(short(t), tenant, u.Command.ID); err != nil || row.State != watchword.Done {
 		t.Errorf("what has ended: %s, %v", row.State, err)
 	}
-	// What was told of another tenant's command of that name is not for this one.
+	// A change of another tenant's command of that name has no effect on this one.
 	w := s.Watch(tenant, u.Command.ID)
 	defer w.Close()
 	u = s.handed("")
@@ -338,7 +338,7 @@ type many struct {
 	fails   int
 	calls   chan int
 	next    atomic.Int64  // seconds; 0: none
-	asked   chan struct{} // if not nil, told of each look for the next end
+	asked   chan struct{} // if not nil, gets a value for each query of the next expiry
 	nextErr error
 }
 
@@ -374,7 +374,7 @@ func (m *many) NextExpiry(context.Context) (next time.Time, err error) {
 	return next, m.nextErr
 }
 
-// Ends come in batches: a full one is followed by another at once, and each is told.
+// Expiries are handled in batches: a full one is followed by another at once, and each waiter is notified.
 func TestExpiryRunsInBatches(t *testing.T) {
 	m := &many{batches: []int{500, 500, 499}, calls: make(chan int, 10)}
 	s := newSetup(t, options{store: func(st command.Store) command.Store {
@@ -408,7 +408,7 @@ func TestExpiryRunsInBatches(t *testing.T) {
 	}
 }
 
-// What failed is tried again within a second, and a nearer end is heard of.
+// A failed step is tried again within a second, and an earlier expiry is noticed.
 func TestRunRetriesAndSeesEarlierExpiry(t *testing.T) {
 	m := &many{fails: 1, calls: make(chan int, 10), nextErr: errors.New("the disk is full")}
 	s := newSetup(t, options{store: func(st command.Store) command.Store {
@@ -431,7 +431,7 @@ func TestRunRetriesAndSeesEarlierExpiry(t *testing.T) {
 		t.Error(err)
 	}
 
-	// Run waits for an end an hour away, of which it hears when it looks the first time.
+	// Run waits for an expiry an hour away, which its first query returns.
 	m = &many{calls: make(chan int, 10), asked: make(chan struct{}, 10)}
 	m.next.Store(at.Add(time.Hour).Unix())
 	s = newSetup(t, options{store: func(st command.Store) command.Store {
@@ -443,8 +443,8 @@ func TestRunRetriesAndSeesEarlierExpiry(t *testing.T) {
 	go func() { done <- s.Run(ctx) }()
 	until(t, "a first look for the next end", m.asked)
 	testwait.For(t, "a first look at what is over", m.calls)
-	s.order(command.Call{TTL: 2 * time.Hour}) // wakes nobody
-	m.next.Store(at.Unix())                   // what Run is told when it asks again: now
+	s.order(command.Call{TTL: 2 * time.Hour}) // does not wake Run
+	m.next.Store(at.Unix())                   // the result of Run's next query: now
 	s.order(command.Call{TTL: time.Minute})
 	select {
 	case <-m.calls:

@@ -6,14 +6,13 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Row is a command as the store keeps it. Args, Receipt and a hand-over's JWS
-// are sealed with the data key before they come here: nothing that a command
-// says lies at rest in plaintext.
+// Row is a command as the store stores it. Args, Receipt and a hand-over's JWS were encrypted with the data key before: no
+// content of a command is stored in plaintext.
 type Row struct {
 	Tenant      watchword.TenantID
 	ID          watchword.CommandID
 	Device      watchword.SubjectID
-	Incarnation int64 // of the device; a command dies with it
+	Incarnation int64 // of the device; the command ends with it
 	Epoch       int64
 	Seq         int64 // the device's next number, taken in AddCommand's transaction
 	Function    string

@@ -45,7 +45,7 @@ type Directory interface {
 	Refresh(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, jti string, signedBy watchword.KeyID) error
 }
 
-// Sealer seals what lies at rest.
+// Sealer encrypts stored data.
 type Sealer interface {
 	// DeriveSecret is bytes for a context that cannot be computed without the data key.
 	DeriveSecret(context string) [32]byte
@@ -94,9 +94,9 @@ type Service struct {
 	mu                 sync.Mutex
 	awaitingCheckpoint map[*Delivery]struct{}    // deliveries that wait for a checkpoint
 	deliveries         map[deviceRef][]*Delivery // the connections of a device; its commands go to the last
-	waiters            map[commandRef]*waiters   // who waits for a command
+	waiters            map[commandRef]*waiters   // waiting requests by command
 	nextExpiry         time.Time                 // the end that Run waits for, zero for none
-	wakeExpiry         chan struct{}             // tells Run that an end may be nearer than it knows
+	wakeExpiry         chan struct{}             // signals Run that an expiry may be earlier than the one it knows
 }
 
 // New returns a service over st, which signs with sign. Run it, so that commands end on time.
@@ -122,7 +122,7 @@ func argsContext(id watchword.CommandID) string     { return "args/" + string(id
 func handoverContext(id watchword.CommandID) string { return "handover/" + string(id) }
 func receiptContext(id watchword.CommandID) string  { return "receipt/" + string(id) }
 
-// Args opens a command's arguments, for those who may see them.
+// Args decrypts a command's arguments, for callers that may see them.
 func (svc *Service) Args(r Row) ([]byte, error) { return svc.sealer.Open(argsContext(r.ID), r.Args) }
 
 // ArgsCommitment opens what the log's entry of the order says of its arguments: args_hash

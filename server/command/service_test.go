@@ -27,8 +27,8 @@ const (
 	issuer = "https://hub.example"
 )
 
-// callers is who may call what in these tests: alice everything of the lamps that are
-// labelled so, bob one function with a bound.
+// callers is the policy of these tests: alice may call everything of the lamps with her label, bob one function with a
+// constraint.
 const callers = `
 subjects = ["alice"]
 [[allow]]
@@ -274,7 +274,7 @@ func short(t *testing.T) context.Context {
 	return ctx
 }
 
-// ended is a context that is over: a wait under it returns at once.
+// ended returns a context that has ended: a wait with it returns at once.
 func ended() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()

@@ -23,7 +23,7 @@ type VerifiedEvidence struct {
 	Status     watchword.ReceiptStatus
 	Result     json.RawMessage
 	ReceiptKey watchword.KeyID // that signed the receipt
-	OrderKey   watchword.KeyID // that signed the order; empty: who ordered is the server's statement
+	OrderKey   watchword.KeyID // that signed the order; empty: the orderer is the server's statement
 	Ordered    audit.Entry
 	HandedOver audit.Entry
 	Settled    audit.Entry

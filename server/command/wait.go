@@ -93,8 +93,8 @@ func (svc *Service) removeWaiter(k commandRef, w *waiters) {
 	}
 }
 
-// HandleChange tells those who wait for a command of a device that has changed how the command stands now: the end of a
-// device ends its commands. Code: unavailable where the store cannot be read.
+// HandleChange notifies the requests that wait for a command of a device that has changed of the command's current state:
+// the end of a device ends its commands. Code: unavailable if the store cannot be read.
 func (svc *Service) HandleChange(ctx context.Context, c watchword.Change) error {
 	if c.Kind != watchword.SubjectChanged && c.Kind != watchword.SubjectDeleted {
 		return nil
@@ -120,14 +120,13 @@ func (svc *Service) HandleChange(ctx context.Context, c watchword.Change) error 
 	return errors.Join(errs...)
 }
 
-// notify wakes those who wait for r. What was told of its end stays, if news of
-// before comes after.
+// notify wakes the requests that wait for r. A notified final state stays, if an earlier state arrives after it.
 func (svc *Service) notify(r Row) {
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
 	if w := svc.waiters[commandRef{r.Tenant, r.ID}]; w != nil {
 		if w.row == nil || r.State.Final() || !w.row.State.Final() {
-			now := r // here, so that nothing is copied where nobody waits
+			now := r // here, so that nothing is copied if no request waits
 			w.row = &now
 		}
 		close(w.changed)

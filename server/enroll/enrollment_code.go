@@ -13,7 +13,7 @@ type Code struct {
 	Hash      [32]byte
 	Subject   watchword.SubjectID
 	Expires   time.Time
-	CreatedBy watchword.SubjectID // who made the link
+	CreatedBy watchword.SubjectID // creator of the link
 	// Sign and Seal are the keys with which the code was redeemed; empty until then.
 	Sign, Seal watchword.KeyID
 }

@@ -10,9 +10,8 @@ import (
 	"github.com/watchword-iot/watchword/server/session"
 )
 
-// PairingApproval is what an operator says to a pairing. Sign is the whole thumbprint of
-// the signing key, as the device shows it: whoever read the code over somebody's
-// shoulder, or asked with keys of their own, has another one.
+// PairingApproval is an operator's approval of a pairing. Sign is the whole thumbprint of the signing key, as the device
+// shows it: an attacker that saw the code, or requested a pairing with other keys, has another one.
 type PairingApproval struct {
 	UserCode string
 	Sign     watchword.KeyID
@@ -40,10 +39,8 @@ func (svc *Service) Pairings(ctx context.Context, t watchword.TenantID, before s
 	return svc.store.Pairings(ctx, t, before, limit, now)
 }
 
-// ApprovePairing makes the pairing's keys those of a device, which is added for it
-// unless a.ID is there already and new or revoked. Of two operators who decide at
-// once one wins. What the device is called is its own wish only where nobody has
-// that name yet.
+// ApprovePairing enrolls the pairing's keys as a device, which is added unless a.ID exists already and is new or revoked.
+// Of two concurrent decisions one succeeds. The device gets the id that it requested only if that id is free.
 //
 // Codes: bad_request; not_found for a code that is unknown or over; conflict
 // where the thumbprint is another one, the pairing is decided, or the id is taken;

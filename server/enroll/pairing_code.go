@@ -7,9 +7,8 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// userAlphabet has no vowels, so that no code is a word, and nothing that looks
-// like something else (RFC 8628 §6.1). Eight of twenty are 34 bits: who guesses
-// needs an operator's permission to try, and the thumbprint besides.
+// userAlphabet has no vowels, so that no code is a word, and no similar-looking characters (RFC 8628 §6.1). Eight of twenty
+// are 34 bits: to guess, an attacker needs an operator's permission, and the thumbprint too.
 const (
 	userCodeAlphabet = "BCDFGHJKLMNPQRSTVWXZ"
 	userCodeLength   = 8

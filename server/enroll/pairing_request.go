@@ -70,13 +70,12 @@ func (svc *Service) RequestPairing(ctx context.Context, t watchword.TenantID, a 
 	}
 }
 
-// PollPairing tells a device what became of its pairing, once it has proved by its
-// signing key that the device code is its own: other callers learn nothing. The
-// proof is worth one token, which spent says; an approved pairing answers again
-// until it expires, each time for a new proof.
+// PollPairing returns the state of a pairing to the device, once it has proved by its signing key that the device code is
+// its own: other callers learn nothing. The proof can be exchanged for one token, and spent is its single use; an approved
+// pairing answers again until it expires, each time for a new proof.
 //
-// Codes: pairing_expired for what is unknown, used or expired; busy, proof_invalid,
-// client_invalid; pairing_pending, pairing_slow, pairing_rejected.
+// Codes: pairing_expired for an unknown, used or expired code; busy, proof_invalid, client_invalid; pairing_pending,
+// pairing_slow, pairing_rejected.
 func (svc *Service) PollPairing(ctx context.Context, t watchword.TenantID, deviceCode, clientID, proof string, now time.Time) (s watchword.Subject, key watchword.KeyID, spent token.SingleUse, err error) {
 	expired := watchword.Refuse(watchword.PairingExpired, "device_code is unknown, used or expired: request another")
 	if !token.WellFormedCode(deviceCode) {

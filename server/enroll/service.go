@@ -38,7 +38,7 @@ type Options struct {
 	// How long a pairing waits for an operator, and how often its device may ask; 0
 	// means PairingLife and PairingInterval.
 	PairingLifetime, PairingInterval time.Duration
-	// Semaphore is where signatures are checked; nil lets everybody in at once.
+	// Semaphore limits the concurrent verification of signatures; nil: no limit.
 	Semaphore *fair.Semaphore
 }
 

@@ -86,7 +86,7 @@ func wantField(t *testing.T, what string, err error, want watchword.Code, field 
 	}
 }
 
-// wantChanged fails unless exactly these subjects were told of since the last time.
+// wantChanged fails unless exactly these subjects were reported as changed since the last call.
 func (s *setup) wantChanged(what string, want ...watchword.SubjectID) {
 	s.t.Helper()
 	if fmt.Sprint(s.changed) != fmt.Sprint(want) {
@@ -322,13 +322,13 @@ func TestWrongCodesAreThrottled(t *testing.T) {
 	if wait := guess(netip.AddrFrom16(nearby.As16())); wait == 0 {
 		t.Error("the same address in IPv6's form is another")
 	}
-	// Who has a good code waits as well; a wrong proof is no guess.
+	// A request with a valid code waits as well; a wrong proof is no guess.
 	_, link, err := s.CreateDevice(t.Context(), by, "lamp-1", nil, 0, s.now)
 	must(t, err)
 	_, err = s.Enroll(t.Context(), here, d.request(t, link.Code, s.now), nearby, "", s.now)
 	wantCode(t, "a good code from there", err, watchword.RateLimited)
 	s.now = s.now.Add(time.Hour)
-	if wait := guess(nearby); wait != 0 { // at an hour, not forgiven: the pauses are over
+	if wait := guess(nearby); wait != 0 { // at an hour, not forgiven: the pauses have ended
 		t.Fatalf("waits %s", wait)
 	}
 	if wait := guess(nearby); wait != 10*time.Minute {
@@ -581,7 +581,7 @@ func TestApproveAndRejectPairing(t *testing.T) {
 	_, _, err = s.poll(d, a.DeviceCode, "lamp-7")
 	wantCode(t, "deleted since", err, watchword.PairingExpired)
 
-	// Without a wish somebody must say who it is.
+	// If the device requested no id, the operator must state one.
 	d = newDevice(t)
 	a = s.asked(d, string(d.sign.Public().ID()))
 	_, err = s.ApprovePairing(t.Context(), by, enroll.PairingApproval{UserCode: a.UserCode, Sign: d.sign.Public().ID()}, s.now)
@@ -610,7 +610,7 @@ func TestRekey(t *testing.T) {
 	_, err = s.Enroll(t.Context(), here, d.request(t, link.Code, s.now), nearby, "", s.now)
 	must(t, err)
 	s.changed = nil
-	// change is a request that goes from one device's keys to another's.
+	// change is a request to change one device's keys to another's.
 	change := func(from, to device) enroll.RekeyRequest {
 		proof, err := token.SignRekey(from.sign, to.sign, "lamp-1", issuer, to.seal.ID(), s.now)
 		must(t, err)
@@ -703,7 +703,7 @@ func TestRekey(t *testing.T) {
 	wantCode(t, "nobody", err, watchword.NotFound)
 }
 
-// live is told of subjects that changed.
+// live records subjects that changed.
 type live func(id watchword.SubjectID)
 
 func (f live) Apply(_ context.Context, c watchword.Change) error {

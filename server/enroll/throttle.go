@@ -20,9 +20,8 @@ const (
 	throttleEntries = 8 << 10 // addresses remembered at least
 )
 
-// throttle counts wrong codes by address: by /64 for IPv6, since one customer has
-// at least that many. With 128 random bits nobody finds a code by guessing; the
-// brake keeps the attempt from costing us anything.
+// throttle counts wrong codes by address: by /64 for IPv6, since one customer has at least that many. A code of 128 random
+// bits cannot be guessed; the throttle bounds the cost of attempts.
 type throttle struct {
 	mu        sync.Mutex
 	byNetwork *cache.Map[netip.Prefix, failures]

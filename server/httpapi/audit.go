@@ -79,7 +79,7 @@ func (a *API) auditRoutes() {
 	a.describe(http.MethodGet, "/v1/audit/{seq}/proof", "Get a proof (C2SP tlog-proof) that the log contains the entry; its extra data are salt and body", nil)
 }
 
-// auditRead writes an audit entry that says who reads the log, before the caller gets anything.
+// auditRead writes an audit entry of a read of the log, before the caller gets anything.
 func (a *API) auditRead(ctx context.Context, c *caller, what, object string) error {
 	return a.Entries.AddEntry(ctx, c.actor.DoneEntry(audit.LogRead, object, a.Now(), map[string]string{"what": what, "remote": c.remote}))
 }
@@ -94,8 +94,8 @@ func writePlain(w http.ResponseWriter, contentType, cache string, b []byte) {
 	_, _ = w.Write(b) // the error means that the client has closed the connection
 }
 
-// tenantEntry returns an entry of the caller's tenant, or one that was pruned, of which nobody knows whose it was. Code:
-// not_found, also for one of another tenant.
+// tenantEntry returns an entry of the caller's tenant, or a pruned one, whose tenant is unknown. Code: not_found, also for
+// one of another tenant.
 func (a *API) tenantEntry(ctx context.Context, c *caller, seq int64) (audit.Record, error) {
 	rs, err := a.Entries.Records(ctx, seq-1, 1)
 	if err != nil {

@@ -220,8 +220,7 @@ func (a *API) serveRoute(w http.ResponseWriter, r *http.Request, rt route, h fun
 	return a.runAuthorized(r, c, may, requestKind{readsOnly: rt.readsOnly(), editsPolicy: rt.editsPolicy}, func() error { return h(w, r, c) })
 }
 
-// streamEnded returns why a stream or poll must end; nil where its client closed the connection or
-// its wait time is over.
+// streamEnded returns why a stream or poll must end; nil if its client closed the connection or its wait time has passed.
 func streamEnded(ctx context.Context) error {
 	if err := context.Cause(ctx); err != nil && watchword.CodeOf(err) != watchword.Internal {
 		return err

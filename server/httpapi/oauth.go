@@ -20,7 +20,7 @@ const (
 	proofAlgs     = "ES256 Ed25519 EdDSA" // algorithms of DPoP proofs
 )
 
-// The well-known paths of metadata; for another tenant than the default one /t/TENANT stands behind them.
+// The well-known paths of metadata; for another tenant than the default one they are followed by /t/TENANT.
 const (
 	issuerMetadata   = "/.well-known/oauth-authorization-server"
 	resourceMetadata = "/.well-known/oauth-protected-resource"

@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/api"
 )
 
-// pages goes through all pages of a list.
+// pages returns all pages of a list.
 func pages[T any](t *testing.T, all []T, size int) (out [][]T) {
 	t.Helper()
 	for len(all) > 0 {

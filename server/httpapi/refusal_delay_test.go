@@ -34,7 +34,7 @@ func TestRateLimitedResponseIsDelayed(t *testing.T) {
 		}{
 			{"lamp", http.StatusTooManyRequests, false, refusalDelay},
 			{"lamp", http.StatusTooManyRequests, true, 0}, // its first bytes have gone
-			{"", http.StatusTooManyRequests, false, 0},    // a stranger
+			{"", http.StatusTooManyRequests, false, 0},    // unauthenticated
 			{"lamp", http.StatusOK, false, 0},
 			{"lamp", http.StatusForbidden, false, 0},
 			{"lamp", http.StatusServiceUnavailable, false, 0},

@@ -188,10 +188,10 @@ func TestResponseMemoryIsChargedExactly(t *testing.T) {
 				if !aw.direct {
 					stuck <- struct{}{}
 				}
-				_, _ = aw.finish() // the reader goes away in the end
+				_, _ = aw.finish() // the reader closes the connection in the end
 			}
 			serveOverPipes(t, false, h, func(c *http.Client) {
-				// ask begins requests whose answers nobody reads.
+				// ask begins requests and does not read their answers.
 				ask := func() (conns []io.Closer) {
 					for range readers {
 						conn, err := c.Transport.(*http.Transport).DialContext(t.Context(), "", "")

@@ -386,7 +386,7 @@ func (w *responseWriter) finish() (reason error, started bool) {
 	}
 	if !w.http2 { // net/http writes after the last bytes of a stream, which may have been written long ago
 		if w.deadline(time.Now().Add(writeTimeout)) != nil {
-			return errAnswerEnded, true // without a deadline that write could block for ever
+			return errAnswerEnded, true // without a deadline that write could block forever
 		}
 	}
 	return nil, w.direct

@@ -48,7 +48,7 @@ func request() *http.Request { return httptest.NewRequest(http.MethodGet, "/", n
 
 var errTaken = watchword.Refuse(watchword.SubjectRevoked, "taken away")
 
-// A client that does not read holds up neither who takes its right away nor gets a byte that was not handed over before.
+// A client that does not read neither delays the edit that removes its right nor gets a byte that was not written before.
 func TestNoResponseBytesAfterRefusal(t *testing.T) {
 	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {
@@ -172,7 +172,7 @@ func (w *patientWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Whoever reads a byte now and then is cut off within minutes, however each read is in time.
+// A client that reads a byte now and then is disconnected within minutes, even if each read is in time.
 func TestSlowResponseReaderIsDisconnected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		aw := newResponseWriter(&patientWriter{ResponseRecorder: httptest.NewRecorder(), takes: 9 * time.Second}, request())
@@ -207,7 +207,7 @@ func TestPausingResponseReaderIsServed(t *testing.T) {
 	})
 }
 
-// An answer may be written for its whole time whenever it comes: a request that waited is not cut for that.
+// The time for writing an answer begins with the answer: a request that waited before is not cut off earlier.
 func TestLateResponseMayBeWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &patientWriter{ResponseRecorder: httptest.NewRecorder(), takes: writeTimeout - time.Second}
@@ -282,7 +282,7 @@ func serveOverPipes(t *testing.T, http2 bool, h http.HandlerFunc, use func(c *ht
 	}
 }
 
-// The bound of a write is none of the time in which nothing is written.
+// The limit of a write does not include the time in which nothing is written.
 func TestAStreamMayBeSilentForLongerThanAWriteMayTake(t *testing.T) {
 	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {
@@ -318,7 +318,7 @@ func TestAStreamMayBeSilentForLongerThanAWriteMayTake(t *testing.T) {
 	}
 }
 
-// One edit cuts many answers that nobody reads in the time of one, and touches no connection that is another request's by then.
+// One edit ends many unread answers in the time of one, and does not affect a connection that another request uses by then.
 func TestEditWaitsOnceForStalledReaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		guard := session.NewGuard(&fixedDirectory{subject: watchword.Subject{Tenant: tenant, ID: "lamp", Kind: watchword.Device, State: watchword.Active, Incarnation: 1, Keys: []watchword.Key{
@@ -386,7 +386,7 @@ func (c *stuckConn) Close() error {
 
 func (c *stuckConn) SetWriteDeadline(time.Time) error { return nil }
 
-// An answer that is over leaves the connection alone: it is the next request's.
+// A finished answer does not affect the connection: the next request uses it.
 func TestFinishedResponseClosesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var closed atomic.Int32
@@ -434,7 +434,7 @@ type undeadlined struct{ *httptest.ResponseRecorder }
 
 func (undeadlined) SetWriteDeadline(time.Time) error { return net.ErrClosed }
 
-// A write without a bound of time does not begin: a client that does not read would hold it for ever.
+// A write without a time limit does not begin: a client that does not read would block it forever.
 func TestNoWriteBeginsWithoutItsDeadline(t *testing.T) {
 	w := undeadlined{httptest.NewRecorder()}
 	aw := newResponseWriter(w, request())

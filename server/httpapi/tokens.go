@@ -87,7 +87,8 @@ func (a *API) introspectionCaller(r *http.Request, form url.Values) (*caller, er
 	})
 }
 
-// clientByAssertion is who an assertion in the form proves. Codes: those of [authn.Service.AuthenticateClient].
+// clientByAssertion returns the subject that an assertion in the form authenticates. Codes: those of
+// [authn.Service.AuthenticateClient].
 func (a *API) clientByAssertion(r *http.Request, form url.Values, may func(*watchword.Subject, *policy.Grant) error) (*caller, error) {
 	in := requestInfoOf(r.Context())
 	assertion, err := clientAssertion(r, form)

@@ -598,7 +598,7 @@ func TestMissingWrongAndDamagedKeysAreToldApart(t *testing.T) {
 	}
 }
 
-// changed is a store whose keys somebody has changed.
+// changed is a store whose keys were changed.
 type changed struct {
 	*sqlite.Store
 	rows []keyring.SealedKey
@@ -606,7 +606,7 @@ type changed struct {
 
 func (c changed) ServerKeys(context.Context) ([]keyring.SealedKey, error) { return c.rows, nil }
 
-// forgeTrust signs a bundle as [token.SignTrust] does, also one that nobody would take.
+// forgeTrust signs a bundle as [token.SignTrust] does, also an invalid one.
 func forgeTrust(b token.Trust, roots ...*jose.Signer) (string, error) {
 	payload, err := token.TrustPayload(b)
 	if err != nil {

@@ -108,7 +108,7 @@ func (st *sessionState) checkCovers(a *session.Authority) error {
 	return nil
 }
 
-// errTokenTooNarrow puts the reason into the log only; the client is told denied without detail.
+// errTokenTooNarrow has the reason for the log only; the client gets denied without detail.
 func errTokenTooNarrow(of string) error {
 	return watchword.Wrap(fmt.Errorf("the token does not cover %s", of), watchword.Denied, "the token must allow the subscriptions and the will of this session")
 }

@@ -16,7 +16,7 @@ func (c *conn) authorityChanged(a *session.Authority) {
 		return
 	}
 	listens := c.noticeSubscription != nil
-	lost, redistributions := c.session.removeDeniedSubscriptions(a) // without that subscription it is told in the next CONNACK
+	lost, redistributions := c.session.removeDeniedSubscriptions(a) // without that subscription the next CONNACK reports it
 	var r *lossReport
 	if listens && len(lost) > 0 && c.session.persistent != nil {
 		r = &lossReport{lost: c.session.unreportedLosses()}

@@ -166,7 +166,7 @@ func TestRefreshWithoutAuth(t *testing.T) {
 			c, pub := srv.connect(v, string(id), srv.token(id, 10*time.Minute)), srv.device("pub")
 			c.subscribe(1, "a", "$watchword/auth")
 			start := time.Now()
-			n := c.nextNotice() // asked in time, without anybody's timer
+			n := c.nextNotice() // requested in time, without a timer
 			if d := time.Since(start); n.Type != "refresh" || d < 7*time.Minute || d > 510*time.Second {
 				t.Errorf("asked after %s: %+v", d, n)
 			}
@@ -403,7 +403,7 @@ func TestUnreleasedPublishes(t *testing.T) {
 				t.Fatalf("publish %d: %s", n, a.Kind)
 			}
 		}
-		c.send(&packet.Publish{Topic: "a", QoS: 2, ID: most, Dup: true}) // said again: it is none more
+		c.send(&packet.Publish{Topic: "a", QoS: 2, ID: most, Dup: true}) // repeated: it is not counted again
 		if a := want[*packet.Ack](c); a.Kind != packet.PUBREC {
 			t.Fatalf("said again: %s", a.Kind)
 		}

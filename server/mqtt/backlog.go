@@ -69,7 +69,7 @@ func (b *backlog) uncount(seq int64, size int) {
 // markSent notes that all messages up to seq were sent.
 func (b *backlog) markSent(seq int64) { b.lastSent = max(b.lastSent, seq) }
 
-// wasSent reports whether the message was sent: it goes out again with DUP, and whatever its age.
+// wasSent reports whether the message was sent: it is sent again with DUP, whatever its age.
 func (b *backlog) wasSent(seq int64) bool { return seq > 0 && seq <= b.lastSent }
 
 // isInflight reports whether e was sent with QoS 2: it is not another receiver's any more (MQTT 5.0 §4.8.2).
@@ -142,8 +142,8 @@ func (b *backlog) stopRedistributing(seq int64) {
 	b.redistributing = slices.DeleteFunc(b.redistributing, func(x backlogEntry) bool { return x.seq == seq })
 }
 
-// discard forgets all entries, which the caller has released: seq is the last one of the session that is
-// discarded. What is being redistributed goes on.
+// discard removes all entries, which the caller has released: seq is the last one of the session that is discarded. A
+// redistribution in progress continues.
 func (b *backlog) discard(seq int64) {
 	b.entries, b.skipped = nil, nil
 	b.lastSent, b.minSeq = seq, seq

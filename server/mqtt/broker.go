@@ -271,7 +271,7 @@ func (b *Broker) connections(is func(*conn) bool) (all []*conn) {
 	return all
 }
 
-// stopTimers stops the clocks of those who are away: they go on at the next start.
+// stopTimers stops the timers of offline sessions: they continue at the next start.
 func (b *Broker) stopTimers() {
 	b.wills.stopTimers()
 	b.mu.Lock()
@@ -303,7 +303,7 @@ func (b *Broker) commitOutcome(o *bus.Result, st *sessionState, r *retainedKey) 
 	}
 	at := b.committer.add(a)
 	if k != nil {
-		b.committer.release(k) // who published it had it too
+		b.committer.release(k) // its publisher had a reference too
 		o.Stored = nil
 	}
 	return at

@@ -7,7 +7,7 @@ import (
 	"github.com/watchword-iot/watchword/server/command"
 )
 
-// However a command in hand ends, its place is free again, once.
+// However a command in flight ends, its place is free again, once.
 func TestCommandLeavesInflight(t *testing.T) {
 	for name, c := range map[string]struct {
 		do       func(*commandPump)
@@ -46,8 +46,7 @@ func TestCommandLeavesInflight(t *testing.T) {
 	}
 }
 
-// What is too large when it is written is told to the pump, not passed over as if it
-// had been delivered.
+// A command that is too large when it is written is reported to the pump, and not treated as delivered.
 func TestCommandSizeIsCheckedAtWrite(t *testing.T) {
 	b := &Broker{}
 	c := &conn{broker: b, session: &sessionState{broker: b}, version: packet.V5}

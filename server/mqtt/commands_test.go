@@ -203,7 +203,7 @@ func TestSixteenCommandsAtOnce(t *testing.T) {
 		if got := o.order(); got != window+5 {
 			t.Fatalf("number %d", got)
 		}
-		c.wantNothing() // sixteen are in hand again
+		c.wantNothing() // sixteen are in flight again
 		c.acknowledge(held[4])
 		o.take(c, window+5)
 		c.wantNothing()
@@ -232,7 +232,7 @@ func TestCommandHandOverConditions(t *testing.T) {
 			c.wantNothing()
 		})
 	}
-	// A device is handed its own commands, and nobody else is.
+	// A device gets its own commands, and no other client does.
 	withCommands(t, func(t *testing.T, srv *testServer, o *commandFixture) {
 		other := srv.device("lamp-8")
 		if codes := other.subscribe(1, "#", ownCommands); fmt.Sprint(codes) != "[1 1]" {
@@ -263,8 +263,7 @@ func (o *commandFixture) state(n int64) watchword.CommandState {
 	return ""
 }
 
-// An acknowledgement is written down a moment later, together with those that follow it at
-// once, though no receipt comes.
+// An acknowledgement is stored a moment later, together with those that follow it at once, without a receipt.
 func TestAcknowledgementsAreWrittenDown(t *testing.T) {
 	withCommands(t, func(t *testing.T, srv *testServer, o *commandFixture) {
 		c := srv.device("lamp-7")
@@ -302,7 +301,7 @@ func TestAResumedSessionIsHandedCommands(t *testing.T) {
 	})
 }
 
-// A hello behind the subscription counts: what is not acknowledged comes again, for its nonce.
+// A hello after the subscription is effective: unacknowledged commands are sent again, with its nonce.
 func TestHelloAfterSubscribe(t *testing.T) {
 	withCommands(t, func(t *testing.T, srv *testServer, o *commandFixture) {
 		c := srv.device("lamp-7")

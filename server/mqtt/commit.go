@@ -52,7 +52,8 @@ func (c *commit) Err() error {
 	return watchword.Refuse(watchword.Unavailable, "the message cannot be stored for offline sessions now")
 }
 
-// Commit has the message written for those who wait for it, and gives up the publisher's reference; see [bus.Stored].
+// Commit has the message written for the sessions that wait for it, and releases the publisher's reference; see
+// [bus.Stored].
 func (k *storedMessage) Commit() bus.Commit {
 	at := k.committer.add(change{message: k})
 	k.committer.release(k)
@@ -76,7 +77,7 @@ type storedMessage struct { // in this order it takes 96 bytes
 	body            atomic.Pointer[message]
 	receivers       []byte          // until it is written
 	wakeWhenWritten []*sessionState // protected by committer.mu: sessions to be woken when it is written
-	refs            atomic.Int32    // sessions that wait, and who publishes it
+	refs            atomic.Int32    // sessions that wait, and the publisher
 	durable         atomic.Bool
 	failed          atomic.Bool
 	collected       bool // protected by committer.mu: it is written, or will be

@@ -36,8 +36,7 @@ func TestFailedCommitDoesNotAffectLaterPublish(t *testing.T) {
 	})
 }
 
-// What came behind a write that failed fails with it; who waits for the next ones is not
-// held up by it.
+// Writes after a failed write fail with it; clients that wait for the next ones are not delayed by it.
 func TestFailureAfterWriteBlocksNobody(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		sub := srv.connect(packet.V5, "sub", srv.token("sub", time.Hour), persistentSession)
@@ -96,8 +95,8 @@ func TestPublishAfterClose(t *testing.T) {
 	})
 }
 
-// A session goes on when what its client said last is on the disk, and not before: or
-// what it says again is answered as if it were.
+// A session is resumed when the last packets of its client are on the disk, and not before: otherwise repeated packets
+// would be answered as if they were.
 func TestReconnectWaitsForCommit(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		pub := srv.connect(packet.V5, "pub", srv.token("pub", time.Hour), persistentSession)
@@ -142,8 +141,8 @@ func TestUnsentMessagesGrowNothing(t *testing.T) {
 	})
 }
 
-// What other members of a group have taken leaves no trace with one who is away, and has
-// something of its own that waits.
+// Messages that other members of a group have taken leave no trace in an offline session that has queued messages of its
+// own.
 func TestRedistributedMessagesGrowNothing(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		srv.leaveOffline(packet.V5, "away", "own", "$share/g/q")
@@ -240,7 +239,7 @@ func TestPropertiesCount(t *testing.T) {
 	})
 }
 
-// Who is away and full ends nobody of those who publish.
+// A full offline session disconnects no publisher.
 func TestFullOfflineSessionClosesNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestServer(t, mqtt.Options{QueueMessages: 3})

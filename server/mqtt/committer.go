@@ -228,7 +228,7 @@ func (j *committer) writeOnce() bool {
 	return err == nil
 }
 
-// end ends a commit and its messages, successful or not. It returns who is to be woken. mu is held.
+// end ends a commit and its messages, successful or not. It returns the waiters to wake. mu is held.
 func (j *committer) end(c *commit, messages []*storedMessage, state int32) (waiters []*conn, eager []*sessionState) {
 	for _, k := range messages {
 		if state == commitWritten {

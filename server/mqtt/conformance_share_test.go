@@ -10,8 +10,8 @@ import (
 	"github.com/watchword-iot/watchword/mqtt/packet"
 )
 
-// publishWithExpiry publishes a message that expires in so many seconds; with QoS 2 it goes
-// as far as PUBREC. It returns its identifier.
+// publishWithExpiry publishes a message that expires in so many seconds; with QoS 2 up to PUBREC. It returns its
+// identifier.
 func (c *testClient) publishWithExpiry(qos byte, topic, payload string, seconds uint32) uint16 {
 	c.t.Helper()
 	p := &packet.Publish{Topic: topic, QoS: qos, ID: c.id(), Payload: []byte(payload)}
@@ -21,8 +21,8 @@ func (c *testClient) publishWithExpiry(qos byte, topic, payload string, seconds 
 	return p.ID
 }
 
-// MQTT-4.3.3-7, 4.4.0-1, 3.1.1: MQTT-4.4.0-1: what was sent comes again though its life
-// has ended, and what was not does not come at all.
+// MQTT-4.3.3-7, 4.4.0-1, 3.1.1: MQTT-4.4.0-1: a sent message is sent again after its expiry, and one that was not sent is
+// dropped.
 func TestSentMessageDoesNotExpire(t *testing.T) {
 	inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
 		two := func(p *packet.Connect) {
@@ -62,7 +62,7 @@ func TestSentMessageDoesNotExpire(t *testing.T) {
 	})
 }
 
-// MQTT-4.3.3-7, -13: the exchange goes on though the message has expired, on both sides.
+// MQTT-4.3.3-7, -13: the exchange is completed after the message has expired, on both sides.
 func TestAnExchangeGoesOnThoughTheMessageExpired(t *testing.T) {
 	for name, offline := range map[string]bool{"somebody hears it": false, "nobody is there": true} {
 		t.Run(name, func(t *testing.T) {
@@ -194,7 +194,7 @@ func TestInflightWaitsForMember(t *testing.T) {
 				m0.closeAbruptly()
 				m1.wantNothing()
 				pub.publishQoS2("a", "y")
-				m1.receive() // the group goes on
+				m1.receive() // the group continues
 				time.Sleep(30 * time.Minute)
 				m1.wantNothing()
 				m0 = srv.reconnect(packet.V5, "m0")
@@ -215,7 +215,7 @@ func TestInflightWaitsForMember(t *testing.T) {
 	}
 }
 
-// MQTT-4.8.2-5: and is nobody else's where that one's session ends.
+// MQTT-4.8.2-5: and no other member gets it when that one's session ends.
 func TestInflightEndsWithMember(t *testing.T) {
 	for name, x := range map[string]struct {
 		edit func(*packet.Connect)

@@ -24,7 +24,7 @@ func (c *testClient) wantClosed() {
 	if p, open := <-c.got; open {
 		c.t.Fatalf("got %T %+v, want the end", p, p)
 	}
-	if d := time.Since(from); d > 2*time.Second { // one is for the peer to hear it
+	if d := time.Since(from); d > 2*time.Second { // one second is for the peer to read the packet
 		c.t.Fatalf("the end took %s", d)
 	}
 }
@@ -79,7 +79,7 @@ func TestMalformedConnectClosesConnection(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
-				reads := packet.V311 // as which it reads what comes
+				reads := packet.V311 // as which it parses received packets
 				if v == packet.V5 && x.says == 0 {
 					reads = packet.V5
 				}
@@ -134,7 +134,7 @@ func TestAssignedClientIdentifier(t *testing.T) {
 			t.Errorf("assigned %q and %q", name, other)
 		}
 		one.subscribe(1, "a")
-		one.wantNothing() // nobody took its place
+		one.wantNothing() // its place is free
 		one.closeAbruptly()
 		synctest.Wait()
 		pub := srv.device("pub")
@@ -267,7 +267,7 @@ func TestPartialPacketDoesNotExtendKeepAlive(t *testing.T) {
 	})
 }
 
-// MQTT-3.2.0-1, 3.14.0-1: who was not answered yet is told nothing else.
+// MQTT-3.2.0-1, 3.14.0-1: a client without CONNACK gets no other packet.
 func TestNoNoticeBeforeConnack(t *testing.T) {
 	for name, end := range map[string]func(srv *testServer, c *testClient){
 		"it breaks the rules":   func(_ *testServer, c *testClient) { c.send(&packet.Ping{Response: true}) },
@@ -300,7 +300,7 @@ func TestNoNoticeBeforeConnack(t *testing.T) {
 	}
 }
 
-// MQTT-3.1.2-29: who wants no explanations gets none but in CONNACK and DISCONNECT.
+// MQTT-3.1.2-29: a client that wants no problem information gets it only in CONNACK and DISCONNECT.
 func TestRequestProblemInformationOff(t *testing.T) {
 	for name, what := range map[string]func(srv *testServer, c *testClient) packet.Packet{
 		"PUBACK": func(_ *testServer, c *testClient) packet.Packet {
@@ -336,8 +336,7 @@ func TestRequestProblemInformationOff(t *testing.T) {
 	}
 }
 
-// refusals is every answer that the server explains, as a client hears it that connects
-// with edit.
+// refusals is every response with a reason string, to a client that connects with edit.
 var refusals = map[string]func(h *testServer, edit func(*packet.Connect)) packet.Packet{
 	"CONNACK": func(h *testServer, edit func(*packet.Connect)) packet.Packet {
 		c, p := h.dialRaw(packet.V5), hello(packet.V5, "lamp-7", "token-x")
@@ -421,8 +420,7 @@ func TestReasonStringsAreLeftOutWhenTooLarge(t *testing.T) {
 	}
 }
 
-// MQTT-3.2.2-19, -20: of who connects too often nothing is read, nor is more said to it
-// than the least that any client takes.
+// MQTT-3.2.2-19, -20: a client that connects too often is not read, and gets a CONNACK of the smallest maximum packet size.
 func TestConnectRateRefusalIsBare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestServer(t, mqtt.Options{ConnectRate: 5})
@@ -655,7 +653,7 @@ func TestLiveAndStoredMessages(t *testing.T) {
 	}
 }
 
-// MQTT-3.3.2-4, -15, -16, -17, -18, -20: however a message comes, they come as they were.
+// MQTT-3.3.2-4, -15, -16, -17, -18, -20: these properties are forwarded unchanged, by every way of delivery.
 func TestPayloadPropertiesAreForwarded(t *testing.T) {
 	for name, hear := range map[string]func(srv *testServer, publish func()) *packet.Publish{
 		"now": func(srv *testServer, publish func()) *packet.Publish {
@@ -839,7 +837,7 @@ func TestSubscriptionIdentifiersAreForwarded(t *testing.T) {
 					sub.send(p)
 					want[*packet.Suback](sub)
 				}
-				// Each group of messages is what comes of one publish.
+				// Each group of messages is the result of one publish.
 				received := func(topic string, copies ...[]uint32) {
 					t.Helper()
 					if x.gone {

@@ -43,8 +43,8 @@ type conn struct {
 	noLinger           atomic.Bool    // the peer need not read the final packet
 	lingerUntil        time.Time      // end of the linger; zero: none. Set by finishWriting, then read by the reader
 
-	// session is the Session State. A connection starts with an empty one of its own. Where
-	// CONNECT resumes a session, [conn.resume] replaces it, once, before the client can hear CONNACK.
+	// session is the Session State. A connection starts with an empty one of its own. If CONNECT resumes a session,
+	// [conn.resume] replaces it, once, before CONNACK is sent.
 	session *sessionState
 	out     outbound
 	// Protected by sessionState.mu.

@@ -8,9 +8,9 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// resolveTenant finds the tenant whose keys may prove the client: by the host that it named, by the path of its WebSocket
-// request, and where these name none by the issuer that its token names. It is called while CONNECT or AUTH is handled: the TLS
-// handshake is over. Codes: rate_limited; denied where there is no such tenant.
+// resolveTenant finds the tenant whose keys may authenticate the client: by the requested host, by the path of its
+// WebSocket request, and otherwise by the issuer that its token names. It is called while CONNECT or AUTH is handled, after
+// the TLS handshake. Codes: rate_limited; denied if there is no such tenant.
 func (c *conn) resolveTenant(presented string, now time.Time) (watchword.TenantID, error) {
 	if t := c.tenant.Load(); t != nil && *t != "" {
 		return *t, nil
@@ -39,8 +39,8 @@ func (c *conn) resolveTenant(presented string, now time.Time) (watchword.TenantI
 	return "", watchword.Refuse(watchword.Denied, "no tenant has this host name")
 }
 
-// tenantOfRefusal is the tenant in whose log the refusal of a connection without a session stands: that of a client that named
-// no host, before CONNECT. It is empty where there is none.
+// tenantOfRefusal is the tenant that has the log entry of a refused connection without a session: that of a client that
+// requested no host, before CONNECT. It is empty if there is none.
 func (c *conn) tenantOfRefusal() watchword.TenantID {
 	if t := c.tenant.Load(); t != nil {
 		return *t

@@ -69,7 +69,7 @@ func (c *conn) buildConnack(p *packet.Connect, ad *admission, s *session.Session
 	return ack
 }
 
-// sendConnack answers CONNECT once at is written; nil: at once. No other packet goes out before it.
+// sendConnack answers CONNECT once at is written; nil: at once. No other packet is sent before it.
 func (c *conn) sendConnack(at *commit, ack *packet.Connack) {
 	c.respondAfter(at, ack)
 	if c.version == packet.V5 && ack.Properties.User == nil {

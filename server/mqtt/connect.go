@@ -63,8 +63,8 @@ func (c *conn) handleConnect(ctx context.Context, w *workBatch, first byte, body
 	return nil
 }
 
-// isVersion5 reports whether the body of a CONNECT that is not parsed is of version 5. Its client may be
-// told why it is refused (MQTT 5.0 §3.1.4), in the shortest CONNACK.
+// isVersion5 reports whether the body of an unparsed CONNECT is of version 5. Its client gets the reason of a refusal (MQTT
+// 5.0 §3.1.4), in the shortest CONNACK.
 func (c *conn) isVersion5(body []byte) bool {
 	if !bytes.HasPrefix(body, []byte("\x00\x04MQTT\x05")) {
 		return false

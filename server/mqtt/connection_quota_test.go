@@ -117,7 +117,7 @@ func TestIdentifiersThatWereNotReleasedAreCharged(t *testing.T) {
 	})
 }
 
-// A client of version 3.1.1 cannot be told that there is no room for an identifier.
+// Version 3.1.1 has no code for missing memory for an identifier.
 func TestV311ClosedWithoutIdentifierQuota(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestServer(t, mqtt.Options{SubjectConnectionBytes: 4 << 10})

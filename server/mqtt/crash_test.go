@@ -13,8 +13,8 @@ import (
 	"github.com/watchword-iot/watchword/server/mqtt"
 )
 
-// referencePeer is one side of a session that keeps its state as MQTT 5.0 §4.3 says, over
-// connections and whatever becomes of the server: a client that sends, and hears.
+// referencePeer is one side of a session that keeps its state as MQTT 5.0 §4.3 requires, over connections and crashes of
+// the server: a client that sends and receives.
 type referencePeer struct {
 	h    *testServer
 	id   watchword.SubjectID
@@ -161,8 +161,7 @@ func (e *referencePeer) answerAll() {
 	e.later = nil
 }
 
-// Whatever becomes of connections and server: what was acknowledged is heard, in its
-// order, and with QoS 2 once.
+// Whatever happens to connections and server: acknowledged messages are received, in order, and with QoS 2 once.
 func TestNothingAcknowledgedIsLost(t *testing.T) {
 	for seed := range uint64(60) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -186,7 +185,7 @@ func crashes(t *testing.T, r *rand.Rand) {
 	for _, s := range slices.Concat(subs, group) {
 		s.c.subscribe(2, filters[s.id])
 	}
-	if r.IntN(2) == 0 { // nobody of the group is there for a while
+	if r.IntN(2) == 0 { // no member of the group is connected for a while
 		for _, s := range group {
 			s.vanish()
 		}
@@ -229,7 +228,7 @@ func crashes(t *testing.T, r *rand.Rand) {
 		}
 	}
 	srv.store.unblock()
-	for quiet := 0; quiet < 4; { // until nothing comes any more
+	for quiet := 0; quiet < 4; { // until no more arrive
 		quiet++
 		for _, e := range all {
 			if e.c == nil {
@@ -265,7 +264,7 @@ func crashes(t *testing.T, r *rand.Rand) {
 	}
 }
 
-// judgeGroup: what was acknowledged was heard by a member, whoever was there when it came.
+// judgeGroup checks that a member received each acknowledged message, whichever members were connected.
 func judgeGroup(t *testing.T, group, pubs []*referencePeer) {
 	t.Helper()
 	received := map[string]bool{}

@@ -153,7 +153,7 @@ func (st *sessionState) storeMessage(it *queuedMessage, o *bus.Result) (wake *co
 	return st.enqueue(*it)
 }
 
-// countDropped counts a dropped message, which the client is told of. mu is held.
+// countDropped counts a dropped message, which is reported to the client. mu is held.
 func (st *sessionState) countDropped() {
 	if st.persistent == nil {
 		return

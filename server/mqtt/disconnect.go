@@ -89,7 +89,7 @@ func (c *conn) closeIf(cause error, may func() error) error {
 	return nil
 }
 
-// buildDisconnect returns the DISCONNECT that tells a version 5 client why.
+// buildDisconnect returns the DISCONNECT with the reason for a version 5 client.
 func (c *conn) buildDisconnect(cause error) *packet.Disconnect {
 	d := &packet.Disconnect{}
 	switch e, wire := errors.AsType[*packet.Error](cause); {

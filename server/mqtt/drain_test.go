@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-iot/watchword/server/mqtt"
 )
 
-// drain lets everybody go, and waits at most five seconds.
+// drain disconnects all clients, and waits at most five seconds.
 func (srv *testServer) drain() (gone <-chan struct{}) {
 	done := make(chan struct{})
 	go func() {
@@ -24,8 +24,8 @@ func (srv *testServer) drain() (gone <-chan struct{}) {
 	return done
 }
 
-// What was taken in reaches who is there, whole and in order, before the goodbye; and who
-// published it hears what became of it.
+// Accepted messages reach connected clients, complete and in order, before DISCONNECT; and their publishers get the
+// acknowledgement.
 func TestDrainKeepsMessages(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		srv.leaveOffline(packet.V5, "away", "a")
@@ -60,7 +60,7 @@ func TestDrainKeepsMessages(t *testing.T) {
 	})
 }
 
-// Who takes nothing is let go in the end, and holds up nobody else.
+// A client that does not read is disconnected in the end, and delays no other.
 func TestDrainHasADeadline(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		deaf := srv.device("deaf", func(p *packet.Connect) { p.Will = &packet.Will{Topic: "will", QoS: 1, Payload: []byte("gone")} })
@@ -84,8 +84,8 @@ func TestDrainHasADeadline(t *testing.T) {
 	})
 }
 
-// A client that reads nothing, and whose answers hold its own reader up, holds up nobody
-// else for longer than what was taken in may take.
+// A client that does not read, and whose pending responses block its own reader, delays others for no longer than the
+// delivery of accepted messages may take.
 func TestDrainIsNotBlockedByStalledClient(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		other := srv.device("other")
@@ -105,7 +105,7 @@ func TestDrainIsNotBlockedByStalledClient(t *testing.T) {
 	})
 }
 
-// Who has said nothing yet is not waited for.
+// A connection before its CONNECT is not waited for.
 func TestDrainClosesUnauthenticatedConnections(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		c := srv.dialRaw(packet.V5)

@@ -458,8 +458,7 @@ func TestMaximumPacketSizeIsRespected(t *testing.T) {
 	})
 }
 
-// Whoever listens under several filters hears each message once, at the highest
-// QoS of them, however many publish at once.
+// A client with several matching filters gets each message once, at their highest QoS, with many concurrent publishers.
 func TestSeveralFiltersOneCopyAtTheHighestQoS(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		const publishers, each = 4, 50
@@ -520,8 +519,7 @@ func TestBusyQueueDoesNotGrow(t *testing.T) {
 	}
 }
 
-// Where CONNACK is more than a client takes, or refuses, nothing of the session goes out
-// (MQTT 5.0 §3.2).
+// If CONNACK is larger than the client accepts, or refuses, no packet of the session is sent (MQTT 5.0 §3.2).
 func TestNothingIsSentBeforeConnack(t *testing.T) {
 	for name, edit := range map[string]func(*packet.Connect){
 		"too large": func(p *packet.Connect) { p.Properties.SetNumber(packet.MaximumPacketSize, 10) },
@@ -556,7 +554,7 @@ func TestNothingIsSentBeforeConnack(t *testing.T) {
 	}
 }
 
-// wantOnly takes what comes and wants so many publishes and PUBRELs.
+// wantOnly reads packets and expects so many publishes and PUBRELs.
 func (c *testClient) wantOnly(publishes, rels int) {
 	c.t.Helper()
 	synctest.Wait()

@@ -8,7 +8,7 @@ import (
 	"github.com/watchword-iot/watchword/server/mqtt"
 )
 
-// Who connects too often is told so; a flood is closed before anything is spent on it.
+// A client that connects too often gets a refusal; a flood is closed before it costs anything.
 func TestAFloodOfConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestServer(t, mqtt.Options{ConnectRate: 10})

@@ -30,7 +30,7 @@ func (f *inflightMessage) backlogEntry() backlogEntry {
 // that it stays the same after a restart.
 func packetID(seq int64) uint16 { return uint16((seq-1)%maxPacketIDs + 1) }
 
-// maxPacketIDs is the number of packet identifiers; 0 is none.
+// maxPacketIDs is the number of packet identifiers; 0 is not a valid one.
 const maxPacketIDs = 65535
 
 // inflightKeptCapacity is the largest capacity of an empty inflight list that is kept.

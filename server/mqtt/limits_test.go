@@ -220,8 +220,7 @@ func TestEachLimitHasItsReason(t *testing.T) {
 	}
 }
 
-// Who publishes faster than limits.publish_rate is read more slowly: nothing is refused,
-// and nothing is lost.
+// A client that publishes above limits.publish_rate is read more slowly: nothing is refused, and nothing is lost.
 func TestFastPublisherIsDelayed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestServer(t, mqtt.Options{PublishRate: 10})
@@ -254,7 +253,7 @@ func TestOfflineSubscriptionsAreCounted(t *testing.T) {
 			t.Fatalf("%d bytes are counted", n)
 		}
 		srv.limits.SubjectSubscriptionBytes = 100
-		srv.crash(mqtt.Options{}) // what stood stands
+		srv.crash(mqtt.Options{}) // stored data stays
 		if m := srv.broker.Stats().SubscriptionBytes; m != n {
 			t.Errorf("%d bytes are counted after a restart, %d before", m, n)
 		}

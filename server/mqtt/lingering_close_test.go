@@ -39,7 +39,7 @@ func (m *meteredConn) Read(b []byte) (int, error) {
 
 func (m *meteredConn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(m.remote) }
 
-// from opens a connection that comes from an address. The server's end is returned first.
+// from opens a connection from an address. The server's end is returned first.
 func (srv *testServer) from(address string) (*meteredConn, net.Conn) {
 	mine, theirs := net.Pipe()
 	return &meteredConn{Conn: theirs, remote: netip.MustParseAddrPort(address)}, mine
@@ -89,7 +89,7 @@ var transports = map[string]func(*testing.T, *testServer) (*meteredConn, net.Con
 	},
 }
 
-// webSocketFrames is a WebSocket whose client goes on after the server's close frame.
+// webSocketFrames is a WebSocket whose client continues after the server's close frame.
 type webSocketFrames struct {
 	net.Conn
 	r    *bufio.Reader
@@ -146,7 +146,7 @@ func (l *channelListener) Close() error {
 
 func (l *channelListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-// trailingPackets is n bytes of whole packets that nobody waits for.
+// trailingPackets is n bytes of complete packets that the server does not expect.
 func trailingPackets(n int) []byte {
 	one := packet.Append(nil, &packet.Publish{Topic: "t", Payload: []byte("x")}, packet.V5)
 	var b []byte
@@ -167,7 +167,7 @@ var ends = map[string]func(*testServer) (send []byte, last packet.Reason){
 	},
 }
 
-// wantLastPacket takes what comes up to the end, of which the last must say why.
+// wantLastPacket reads all packets up to the end, of which the last must have the reason.
 func wantLastPacket(t *testing.T, c *testClient, want packet.Reason) {
 	t.Helper()
 	var last packet.Packet
@@ -186,7 +186,7 @@ func wantLastPacket(t *testing.T, c *testClient, want packet.Reason) {
 	}
 }
 
-// A client that goes on for a while after the end, and reads only then, reads why.
+// A client that sends for a while after the end, and reads only then, reads the reason.
 func TestFinalPacketIsReadAfterFurtherPackets(t *testing.T) {
 	for transport, open := range transports {
 		for name, end := range ends {
@@ -284,8 +284,8 @@ func TestPacketsAfterCloseAreNotRead(t *testing.T) {
 	}
 }
 
-// Of one network so many connections wait for their peer to hear the last words, and so
-// many in all: others are closed at once, and hear them all the same.
+// The number of connections that wait for their peer to read the final packet is limited by network and in all: others are
+// closed at once, and their peers get the packet nevertheless.
 func TestLingeringConnectionsAreBounded(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		send, reason := ends["CONNACK"](srv)

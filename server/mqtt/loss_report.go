@@ -8,28 +8,26 @@ import (
 	"github.com/watchword-iot/watchword/server/session"
 )
 
-// lossReport is what a client was told of its lost subscriptions and dropped messages over one
-// connection, in CONNACK or in $watchword/auth. It counts as read once the client acknowledges a
-// message that was sent after it, or sends PINGREQ after all of it was written. Until then the next
-// CONNACK repeats it.
+// lossReport is the report of lost subscriptions and dropped messages over one connection, in CONNACK or in
+// $watchword/auth. It counts as read once the client acknowledges a message that was sent after it, or sends PINGREQ after
+// all of it was written. Until then the next CONNACK repeats it.
 type lossReport struct {
 	lost           []mqttstore.LostFilter
 	dropped        int64
 	confirmedBySeq int64 // acknowledging a message with this or a higher number confirms it
 }
 
-// losses is what a persistent session lost while its client could not be told.
+// losses is what a persistent session lost while its client could not be notified.
 type losses struct {
 	lost     []mqttstore.LostFilter // subscriptions
 	dropped  int64                  // messages dropped for lack of room
-	narrowed bool                   // the session began with a narrowed token, and nobody came with a whole one since
+	narrowed bool                   // the session began with a narrowed token, and no full one was used since
 }
 
-// add notes that a subscription was lost, and that its client was not told. Messages up to seq may have
-// come by it.
+// add records a lost subscription that was not reported to its client. Its messages have numbers up to seq.
 func (l *losses) add(filter string, seq int64) {
 	for i := range l.lost {
-		if x := &l.lost[i]; x.Filter == filter && !x.Reported { // once is enough: it is told with the last seq
+		if x := &l.lost[i]; x.Filter == filter && !x.Reported { // one report is enough, with the last seq
 			x.Seq = max(x.Seq, seq)
 			return
 		}
@@ -42,8 +40,8 @@ func (l *losses) affects(topic string, seq int64) bool {
 	return slices.ContainsFunc(l.lost, func(x mqttstore.LostFilter) bool { return seq <= x.Seq && policy.Match(x.Filter, topic) })
 }
 
-// unreported returns the lost subscriptions that the client was not told of. One whose filter it subscribed to
-// again counts as told: whoever subscribed knew of it.
+// unreported returns the lost subscriptions that were not reported to the client. If the client has subscribed to the same
+// filter again, the loss counts as reported.
 func (l *losses) unreported(subscribed func(filter string) bool) (lost []mqttstore.LostFilter) {
 	for i := range l.lost {
 		x := &l.lost[i]
@@ -57,8 +55,8 @@ func (l *losses) unreported(subscribed func(filter string) bool) (lost []mqttsto
 	return lost
 }
 
-// pruneReported forgets the lost subscriptions that the client was told of and by which no message from
-// seq on can have come, and returns the others.
+// pruneReported removes the lost subscriptions that were reported to the client and of which no message from seq on can
+// exist, and returns the others.
 func (l *losses) pruneReported(seq int64) []mqttstore.LostFilter {
 	l.lost = slices.DeleteFunc(l.lost, func(x mqttstore.LostFilter) bool { return x.Reported && x.Seq < seq })
 	return slices.Clone(l.lost)
@@ -75,9 +73,9 @@ func (l *losses) markReported(r lossReport) {
 	l.dropped = max(0, l.dropped-r.dropped)
 }
 
-// mayReportTo reports whether a client with that authority is who held the session: its token states
-// all topics that policy gives, or it may resume a session that began with a narrowed token. To another
-// one no losses are reported, and none counts as told.
+// mayReportTo reports whether a client with that authority is the holder of the session: its token states all topics that
+// policy gives, or it may resume a session that began with a narrowed token. To another one no losses are reported, and
+// none counts as reported.
 func (l *losses) mayReportTo(a *session.Authority) bool {
 	switch {
 	case !l.narrowed && l.dropped == 0 && !slices.ContainsFunc(l.lost, func(x mqttstore.LostFilter) bool { return !x.Reported }):

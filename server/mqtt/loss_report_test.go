@@ -32,8 +32,8 @@ func (srv *testServer) loseSubscription(v packet.Version) {
 	srv.policy(`publish = ["#"]`, `subscribe = ["b"]`)
 }
 
-// A loss counts as told when the client has read it, not when CONNACK was made: until
-// then each CONNACK says it, also over a restart.
+// A loss counts as reported when the client has read it, not when CONNACK was built: until then each CONNACK reports it,
+// also after a restart.
 func TestLossIsReportedUntilConfirmed(t *testing.T) {
 	ways := map[string]struct {
 		then func(srv *testServer, c *testClient)
@@ -73,7 +73,7 @@ func TestLossIsReportedUntilConfirmed(t *testing.T) {
 				srv := newTestServer(t, mqtt.Options{QueueMessages: 2})
 				defer func() { srv.close() }()
 				srv.loseSubscription(packet.V5)
-				for range 2 { // it comes back, and is gone again
+				for range 2 { // it reconnects, and disconnects again
 					c := srv.reconnect(packet.V5, "sub")
 					if !slices.Equal(c.nextLost(), []string{"a"}) || c.droppedNotice() != "1" {
 						t.Fatalf("told %q, dropped %q", c.nextLost(), c.droppedNotice())
@@ -94,7 +94,7 @@ func TestLossIsReportedUntilConfirmed(t *testing.T) {
 	}
 }
 
-// What comes in one piece with CONNECT was sent before CONNACK was read.
+// Packets in one write with CONNECT were sent before CONNACK was read.
 func TestPingSentWithConnectConfirmsNothing(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		srv.loseSubscription(packet.V5)
@@ -161,7 +161,7 @@ func TestLossNoticeCountsOnceAcknowledged(t *testing.T) {
 						synctest.Wait()
 						c = srv.connect(v, "sub", srv.token("sub", time.Hour), persistentSession)
 						if v == packet.V311 {
-							return // it cannot be told there
+							return // 3.1.1 has no such report
 						}
 						if reported := c.nextLost(); acknowledged != (len(reported) == 0) {
 							t.Errorf("told %q", reported)
@@ -192,7 +192,7 @@ func TestResubscribedFilterIsNotLost(t *testing.T) {
 	})
 }
 
-// Only who held the session is told what it lost.
+// Only the holder of the session gets the report of its losses.
 func TestOnlySessionHolderSeesLosses(t *testing.T) {
 	narrow := []watchword.Permission{permission("topic:b", "pub", "sub")}
 	for name, tc := range map[string]struct {

@@ -114,8 +114,8 @@ var holdings = []struct {
 	}, []watchword.Permission{permission("topic:held", "pub", "sub"), permission("topic:will", "sub")}},
 }
 
-// A CONNECT whose token does not cover what the session of its client identifier holds
-// is refused, and that session goes on as if nothing had been.
+// A CONNECT with a token that does not cover the content of the session of its client identifier is refused, and that
+// session is not affected.
 func TestNarrowedTokenDoesNotTakeOverSession(t *testing.T) {
 	lasting := func(p *packet.Connect) { persistentSession(p) }
 	for _, v := range []packet.Version{packet.V311, packet.V5} {
@@ -195,7 +195,7 @@ func TestRefusedConnectHasNoEffect(t *testing.T) {
 		edit   func(p *packet.Connect)
 		token  func(srv *testServer) string
 		reason packet.Reason
-		lasts  bool // the session that stands
+		lasts  bool // the existing session is persistent
 	}{
 		{"a will on a topic that is none", nil, func(p *packet.Connect) { p.Will = &packet.Will{Topic: "$watchword/auth"} }, nil, packet.TopicNameInvalid, true},
 		{"a will on a topic that is the server's", nil, func(p *packet.Connect) { p.Will = &packet.Will{Topic: "devices/lamp/config"} }, nil, packet.NotAuthorized, true},
@@ -251,7 +251,7 @@ func TestRefusedConnectHasNoEffect(t *testing.T) {
 	}
 }
 
-// Whoever takes over its own session needs no room beside it.
+// Taking over its own session needs no additional room.
 func TestTakeoverNeedsNoExtraQuota(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		for n := range 8 {
@@ -313,7 +313,7 @@ func (srv *testServer) assertion(id watchword.SubjectID, perm ...watchword.Permi
 	return raw
 }
 
-// What the session comes to hold while the other's assertion is being spent counts too.
+// Content that the session gets while the other's assertion is being used counts too.
 func TestSessionStateIsCheckedAtAct(t *testing.T) {
 	for name, tc := range map[string]struct{ clean, away bool }{
 		"there": {}, "there, clean start": {clean: true}, "away": {away: true}, "away, clean start": {away: true, clean: true},
@@ -340,8 +340,8 @@ func TestSessionStateIsCheckedAtAct(t *testing.T) {
 	}
 }
 
-// What today's policy does not give is not the token's to cover: a session that holds it
-// still, since nobody told the guard yet, loses it, and its holder is not locked out.
+// A token need not cover what today's policy does not give: a session that still has it, since the guard was not notified
+// yet, loses it, and its holder is not locked out.
 func TestPolicyLossDoesNotBlockReconnect(t *testing.T) {
 	for name, online := range map[string]bool{"there": true, "away": false} {
 		t.Run(name, func(t *testing.T) {
@@ -368,12 +368,12 @@ func TestPolicyLossDoesNotBlockReconnect(t *testing.T) {
 	}
 }
 
-// What waits by a subscription that the client gave up itself is no part of what a token
-// must cover, and given only to who may hear its topic now.
+// Messages that are queued for a subscription from which the client unsubscribed need not be covered by a token, and are
+// delivered only if the client may subscribe to their topic now.
 func TestDroppedMessagesGoToAllowedMembers(t *testing.T) {
 	less := []watchword.Permission{permission("topic:b", "pub", "sub")}
 	for name, tc := range map[string]struct {
-		then func(srv *testServer) string // the token with which it comes back
+		then func(srv *testServer) string // the token with which it reconnects
 		want string
 	}{
 		"a whole token":  {func(srv *testServer) string { return srv.token("lamp", time.Hour) }, "a1 b1 a2"},

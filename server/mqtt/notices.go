@@ -130,7 +130,7 @@ func (c *conn) requestRefresh(reason string) {
 	c.sendNotice(Notice{Type: "refresh", ExpiresAt: &end, Detail: reason})
 }
 
-// TrustChanged tells every client that subscribes to $watchword/auth that the trust bundle changed.
+// TrustChanged notifies every client that subscribes to $watchword/auth that the trust bundle changed.
 func (b *Broker) TrustChanged() {
 	for _, c := range b.connections(func(*conn) bool { return true }) {
 		c.sendNotice(Notice{Type: "trust"})

@@ -76,8 +76,8 @@ func TestLossesSurviveRestart(t *testing.T) {
 	})
 }
 
-// A client that cannot be told of a loss is told to subscribe anew (session present 0),
-// and keeps what it still may have: subscriptions, and what waits by them.
+// A client that cannot get a report of a loss must subscribe again (session present 0), and keeps what it still may have:
+// subscriptions, and their queued messages.
 func TestSmallPacketClientKeepsSessionWithoutLossReport(t *testing.T) {
 	var many []string
 	for n := range 33 {
@@ -125,7 +125,7 @@ func TestSmallPacketClientKeepsSessionWithoutLossReport(t *testing.T) {
 					}
 					pub.publish(1, "c", "it subscribes to it still")
 					sub.wantMessage("c", "it subscribes to it still")
-					// It has heard: what is told once is not told again.
+					// It has read the report, which is not repeated.
 					sub.send(&packet.Ping{})
 					want[*packet.Ping](sub)
 					sub.closeAbruptly()
@@ -142,8 +142,8 @@ func TestSmallPacketClientKeepsSessionWithoutLossReport(t *testing.T) {
 	}
 }
 
-// What a client of an earlier session had sent with QoS 2 and not released is not known to
-// one that was told to begin anew: it may use the identifier for another message.
+// After session present 0, identifiers of unreleased QoS 2 publishes of the earlier session are free: the client may use
+// one for another message.
 func TestCleanStartFreesPacketIdentifiers(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		subscriber := srv.device("ear")
@@ -218,7 +218,7 @@ func TestSessionBelongsToOneIncarnation(t *testing.T) {
 		srv.leaveOffline(packet.V5, "sub", "a")
 		srv.device("pub").publish(1, "a", "x")
 		srv.mu.Lock()
-		srv.subjects["sub"].Incarnation = 2 // enrolled again, and nobody told the guard
+		srv.subjects["sub"].Incarnation = 2 // enrolled again, and the guard was not notified
 		srv.mu.Unlock()
 		raw := srv.token("sub", time.Hour)
 		srv.mu.Lock()
@@ -334,7 +334,7 @@ func TestDelayedWills(t *testing.T) {
 	}
 }
 
-// The server went; who does not come back is missed.
+// After a restart of the server, the wills of clients that do not reconnect are published.
 func TestWillsSurvive(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		srv.connect(packet.V5, "lamp", srv.token("lamp", time.Hour), delayedWill(0))
@@ -390,7 +390,7 @@ func TestAWillWhoseSessionACleanStartEnds(t *testing.T) {
 	})
 }
 
-// Who is closed for a loss: one of 3.1.1 begins anew, one of 5 hears which it was.
+// A client is disconnected because of a loss: one of 3.1.1 begins again, one of 5 gets the report.
 func TestLossIsReportedOnReconnect(t *testing.T) {
 	for _, v := range []packet.Version{packet.V311, packet.V5} {
 		t.Run(fmt.Sprint(v), func(t *testing.T) {

@@ -16,8 +16,8 @@ import (
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
-// referenceClient is what the standard says of what a client sent after CONNACK, byte for byte:
-// what it is answered, in order, what others hear of it, and whether it is ended.
+// referenceClient is the standard's answer to the bytes that a client sends after CONNACK: the responses, in order, the
+// messages that others receive, and whether it is disconnected.
 type referenceClient struct {
 	v       packet.Version
 	answers []string // all but PUBREL, which hangs on what the client is sent
@@ -28,7 +28,7 @@ type referenceClient struct {
 
 	aliases map[uint32]string
 	open    map[uint16]bool // QoS 2, not released
-	given   map[string]int  // what the client published, and may hear itself
+	given   map[string]int  // messages of the client that it may receive itself
 }
 
 // errOutsideModel is for what is the business of other tests: topics of the server's own.
@@ -179,8 +179,8 @@ func (j *referenceClient) publish(p *packet.Publish) error {
 	return nil
 }
 
-// runByteSession has a client send data after CONNACK, in pieces, and holds what comes
-// of it against the model. It reports false where that has no word for it.
+// runByteSession sends data after CONNACK, in pieces, and compares the result with the model. It returns false if the model
+// does not cover the data.
 func runByteSession(t *testing.T, v packet.Version, data []byte, piece int) bool {
 	want, err := referenceRun(v, data)
 	if err != nil {

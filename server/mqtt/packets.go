@@ -146,7 +146,7 @@ func (c *conn) handlePacket(ctx context.Context, w *workBatch, first byte, body 
 	return protocolError(packet.ProtocolError, t, "the packet must not be sent by a client")
 }
 
-// protocolError is the error of a client that breaks the protocol, with the reason code that it is told.
+// protocolError is the error of a client that violates the protocol, with the reason code for it.
 func protocolError(r packet.Reason, t packet.Type, what string) error {
 	return &packet.Error{Reason: r, Type: t, Detail: what}
 }

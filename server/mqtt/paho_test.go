@@ -28,8 +28,8 @@ func (p prover) Authenticate(a *paho.Auth) *paho.Auth {
 	}}
 }
 
-// Eclipse Paho's automatic client proves its key at CONNECT and again in session,
-// and goes on past the end of its first token.
+// Eclipse Paho's automatic client proves its key at CONNECT and again in the session, and stays connected past the expiry
+// of its first token.
 func TestAutopahoReauthenticatesBeforeExpiry(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		pub, key, err := ed25519.GenerateKey(nil)

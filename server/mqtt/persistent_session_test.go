@@ -128,7 +128,7 @@ func TestQoS2GoesThroughOnce(t *testing.T) {
 			pub.send(p)
 			want[*packet.Ack](pub)
 			sub.receive()
-			// What nobody knows is answered all the same.
+			// An unknown identifier is answered too.
 			pub.send(&packet.Ack{Kind: packet.PUBREL, ID: 9999}, &packet.Ack{Kind: packet.PUBREC, ID: 8888})
 			comp, rel := want[*packet.Ack](pub), want[*packet.Ack](pub)
 			if comp.Kind != packet.PUBCOMP || rel.Kind != packet.PUBREL || v == packet.V5 && (comp.Reason != packet.PacketIdentifierNotFound || rel.Reason != packet.PacketIdentifierNotFound) {
@@ -318,7 +318,7 @@ func TestNoAcknowledgementBeforeCommit(t *testing.T) {
 				t.Errorf("%+v, want %s", a, kind)
 			}
 		}
-		// Of a new session nobody hears before it is there, nor of a subscription.
+		// A new session, or subscription, is not announced before it is stored.
 		srv.store.block()
 		c := srv.dialRaw(packet.V5)
 		p := hello(packet.V5, "lamp-7", srv.token("lamp-7", time.Hour))
@@ -383,7 +383,7 @@ func TestFullSessionKeepsOldestMessages(t *testing.T) {
 		for n := 1; n <= 13; n++ {
 			want := packet.Success
 			if n > 10 {
-				want = packet.QuotaExceeded // nobody took it
+				want = packet.QuotaExceeded // no session accepted it
 			}
 			if r := pub.publish(1, "a", fmt.Sprint(n)); r != want {
 				t.Errorf("message %d: %#x", n, r)
@@ -430,8 +430,8 @@ func TestMessageExpiryIntervalIsReduced(t *testing.T) {
 	})
 }
 
-// Sessions end and wills are due at a time of day: the clocks of clients that are away
-// count monotonic time, and stand still while the machine does.
+// Sessions expire and wills are due at a time of day: the timers of offline clients count monotonic time, which does not
+// advance while the machine is paused.
 func TestOfflineTimersSurviveMachinePause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var paused atomic.Int64
@@ -447,7 +447,7 @@ func TestOfflineTimersSurviveMachinePause(t *testing.T) {
 		srv.connect(packet.V5, "last", srv.token("last", 24*time.Hour), persistentSession, delayedWill(1800)).closeAbruptly()
 		synctest.Wait()
 
-		// At once, before any clock is set anew: the session is over.
+		// At once, before any timer is set again: the session has expired.
 		paused.Add(int64(61 * time.Minute))
 		if c := srv.connect(packet.V5, "sub", srv.token("sub", 24*time.Hour), persistentSession); c.ack.SessionPresent {
 			t.Error("a session is there after its end")

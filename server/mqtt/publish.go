@@ -135,8 +135,8 @@ func (st *sessionState) routeMessage(ctx context.Context, w *workBatch, m *messa
 	return key, err
 }
 
-// decidePublish asks the session, once for each authority and topic in a row. It returns
-// nil for a topic that is none.
+// decidePublish checks the authority of the session, once for each authority and repeated topic. It returns nil for an
+// invalid topic.
 func (c *conn) decidePublish(topic string) *publishDecision {
 	a := c.live().Authority()
 	if c.publishDecision.authority != a || c.publishDecision.topic != topic {

@@ -16,10 +16,9 @@ import (
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
-// A random history: clients connect, subscribe, publish, refresh, are taken over
-// and vanish, while the clock runs, policies are edited and devices suspended. A
-// model that is slow and obvious says after each step what each client must have
-// heard: nothing that it forbids, everything that it allows.
+// A random history: clients connect, subscribe, publish, refresh, are taken over and vanish, while the clock runs, policies
+// are edited and devices suspended. A slow and simple model states after each step what each client must have received:
+// nothing that it forbids, everything that it allows.
 
 var (
 	historyTopics  = []string{"a", "b", "c/1", "c/2", "c/1/x"}
@@ -138,7 +137,7 @@ func (hs *authorityHistory) covers(p *modelClient, token permissionLists) bool {
 	return p.will == "" || !hs.today.mayPublish(p.will) || token.mayPublish(p.will)
 }
 
-// expected is what each player must hear from one step, in no order between publishers.
+// expected is what each player must receive from one step, in no order between publishers.
 type expected map[*modelClient][]string
 
 // message adds a publish, from whomever, to what is expected.
@@ -162,7 +161,7 @@ func (hs *authorityHistory) gone(e expected, p *modelClient, withWill bool) {
 	}
 }
 
-// recomputed is a change of authority: what a player loses, and who is told how.
+// recomputed is a change of authority: what a player loses, and the expected notices.
 func (hs *authorityHistory) recomputed(e expected) {
 	var closed []*modelClient
 	for _, p := range hs.players {
@@ -173,7 +172,7 @@ func (hs *authorityHistory) recomputed(e expected) {
 		if hs.suspended[p.id] {
 			e[p] = append(e[p], fmt.Sprintf("end %#x", packet.AdministrativeAction))
 			closed = append(closed, p)
-			p.subs, p.will = nil, "" // nothing more is heard, and no will is left
+			p.subs, p.will = nil, "" // no message is received any more, and no will is left
 			continue
 		}
 		lost := false
@@ -223,7 +222,7 @@ func (hs *authorityHistory) run(e expected, d time.Duration) {
 	}
 }
 
-// expire publishes wills that are due, and ends those whose token is over by now.
+// expire publishes wills that are due, and ends players with an expired token.
 func (hs *authorityHistory) expire(e expected) {
 	for _, p := range hs.players {
 		for len(p.waiting) > 0 && !time.Now().Before(p.waiting[0].due) {
@@ -240,8 +239,7 @@ func (hs *authorityHistory) expire(e expected) {
 	}
 }
 
-// heard takes what came since the last step, in one line each. Requests to
-// refresh may come at any time.
+// heard returns what was received since the last step, one line each. Requests to refresh may arrive at any time.
 func heard(c *testClient) []string {
 	var out []string
 	for {
@@ -514,7 +512,7 @@ func TestRandomHistories(t *testing.T) {
 						p.c.closeAbruptly()
 					}
 				}
-				time.Sleep(5 * time.Second) // those that were told to go linger for the last words
+				time.Sleep(5 * time.Second) // disconnected clients linger for the final packet
 				if s := srv.broker.Stats(); s.Connections != 0 || s.Clients != 0 || s.Subscriptions != 0 {
 					t.Errorf("left at the end: %+v", s)
 				}
@@ -523,9 +521,9 @@ func TestRandomHistories(t *testing.T) {
 	}
 }
 
-// TestAnEditBetweenManyPublishes has no lockstep: publishers go on while a topic
-// is taken away. What was published after the edit returned is heard by nobody
-// who lost it, and by everybody who kept it; nothing of before is lost to those.
+// TestAnEditBetweenManyPublishes has no lockstep: publishers continue while a topic is removed. A message that was
+// published after the edit returned is received by no client that lost the topic, and by every client that kept it; those
+// lose no earlier message.
 func TestAnEditBetweenManyPublishes(t *testing.T) {
 	for seed := range uint64(30) {
 		synctest.Test(t, func(t *testing.T) {

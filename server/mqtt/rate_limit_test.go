@@ -112,9 +112,8 @@ func TestConnectionsOfOneSubjectShareItsRate(t *testing.T) {
 	})
 }
 
-// What is held back keeps its order, whatever comes behind it, and DISCONNECT and the end
-// of the connection come after it. More than is held is not read, and no client is silent
-// meanwhile.
+// Delayed packets keep their order, whatever follows them, and DISCONNECT and the end of the connection follow them. More
+// than the limit is not read, and no client counts as silent meanwhile.
 func TestDelayedPublishesKeepOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestServer(t, mqtt.Options{PublishRate: 100})
@@ -164,8 +163,7 @@ func TestDelayedPublishesKeepOrder(t *testing.T) {
 	})
 }
 
-// What a client sent before its connection broke is not lost with it, and its will comes
-// after it.
+// Packets that a client sent before its connection broke are not lost, and its will follows them.
 func TestDelayedPublishesPrecedeWill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestServer(t, mqtt.Options{PublishRate: 10})
@@ -258,7 +256,7 @@ func TestDelayedPublishesEndWithConnection(t *testing.T) {
 		sub.closeAbruptly()
 		synctest.Wait()
 		time.Sleep(10 * time.Second)
-		srv.device("marker").closeAbruptly() // who leaves later is as good as gone
+		srv.device("marker").closeAbruptly() // one that disconnects later does not matter
 		synctest.Wait()
 		if n := srv.broker.Accounts(time.Now().Add(time.Minute)); n > 0 {
 			t.Errorf("%d accounts are remembered", n)
@@ -266,8 +264,8 @@ func TestDelayedPublishesEndWithConnection(t *testing.T) {
 	})
 }
 
-// Every packet type and every topic of the server's own: what it costs its subject of
-// limits.control_rate, whichever of its connections it comes by, or why nothing.
+// Every packet type and every topic of the server's own: its cost in limits.control_rate of its subject, whichever
+// connection it uses, or why it costs nothing.
 func TestEveryActHasARate(t *testing.T) {
 	const rate, burst = 10, 20
 	pub, key, err := ed25519.GenerateKey(nil)

@@ -10,8 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/server/mqtt"
 )
 
-// A peer whose last bytes and whose end come together is missed no more than one
-// that goes later: its will is heard.
+// If the last bytes and the end of a connection arrive together, the end is noticed as well: the will is published.
 func TestEOFWithLastBytes(t *testing.T) {
 	const clients = 100
 	srv := newTestServer(t, mqtt.Options{})

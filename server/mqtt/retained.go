@@ -76,7 +76,7 @@ func (r offlineAuthorization) MayPublish(topic string) bool {
 	return decidePublish(r.a, topic).decision.Allowed
 }
 
-// ownerAuthority returns what owners of a tenant's retained messages may publish today: nobody shows a token for them any more.
+// ownerAuthority returns what owners of a tenant's retained messages may publish today, without a token.
 func (b *Broker) ownerAuthority(t watchword.TenantID) bus.OwnerAuthority {
 	return func(ctx context.Context, owner bus.Owner) (bus.PublishAuthority, error) {
 		a, err := b.deps.Guard.OfflineAuthority(ctx, t, owner.Subject, owner.Incarnation)

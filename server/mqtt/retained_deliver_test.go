@@ -23,7 +23,7 @@ type fakeTwins struct {
 	twin.Store
 	mu     sync.Mutex
 	states map[watchword.SubjectID][]byte
-	by     map[watchword.SubjectID]watchword.SubjectID // who reported them; nobody, if absent
+	by     map[watchword.SubjectID]watchword.SubjectID // their reporters; absent: none
 	hold   chan struct{}
 
 	stored func() // called when a state is stored, before its report is answered; nil: no call
@@ -70,7 +70,7 @@ type noSealing struct{}
 func (noSealing) Seal(_ string, b []byte) ([]byte, error) { return b, nil }
 func (noSealing) Open(_ string, b []byte) ([]byte, error) { return b, nil }
 
-// statesOf reports the states of so many devices, without anybody listening.
+// statesOf reports the states of so many devices, without subscribers.
 func (srv *testServer) statesOf(n int) {
 	for i := range n {
 		_ = srv.twins.ReportState(srv.t.Context(), "", watchword.AuthorityVersions{}, watchword.SubjectID(fmt.Sprintf("lamp-%03d", i)), []byte(`{"on":false}`), time.Now())
@@ -161,7 +161,7 @@ func TestRetainedStatesWaitForReader(t *testing.T) {
 	})
 }
 
-// A state is given as a retained message is: while whoever reported it may publish it.
+// A state is delivered as a retained message is: while its reporter may publish it.
 func TestStateIsDeliveredWhileReporterMayPublish(t *testing.T) {
 	for name, c := range map[string]struct {
 		reporter watchword.SubjectID

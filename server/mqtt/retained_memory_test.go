@@ -99,7 +99,7 @@ func TestRetainedMessagesAreCountedAsTheyAre(t *testing.T) {
 						set(numbers[i], shape.payload)
 					}
 				}
-				for _, o := range tn.bus.Retained.UncheckedOwners() { // as they are once they were given to somebody
+				for _, o := range tn.bus.Retained.UncheckedOwners() { // as after they were delivered
 					if err := tn.bus.Retained.CheckOwner(t.Context(), o, b.ownerAuthority(tn.id)); err != nil {
 						t.Fatal(err)
 					}

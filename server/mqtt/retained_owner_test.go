@@ -133,8 +133,7 @@ func TestLastPublisherOwnsRetained(t *testing.T) {
 	})
 }
 
-// Nothing of an earlier life comes back, also where the server was not there when that
-// ended.
+// Nothing of an earlier incarnation is restored, also if the server was not running when that ended.
 func TestRetainedOfEarlierIncarnationAreRemoved(t *testing.T) {
 	for name, end := range map[string]func(srv *testServer){
 		"enrolled anew": func(srv *testServer) { srv.reincarnate("one") },
@@ -162,7 +161,7 @@ func TestRetainedOfEarlierIncarnationAreRemoved(t *testing.T) {
 				one.closeAbruptly()
 				srv.device("two").retainAll("b")
 				end(srv)
-				srv.wantRetainedCount(1) // nobody needs to ask for them
+				srv.wantRetainedCount(1) // without a request for them
 				srv.wantRetained("#", "b")
 				srv.activateThenReincarnate("one")
 				srv.wantRetained("#", "b")
@@ -171,7 +170,7 @@ func TestRetainedOfEarlierIncarnationAreRemoved(t *testing.T) {
 	}
 }
 
-// activateThenReincarnate has a subject stand, and live anew.
+// activateThenReincarnate makes a subject active, and then changes its incarnation.
 func (srv *testServer) activateThenReincarnate(id watchword.SubjectID) {
 	srv.token(id, time.Hour)
 	srv.mu.Lock()
@@ -223,8 +222,8 @@ func TestARetainedWillHasAnOwner(t *testing.T) {
 	})
 }
 
-// Who is being given much is given no more of what an edit has taken, from the moment
-// that it is answered.
+// A long delivery of retained messages contains nothing more of what an edit has removed, from the moment that it is
+// answered.
 func TestEditReachesRetainedDelivery(t *testing.T) {
 	for name, edit := range map[string]func(srv *testServer){
 		"policy":     func(srv *testServer) { srv.policy(`publish = ["m"]`, `subscribe = ["#"]`) },
@@ -316,8 +315,7 @@ func TestOwnerIsDecidedOnce(t *testing.T) {
 	})
 }
 
-// One subject cannot take what others may retain, over however many connections, and is
-// told which bound it met.
+// One subject cannot use what others may retain, over however many connections, and gets the bound that it reached.
 func TestRetainedMessagesAreSharedBySubject(t *testing.T) {
 	for name, limits := range map[string]bus.Options{
 		"messages": {SubjectRetainedMessages: 3, RetainedMessages: 7},
@@ -367,8 +365,7 @@ func TestRetainedMessagesAreSharedBySubject(t *testing.T) {
 	}
 }
 
-// A retained message that takes the place of another's moves to the account of who
-// published it.
+// A retained message that replaces another subject's is charged to its publisher.
 func TestReplacedRetainedMessageIsChargedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := newTestServer(t, mqtt.Options{}, bus.Options{SubjectRetainedMessages: 2})
@@ -473,7 +470,7 @@ func (srv *testServer) stalled(id watchword.SubjectID) *testClient {
 	return c
 }
 
-// What is removed while it waits to be given is not given, and what came since comes once.
+// A message that is removed before its delivery is not delivered, and a newer one is delivered once.
 func TestChangeDuringRetainedDelivery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const all, room = 100, 4
@@ -497,7 +494,7 @@ func TestChangeDuringRetainedDelivery(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		one.retain("z", "newer") // which the subscriber hears, and is not given too
+		one.retain("z", "newer") // which the subscriber gets, and not a second time as retained
 		count := map[string]int{}
 		for {
 			synctest.Wait()
@@ -515,12 +512,12 @@ func TestChangeDuringRetainedDelivery(t *testing.T) {
 	})
 }
 
-// Who gives finds out too that an owner is gone.
+// The delivery also detects that an owner was deleted.
 func TestDeletedOwnerIsFoundOnDelivery(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		srv.device("one").retainAll("a", "b")
 		srv.mu.Lock()
-		srv.subjects["one"].Incarnation++ // and nobody is told
+		srv.subjects["one"].Incarnation++ // without a notification
 		srv.mu.Unlock()
 		srv.policy(`publish = ["#"]`, `subscribe = ["#"]`)
 		srv.wantRetained("#")

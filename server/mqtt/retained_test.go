@@ -21,7 +21,7 @@ func (c *testClient) retain(topic, payload string) packet.Reason {
 	return want[*packet.Ack](c).Reason
 }
 
-// retainedFor subscribes and returns what comes at once, sorted.
+// retainedFor subscribes and returns the messages that are sent at once, sorted.
 func (c *testClient) retainedFor(n int, f packet.Filter) (out []string) {
 	c.t.Helper()
 	c.send(&packet.Subscribe{ID: c.id(), Filters: []packet.Filter{f}})
@@ -195,8 +195,7 @@ func TestRefusedMessageIsNotRetained(t *testing.T) {
 	})
 }
 
-// A message is retained though the one who would hear it now has no room: the publisher
-// hears that it is taken.
+// A message is retained though the connected receiver has no room: the publisher gets a success code.
 func TestRetainedIsStoredThoughSubscriberIsFull(t *testing.T) {
 	for _, v := range []packet.Version{packet.V311, packet.V5} {
 		t.Run(fmt.Sprint(v), func(t *testing.T) {

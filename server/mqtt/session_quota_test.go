@@ -55,8 +55,8 @@ func (s *subscriptionFixture) unsubscribe(id, name string) {
 	st.removeSubscription(st.subs[name])
 }
 
-// What is counted of subscriptions is what they take of memory, within a quarter, with the
-// levels of the tree and the groups, whatever their filters are and whoever shares them.
+// The charge for subscriptions is their memory, within a quarter, with the levels of the tree and the groups, whatever
+// their filters are and whichever subscribers share them.
 func TestSubscriptionsAreCountedAsTheyAre(t *testing.T) {
 	deep := strings.Repeat("/d", 62)
 	own := func(i int) string { return fmt.Sprint("lamp-", i/256) }
@@ -81,7 +81,7 @@ func TestSubscriptionsAreCountedAsTheyAre(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSubscribers(unlimited)
-			for i := range shape.n { // who subscribes is there already
+			for i := range shape.n { // the subscribers exist already
 				if st := s.client(shape.client(i)); st.subs == nil { // with the first of its map, which is the session's
 					st.subs = map[string]*subscription{"": nil}
 					delete(st.subs, "")
@@ -120,9 +120,8 @@ func needs(filter string) int64 {
 	return s.Levels()
 }
 
-// Whoever comes and goes in whatever order, all that is there is charged to somebody who
-// needs it, once: the sum is that of the parts, and nobody is charged for more than it
-// would have to pay alone.
+// Whatever the order of subscribing and unsubscribing, each part is charged once to an account that needs it: the sum is
+// that of the parts, and no account is charged more than it would be alone.
 func TestEachLevelIsChargedOnce(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 1))
 	s := newSubscribers(unlimited)
@@ -237,7 +236,7 @@ func TestRefusedSubscriptionHasNoEffect(t *testing.T) {
 		}
 		var hit int
 		var batch bus.Batch
-		_ = s.tenant.bus.Publish(bus.Publication{Message: &bus.Document{Name: "1000/a/b/c/d"}}, &batch, &bus.Result{}) // nobody is there
+		_ = s.tenant.bus.Publish(bus.Publication{Message: &bus.Document{Name: "1000/a/b/c/d"}}, &batch, &bus.Result{}) // there is no subscriber
 		hit = batch.Offers
 		if n := s.tenant.bus.Subscribed().Total(); n != 0 || hit != 0 || len(s.tenant.groups.byFilter) != 0 {
 			t.Errorf("%d bytes, %d subscriptions and %d groups are left of nothing", n, hit, len(s.tenant.groups.byFilter))

@@ -49,7 +49,7 @@ func TestOneGroupMemberGetsEachMessage(t *testing.T) {
 		for _, c := range members[1:] {
 			c.receiveAll(10)
 		}
-		// Who has more to do gets less.
+		// A member with more outstanding work gets less.
 		slow := 0
 		for range 30 {
 			pub.publish(1, "a/b", "x")
@@ -91,7 +91,7 @@ func TestSharedGroupContinuesAfterMemberLeaves(t *testing.T) {
 					}
 					want[*packet.Publish](one) // and no acknowledgement
 					two := srv.device("m1")
-					if name == "it loses its right" { // who has it keeps it
+					if name == "it loses its right" { // the member that has it keeps it
 						srv.policy(`publish = ["#"]`, `subscribe = ["x/#"]`)
 						synctest.Wait()
 						return
@@ -121,7 +121,7 @@ func TestOfflineSharedGroupStoresMessages(t *testing.T) {
 		for n := 4; n <= 6; n++ {
 			pub.publish(1, "a", fmt.Sprint(n))
 		}
-		// What waited is the group's: who comes first gets it, and what came since behind it.
+		// Queued messages belong to the group: the first member gets them, and newer ones after them.
 		if got := two.receiveAll(6); !slices.Equal(got, sequence(1, 6)) {
 			t.Errorf("%v", got)
 		}
@@ -130,8 +130,8 @@ func TestOfflineSharedGroupStoresMessages(t *testing.T) {
 	})
 }
 
-// What came while no member was there waits for the group: whoever comes first gets all of
-// it, in order, also what lies with several members and is more than is moved at once.
+// Messages that arrive without a connected member are queued for the group: the first member gets all of them, in order,
+// also those in several sessions and more than are moved at once.
 func TestFirstMemberOnlineGetsGroupBacklog(t *testing.T) {
 	for name, c := range map[string]struct {
 		n     int
@@ -246,7 +246,7 @@ func TestUnfetchedMessagesAreRedistributed(t *testing.T) {
 	})
 }
 
-// What waits for a group cuts nobody off who has no room for it yet.
+// A backlog of a group disconnects no member that has no room for it yet.
 func TestGroupBacklogIsPaced(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		srv.crash(mqtt.Options{QueueBytes: 2_000})
@@ -301,8 +301,8 @@ func TestMembersShareStoredMessages(t *testing.T) {
 	})
 }
 
-// The bounds of a group's queue are those of its members' sessions: the newest messages
-// find no room, and it is told once for each.
+// The limits of a group's queue are those of its members' sessions: the newest messages are dropped, and reported once
+// each.
 func TestOfflineSharedGroupRefusesWhenFull(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		srv.crash(mqtt.Options{QueueMessages: 10})
@@ -336,8 +336,8 @@ func TestOfflineSharedGroupRefusesWhenFull(t *testing.T) {
 	})
 }
 
-// A member that comes gets what waits only while it may have it; and with the last member
-// the queue of the group ends.
+// A member that connects gets queued messages only while it may have them; and with the last member the queue of the group
+// is deleted.
 func TestSharedGroupQueueEnd(t *testing.T) {
 	for name, c := range map[string]struct {
 		end  func(srv *testServer)

@@ -13,13 +13,13 @@ import (
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
-// sharedGroup is a shared subscription: each message goes to one of its members (MQTT 5.0 §4.8.2).
+// sharedGroup is a shared subscription: each message is delivered to one of its members (MQTT 5.0 §4.8.2).
 type sharedGroup struct {
 	name               string           // as clients write the filter
 	treeEntry          bus.Subscription // its entry in the tree
 	members            atomic.Pointer[[]*subscription]
 	next               atomic.Uint32
-	chargedMember      *sessionState                // under the lock of the tree: the member who is charged for it
+	chargedMember      *sessionState                // under the lock of the tree: the member that is charged for it
 	hasOfflineMessages atomic.Bool                  // offline members may have stored messages of it
 	offlineHolder      atomic.Pointer[sessionState] // the offline member that has the newest stored message; later ones are stored for it too
 	pulling            atomic.Bool                  // a pull is running
@@ -39,7 +39,7 @@ func (g *sharedGroup) Deliver(x bus.Message, _ []*bus.Subscription, b *bus.Batch
 	}
 }
 
-// Account is that of the member who is charged for the group. The lock of the tree is held.
+// Account is that of the member that is charged for the group. The lock of the tree is held.
 func (g *sharedGroup) Account() quota.Key { return g.chargedMember.account() }
 
 // sharedGroups holds the shared subscriptions of a tenant.
@@ -209,14 +209,13 @@ type redistribution struct {
 	message     *message // nil: to be read from the store
 	entry       backlogEntry
 	counted     bool // it is stored
-	writeFailed bool // its write failed, and its publisher was told
+	writeFailed bool // its write failed, and its publisher got the error
 }
 
-// takeForRedistribution takes away what the client has for its groups and has not acknowledged: of
-// one subscription, or of all with nil, and then without what waits on the shelf for
-// the client's return. QoS 2 that is under way is nobody else's (MQTT 5.0 §4.8.2). What
-// waits on the shelf is moving from here on: it is the client's until another has it. mu
-// is held.
+// takeForRedistribution removes what the client has for its groups and has not acknowledged: of one subscription, or with
+// nil of all, then without the messages that are stored for the client's return. QoS 2 in flight stays with its member
+// (MQTT 5.0 §4.8.2). Stored messages are moving from here on: they are the client's until another member has them. mu is
+// held.
 func (st *sessionState) takeForRedistribution(of *subscription) (out []redistribution) {
 	mine := func(g *sharedGroup) bool { return g != nil && (of == nil || g.name == of.clientFilter) }
 	take := func(g *sharedGroup, m *message, e backlogEntry, counts bool) {

@@ -92,7 +92,7 @@ func TestOfflineSessionExpiresWithoutStore(t *testing.T) {
 	})
 }
 
-// The right to a will was taken; whether it is back nobody can say at the end.
+// The right to a will was removed; whether it was given again cannot be read at the end.
 func TestWillNeedsCurrentAuthority(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		r := srv.withFailingDirectory()

@@ -131,11 +131,10 @@ func (c *conn) resume(prev *sessionState, ad *admission) (bool, error) {
 	return true, nil
 }
 
-// resumeSubscriptions removes the subscriptions of a resumed session that a does not allow. It
-// returns those lost since the client was last told, the number of dropped messages, and the commit
-// that must be durable before CONNACK. A 3.1.1 client cannot be told of losses, nor can CONNACK
-// name many: then *present becomes false, so that the client subscribes again and sees which
-// filters are refused. The session keeps its other subscriptions and their messages.
+// resumeSubscriptions removes the subscriptions of a resumed session that a does not allow. It returns those lost since the
+// last report to the client, the number of dropped messages, and the commit that must be durable before CONNACK. Losses
+// cannot be reported to a 3.1.1 client, nor can CONNACK name many: then *present becomes false, so that the client
+// subscribes again and sees which filters are refused. The session keeps its other subscriptions and their messages.
 func (c *conn) resumeSubscriptions(a *session.Authority, present *bool) (lost []string, dropped int64, at *commit) {
 	c.session.mu.Lock()
 	per := c.session.persistent

@@ -164,7 +164,7 @@ func TestFetchedMessagesAreRedistributed(t *testing.T) {
 	})
 }
 
-// Who has worked off what it had is as free as who is new.
+// A member that has finished its work counts as free as a new one.
 func TestSharedGroupSeesAcknowledgedMessages(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		nc, theirs := net2()

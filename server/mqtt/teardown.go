@@ -25,8 +25,8 @@ func (c *conn) detachInReader() {
 	}
 }
 
-// detachSession detaches the session from its connection. A persistent session goes offline; any other
-// ends. cause is as in [conn.close]. It has an effect once; mu is held.
+// detachSession detaches the session from its connection. A persistent session becomes offline; any other ends. cause is as
+// in [conn.close]. It has an effect once; mu is held.
 func (c *conn) detachSession(cause error) (td teardown) {
 	if c.teardown != nil {
 		td, *c.teardown = *c.teardown, teardown{}

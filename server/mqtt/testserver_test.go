@@ -32,7 +32,7 @@ type testServer struct {
 	limits   bus.Options // of the next life of the engine
 	twins    *fakeTwins
 	store    *memoryStore
-	commands *command.Service // nil: nobody is handed commands
+	commands *command.Service // nil: no commands are handed over
 
 	mu       sync.Mutex
 	subjects map[watchword.SubjectID]*watchword.Subject
@@ -86,7 +86,7 @@ func (h *testServer) publish(d *bus.Document) error {
 	return h.bus.Tenant(watchword.DefaultTenant).PublishDocument(d, nil)
 }
 
-// reader reads events as one who may read all of them.
+// reader reads events with an authority that may read all of them.
 func (h *testServer) reader(filter string) *bus.Reader {
 	h.t.Helper()
 	r, err := h.bus.Tenant(watchword.DefaultTenant).Read(h.t.Context(), anything{}, quota.Key{Tenant: watchword.DefaultTenant, Subject: "reader"}, filter, "")
@@ -96,7 +96,7 @@ func (h *testServer) reader(filter string) *bus.Reader {
 	return r
 }
 
-// anything is the authority of one who may read everything.
+// anything is an authority that may read everything.
 type anything struct{}
 
 func (anything) Subscribe(string) policy.Decision { return policy.Decision{Allowed: true} }
@@ -107,7 +107,7 @@ func (srv *testServer) crash(o mqtt.Options) {
 	srv.t.Helper()
 	old := srv.store
 	srv.store = old.freeze()
-	srv.guard.Close(watchword.Refuse(watchword.Unavailable, "killed")) // nobody hears anything any more
+	srv.guard.Close(watchword.Refuse(watchword.Unavailable, "killed")) // nothing is delivered any more
 	synctest.Wait()
 	old.fail(true)
 	srv.close()
@@ -121,8 +121,8 @@ func (srv *testServer) close() {
 	}
 }
 
-// policy puts one document for everybody in force, with an allow rule for each
-// line; a line that begins with "deny " makes a deny rule.
+// policy applies one document for all subjects, with an allow rule for each line; a line that begins with "deny " makes a
+// deny rule.
 func (srv *testServer) policy(lines ...string) {
 	srv.t.Helper()
 	src := "for = {}\n"
@@ -332,7 +332,7 @@ func (c *testClient) send(ps ...packet.Packet) {
 	for _, p := range ps {
 		b = packet.Append(b, p, c.v)
 	}
-	_, _ = c.nc.Write(b) // the server may have gone: the test sees it by what comes
+	_, _ = c.nc.Write(b) // the server may have closed the connection: the test notices it when it reads
 }
 
 // hello is a CONNECT that is good.

@@ -17,8 +17,8 @@ var (
 	allowedRunes   = []rune{' ', '~', 0xA0, 'é', 0xFDCF, 0xFDF0, 0xFFFD, 0xFEFF, 0x10000, 0x10FFFD}
 )
 
-// textPositions is every place of a client's packets whose string goes to others, and what a
-// client of version 5 is told where it may not.
+// textPositions is every position of a client's packets whose string is forwarded, and the response to a client of version
+// 5 if it is refused.
 var textPositions = []struct {
 	name string
 	v3   bool // it is there in 3.1.1 too
@@ -88,7 +88,7 @@ var textPositions = []struct {
 
 const endMark packet.Reason = 0xFF
 
-// publishOnce has a client publish p, and returns what it is told.
+// publishOnce publishes p as a client, and returns the response.
 func (srv *testServer) publishOnce(v packet.Version, p *packet.Publish) packet.Reason {
 	srv.t.Helper()
 	c := srv.connect(v, "lamp", srv.token("lamp", time.Hour))
@@ -106,7 +106,7 @@ func (srv *testServer) publishOnce(v packet.Version, p *packet.Publish) packet.R
 	return endMark
 }
 
-// connectWithWill has a client connect with a will, and returns what it is told.
+// connectWithWill connects a client with a will, and returns the response.
 func (srv *testServer) connectWithWill(v packet.Version, w *packet.Will) packet.Reason {
 	srv.t.Helper()
 	c := srv.dialRaw(v)
@@ -262,7 +262,7 @@ func TestAConnectThatCannotBeReadIsAnswered(t *testing.T) {
 	})
 }
 
-// Whoever takes no packet as large as its CONNACK is refused before anything is done.
+// A client with a maximum packet size below that of its CONNACK is refused before anything is done.
 func TestClientThatCannotTakeConnackIsRefused(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		srv.leaveOffline(packet.V5, "lamp", "held")

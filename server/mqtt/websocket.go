@@ -17,8 +17,8 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// ServeHTTP serves MQTT over WebSocket (MQTT 5.0 §6). Origin is not checked: authority comes from
-// CONNECT only, and browsers add no credentials to it.
+// ServeHTTP serves MQTT over WebSocket (MQTT 5.0 §6). Origin is not checked: only CONNECT authenticates, and browsers add
+// no credentials to it.
 func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	named, _ := watchword.CutTenantPath(r.URL.Path)
 	h := &hijacker{ResponseWriter: w, frames: newFrameValidator(b.options.PacketBytes)}

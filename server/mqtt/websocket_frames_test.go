@@ -113,7 +113,7 @@ func TestFramesOfWebSocketThatAreRefused(t *testing.T) {
 	}
 }
 
-// packetStart is how a DISCONNECT with that reason goes on after its length.
+// packetStart is the part of a DISCONNECT with that reason after its length.
 func packetStart(r packet.Reason) []byte { return []byte{byte(r)} }
 
 func readFrame(t *testing.T, r io.Reader) (first byte, payload []byte) {

@@ -102,7 +102,7 @@ func (ws *willStore) publish(ctx context.Context, a *session.Authority, w *will)
 	k, _ := o.Stored.(*storedMessage)
 	ws.remove(w, change{message: k, retained: key})
 	if k != nil {
-		ws.broker.committer.release(k) // who published it had it too
+		ws.broker.committer.release(k) // its publisher had a reference too
 	}
 	if err != nil {
 		ws.broker.options.Log.WarnContext(ctx, "will refused", slog.String("client", w.session.id), slog.String("topic", m.topic), slog.Any("err", err))

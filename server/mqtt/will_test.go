@@ -60,8 +60,8 @@ func (srv *testServer) storedWills() int {
 
 const willToken = 10 * time.Minute // how long the token of a client lives in these tests
 
-// TestWillForEveryDisconnectReason goes over every kind of client and every way in which a connection
-// ends: when its will comes, and that it does not where the client comes back in time.
+// TestWillForEveryDisconnectReason covers every kind of client and every way in which a connection ends: when its will is
+// published, and that it is not if the client reconnects in time.
 func TestWillForEveryDisconnectReason(t *testing.T) {
 	suspend := func(srv *testServer) { srv.state("lamp", watchword.Suspended); srv.state("lamp", watchword.Active) }
 	noRight := func(srv *testServer) {
@@ -188,7 +188,7 @@ func (srv *testServer) forget(id watchword.SubjectID) {
 	srv.changed(watchword.SubjectChanged, string(id))
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
-	srv.subjects[id] = s // enrolled again, and nobody told the guard
+	srv.subjects[id] = s // enrolled again, and the guard was not notified
 	s.Incarnation++
 }
 
@@ -202,8 +202,7 @@ func (srv *testServer) rekey(id watchword.SubjectID) {
 	srv.changed(watchword.SubjectChanged, string(id))
 }
 
-// The will is in the store before the client hears CONNACK; where it cannot be, the client
-// is not let in, and nothing is published.
+// The will is in the store before CONNACK; if it cannot be stored, CONNECT is refused, and nothing is published.
 func TestAWillIsStoredBeforeCONNACK(t *testing.T) {
 	for kind, k := range willClients {
 		for _, fails := range []bool{false, true} {
@@ -290,7 +289,7 @@ func aWillSays(t *testing.T, srv *testServer, crash bool) {
 	later.wantNothing()
 }
 
-// A will stands on the token that its connection had last.
+// A will is authorized by the last token of its connection.
 func TestWillUsesLatestToken(t *testing.T) {
 	for name, last := range map[string]bool{"the first token is revoked": false, "the last token is revoked": true} {
 		for _, crash := range []bool{false, true} {
@@ -458,8 +457,8 @@ func TestAWillDelayAfterAnEndByTheServer(t *testing.T) {
 	}
 }
 
-// Wills of several lives of the server do not take each other's place in the store, and of
-// one client identifier the last will stands alone.
+// Wills of several incarnations of the server do not replace each other in the store, and one client identifier has only
+// the last will.
 func TestWillsOfSeveralIncarnations(t *testing.T) {
 	for _, twice := range []bool{false, true} {
 		t.Run(fmt.Sprint("twice ", twice), func(t *testing.T) { inBubble(t, func(t *testing.T, srv *testServer) { severalLives(t, srv, twice) }) })
@@ -540,8 +539,8 @@ func TestRefusedConnectReleasesWillQuota(t *testing.T) {
 	}
 }
 
-// Recording an operator's end of a session may wait for a store, and locks nobody out but the client
-// itself: it resumes the session only where the end was not recorded.
+// Recording an operator's end of a session may wait for a store, and delays only the client itself: it resumes the session
+// only if the end was not recorded.
 func TestAClientThatComesBackWhileTheEndOfItsSessionIsRecorded(t *testing.T) {
 	for name, refused := range map[string]error{"recorded": nil, "not recorded": errors.New("not recorded")} {
 		t.Run(name, func(t *testing.T) {

@@ -177,8 +177,8 @@ type Inflight struct {
 	Released bool
 }
 
-// LostFilter is a filter that a session may no longer subscribe to: what came by it, up to
-// Seq, is not for it any more. Told says that the client knows.
+// LostFilter is a filter that a session may no longer subscribe to: its messages up to Seq are not delivered to the
+// session. Reported says that the client was notified.
 type LostFilter struct {
 	Filter   string
 	Seq      int64

@@ -128,7 +128,7 @@ func TestTheAlgebraIsExactFourLevelsDown(t *testing.T) {
 	}
 }
 
-// isFilter is MQTT 5.0 §4.7.1, byte by byte: what stands before and after each wildcard.
+// isFilter is MQTT 5.0 §4.7.1, byte by byte: what may precede and follow each wildcard.
 func isFilter(s string) bool {
 	if s == "" || len(s) > policy.MaxTopic || !utf8.ValidString(s) || len(strings.Split(s, "/")) > policy.MaxLevels {
 		return false

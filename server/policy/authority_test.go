@@ -97,8 +97,8 @@ func TestADocumentOfSeveralKindsIsForEachOfThem(t *testing.T) {
 	}
 }
 
-// A token cannot carry bounds. An allowed call with bounds stands in it without them, and
-// policy keeps them; a denied one is left out, since without its bounds it would deny more.
+// A token cannot carry constraints. A token contains an allowed call with constraints without them, and policy enforces
+// them; it does not contain a denied one, since without its constraints that would deny more.
 func TestBoundsAndTheClaimsOfAToken(t *testing.T) {
 	g := policy.NewSet(parsed(t, "p", lines(
 		"for = {}",

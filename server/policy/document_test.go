@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
-// the messages that stand in more than one row below.
+// the messages of more than one row below.
 const (
 	badLabel     = "a label's key and value must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"
 	badID        = "an id must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"

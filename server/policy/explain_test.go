@@ -8,8 +8,8 @@ import (
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
-// The nearest miss is the rule that shares the most with what was asked; of two that share
-// as much, the first. A rule that shares nothing is none.
+// The nearest miss is the rule that shares the most with the request; of two equal ones, the first. A rule that shares
+// nothing does not count.
 func TestNearestRuleIsExplained(t *testing.T) {
 	d := parsed(t, "p", lines(
 		`subjects = ["x"]`,

@@ -11,8 +11,8 @@ const (
 // CheckTopic checks that topic is a valid topic name (MQTT 5.0 §4.7). Code: bad_request.
 func CheckTopic(topic string) error { return authz.CheckTopic(topic) }
 
-// CheckFilter checks that filter is a valid topic filter (MQTT 5.0 §4.7): + and # stand alone in
-// their level, # in the last. Code: bad_request.
+// CheckFilter checks that filter is a valid topic filter (MQTT 5.0 §4.7): + and # are alone in their level, # in the last.
+// Code: bad_request.
 func CheckFilter(filter string) error { return authz.CheckFilter(filter) }
 
 // Share splits a shared subscription $share/group/rest (MQTT 5.0 §4.8.2). Any other filter is

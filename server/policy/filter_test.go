@@ -8,8 +8,8 @@ import (
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
-// every filter and topic of up to three levels over a small alphabet. "z" and
-// "$z" stand in no filter: they are the endlessly many other names of a level.
+// every filter and topic of up to three levels over a small alphabet. "z" and "$z" are in no filter: they represent all
+// other names of a level.
 func every(alphabet []string, levels int, ok func(string) bool) []string {
 	var out []string
 	var grow func(prefix []string)

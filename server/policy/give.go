@@ -9,9 +9,9 @@ import (
 )
 
 // MayNotGive returns the first permission that a subject whose grant is after has, that it does not have under before, and
-// that the holder of g may not give; false if there is none. before is nil for a subject that may do nothing so far. What the
-// policy self gives to every subject is not given by anybody and does not count. Where a proof of the key was required before
-// and is not any more, the whole of after counts as given.
+// that the holder of g may not give; false if there is none. before is nil for a subject that may do nothing so far. What
+// the policy self gives to every subject does not count. If a proof of the key was required before and is not any more, the
+// whole of after counts as given.
 func (g *Grant) MayNotGive(before, after *Grant) (watchword.Permission, bool) {
 	if before == nil || before.proof != nil && after.proof == nil {
 		before = &Grant{}
@@ -33,8 +33,8 @@ func (g *Grant) MayNotGive(before, after *Grant) (watchword.Permission, bool) {
 	return watchword.Permission{}, false
 }
 
-// Lacks returns the first permission that the holder of other has, or may give, and that the holder of g neither has nor may
-// give; false if there is none. Who lacks one may not narrow, suspend, revoke, relabel or close the other.
+// Lacks returns the first permission that the holder of other has, or may give, and that the holder of g neither has nor
+// may give; false if there is none. A subject that lacks one may not narrow, suspend, revoke, relabel or close the other.
 func (g *Grant) Lacks(other *Grant) (watchword.Permission, bool) {
 	for _, one := range (extent{allowed: withoutSelf(&other.Allowed), denied: &other.Denied}).each() {
 		p, over := uncovered(one, extent{allowed: &g.Allowed, denied: &g.Denied})

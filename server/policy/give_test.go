@@ -261,7 +261,7 @@ func TestNoDocumentGivesWhatItsWriterMayNotGive(t *testing.T) {
 	}
 }
 
-// Who lacks nothing of another can do, or give, everything that the other can do.
+// A subject that lacks nothing of another can do, or give, everything that the other can do.
 func TestWhoLacksNothingHasEverything(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 19))
 	lacking, having := 0, 0
@@ -348,7 +348,8 @@ func TestWhatADocumentGives(t *testing.T) {
 	}
 }
 
-// What a subject may give counts as what it has: making it may not be given, and who has less may not act on it.
+// What a subject may give counts as what it has: it may not be given by a subject without it, and a subject with less may
+// not act on it.
 func TestMayGiveCounts(t *testing.T) {
 	set := policy.NewSet(
 		parsed(t, "plain", "role = \"plain\"\nmay_give = []\n[[allow]]\npublish = [\"a\"]\n"),
@@ -424,7 +425,7 @@ func TestLosingAProofGivesEverything(t *testing.T) {
 	}
 }
 
-// Who may act on whom, and who may make whom, by built-in roles.
+// Which subjects may act on which, and create which, by built-in roles.
 func TestBuiltInRolesGiveAndLack(t *testing.T) {
 	grants := map[string]*policy.Grant{"device": policy.NewSet(parsed(t, "lamps", "for = {}\nkinds = [\"device\"]\n[[allow]]\npublish = [\"plant/${id}\"]\ncall = [\"*\"]\n")).GrantFor(policy.Subject{ID: "lamp-1", Kind: watchword.Device})}
 	order := append(slices.Clone(policy.BuiltInRoles), "device")

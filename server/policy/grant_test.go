@@ -19,7 +19,7 @@ type refRule struct {
 	get                []string
 	call               []string
 	onSite, level      string // "" for none
-	whose              string // label kind, or "" for everybody
+	whose              string // label kind, or "" for all
 }
 
 func (r refRule) toml() string {
@@ -214,9 +214,8 @@ func (s refSubject) calls(r refRule, fn, site string, level int) bool {
 	return named
 }
 
-// holdGrant holds the grant beside what its own claims give in a token: the token
-// may be wider only where a bound on arguments cannot stand in it, and calls are
-// not asked here.
+// holdGrant compares the grant with what its own claims give in a token: the token may be wider only where it cannot carry
+// a constraint on arguments, and calls are not compared here.
 func holdGrant(t *testing.T, g *policy.Grant, topics, filters, paths []string) {
 	t.Helper()
 	tok, err := policy.FromPermissions(g.Perm(), g.Deny())

@@ -38,7 +38,7 @@ func TestContainedPermissionIsAllowed(t *testing.T) {
 		}
 		g, err := policy.FromPermissions(lines, nil)
 		if err != nil {
-			continue // a path that is none
+			continue // not a valid path
 		}
 		p := line()
 		one, err := policy.FromPermissions([]watchword.Permission{p}, nil)

@@ -127,7 +127,7 @@ func (s *Set) GrantFor(w Subject) *Grant {
 	for _, d := range found {
 		c.document(d)
 	}
-	if w.isOwner() { // no document takes anything from an owner, or nobody could take the document back
+	if w.isOwner() { // no document removes anything from an owner; otherwise no subject could undo the document
 		c.g.Denied = rules{}
 	}
 	return c.g

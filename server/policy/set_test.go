@@ -56,8 +56,7 @@ func TestBuiltInSchemas(t *testing.T) {
 	}
 }
 
-// A line that another line covers does not stand in a token beside it, whatever sorts first;
-// of two that cover each other one does.
+// A token contains no line that another line covers, whatever sorts first; of two that cover each other one.
 func TestATokenHasNoLineThatAnotherCovers(t *testing.T) {
 	for _, tc := range []struct{ rules, want string }{
 		{`publish = ["a/#", "a/!x", "a/b"]`, `["pub topic:a/#"]`},
@@ -108,7 +107,7 @@ func TestEmptyLabelsSelectEveryDevice(t *testing.T) {
 	}
 }
 
-// Documents that do not require a proof neither require one nor hide who does.
+// Documents that do not require a proof neither require one nor hide those that do.
 func TestProofRequiredNamesPolicy(t *testing.T) {
 	plain, early, late := parsed(t, "m", lines("for = {}", "[[allow]]", `get = ["/"]`)), parsed(t, "a", "for = {}\nproof = \"required\"\n"), parsed(t, "z", "for = {}\nproof = \"required\"\n")
 	for want, docs := range map[string][]*policy.Document{"": {plain}, "a": {late, plain, early}, "z": {plain, late}} {
@@ -129,7 +128,7 @@ func TestDocumentSubjects(t *testing.T) {
 	if ids != nil || labels["site"] != "a" {
 		t.Errorf("got %q and %v", ids, labels)
 	}
-	// A list of nobody is not a list of everybody.
+	// An empty list of subjects is not a list of all.
 	d := parsed(t, "p", lines("subjects = []", "[[allow]]", `get = ["/"]`))
 	if ids, _ := d.SubjectSelector(); ids == nil || len(ids) != 0 || d.AppliesTo(policy.Subject{ID: "a"}) {
 		t.Errorf("nobody: %q", ids)

@@ -7,9 +7,8 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Stored is a policy document as the store keeps it: its text, byte for byte,
-// and a version that grows with each change from 1 and is its ETag. A deleted
-// document goes on counting: a later one of its name has a larger version.
+// Stored is a policy document as the store stores it: its text, byte for byte, and a version that grows with each change
+// from 1 and is its ETag. The version of a deleted document is kept: a later one of its name has a larger version.
 type Stored struct {
 	Tenant  watchword.TenantID
 	Name    string

@@ -30,12 +30,12 @@ type DirectoryStore interface {
 	TokenRecord(ctx context.Context, t watchword.TenantID, jti string) (token.Record, error)
 }
 
-// Directory answers who a subject of a tenant is now, what policy gives it, and its keys, from memory where it can. It is
-// safe for concurrent use. After Receive or Renew returned, no answer is older than that.
+// Directory returns the current state of a tenant's subject, what policy gives it, and its keys, from memory if possible.
+// It is safe for concurrent use. After Receive or Renew returned, no answer is older than that.
 type Directory struct {
 	store DirectoryStore
 
-	policies atomic.Pointer[map[watchword.TenantID]*policy.Set] // that stand; none of a tenant: they are read when asked for
+	policies atomic.Pointer[map[watchword.TenantID]*policy.Set] // in force; none of a tenant: they are read when requested
 
 	reloadMu       sync.Mutex                                // held while policies are read from the store
 	reloadPolicies map[watchword.TenantID]map[string]version // what was read last, by the policy's name
@@ -63,8 +63,8 @@ func NewDirectory(st DirectoryStore) *Directory {
 	return d
 }
 
-// Policies returns a tenant's policies as they stand now. A document that did not change is the same pointer in the next
-// set. Code: unavailable.
+// Policies returns a tenant's current policies. A document that did not change is the same pointer in the next set. Code:
+// unavailable.
 func (d *Directory) Policies(ctx context.Context, t watchword.TenantID) (*policy.Set, error) {
 	if set := (*d.policies.Load())[t]; set != nil {
 		return set, nil
@@ -126,8 +126,8 @@ func parse(ctx context.Context, row policy.Stored) (version, error) {
 	return version{row.Version, doc}, nil
 }
 
-// renewPolicies has the policies of a version or a later one in force. Where they cannot be read none are: nobody gets
-// anything until they can.
+// renewPolicies loads the policies of a version or a later one. If they cannot be read none are in force: every request is
+// denied until they can.
 func (d *Directory) renewPolicies(ctx context.Context, t watchword.TenantID, number int64) error {
 	if d.hasVersion(t, number) {
 		return nil

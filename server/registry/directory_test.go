@@ -129,8 +129,8 @@ func TestAPrincipalIsRememberedWithItsParsedKeys(t *testing.T) {
 	}
 }
 
-// The store's policies are read again when their version has grown, and those who were remembered under the older ones
-// get what the newer ones give, without being read again.
+// The store's policies are read again when their version has grown, and subjects that were cached under the older ones get
+// what the newer ones give, without being read again.
 func TestRenewReadsNewerPolicies(t *testing.T) {
 	s := newTruth(t)
 	d := registry.NewDirectory(s)

@@ -29,8 +29,8 @@ type Store interface {
 	DeletePolicy(ctx context.Context, by audit.Actor, name string, ifVersion int64, now time.Time, entry audit.EntryOf[policy.Stored]) (version int64, err error)
 }
 
-// Live is told of each change that is in the store. Apply returns only when nothing passes any more that the change took
-// away. It is a [session.Live].
+// Live applies each change that is in the store. Apply returns only when everything that the change removed is refused. It
+// is a [session.Live].
 type Live interface {
 	Apply(ctx context.Context, c watchword.Change) error
 }

@@ -18,8 +18,8 @@ func may(a *session.Authority) string {
 	return fmt.Sprint(a.Publish("a/x").Allowed, a.Subscribe("a/#").Allowed, a.Call(policy.Target{ID: "d"}, "f", []byte(`{"level":5}`)).Allowed, a.Request("GET", "/v1/x").Allowed)
 }
 
-// Both token and policy must allow; what nobody shows credentials for stands under policy, and
-// under the token that it came by where it has one.
+// Both token and policy must allow; an object without credentials is authorized by policy, and by the token with which it
+// was created if it has one.
 func TestAuthorityAllows(t *testing.T) {
 	ctx := context.Background()
 	const none, all = "[[allow]]\nput = [\"/nothing\"]\n", "[[allow]]\npublish = [\"a/#\"]\nsubscribe = [\"a/#\"]\ncall = [\"f\"]\nget = [\"/v1/#\"]\n"
@@ -139,8 +139,8 @@ func TestTokenLacksPermission(t *testing.T) {
 	}
 }
 
-// A session that outlives its token stands under all rights to topics that policy gives:
-// it takes a token that has them all, whatever else the token has or lacks.
+// A session that outlives its token has all rights to topics that policy gives: it accepts a token that has them all,
+// whatever else the token has or lacks.
 func TestATokenWithAllTopics(t *testing.T) {
 	ctx := context.Background()
 	r := newDirectory(t)
@@ -176,7 +176,7 @@ func TestATokenWithAllTopics(t *testing.T) {
 	}
 }
 
-// What stands on an issuer's key ends when that key is revoked, and nothing else does.
+// Sessions that depend on an issuer's key end when that key is revoked, and no others do.
 func TestRevokedIssuerKeyEndsSessions(t *testing.T) {
 	ctx := context.Background()
 	var mu sync.Mutex
@@ -214,7 +214,7 @@ func TestRevokedIssuerKeyEndsSessions(t *testing.T) {
 	wantCode(t, err, watchword.IssuerRevoked)
 }
 
-// Sessions are found by their tenant alone, and told apart by what carries them.
+// Sessions are listed by tenant, and distinguished by their transport.
 func TestSessionList(t *testing.T) {
 	ctx := context.Background()
 	r := newSlowDirectory(t, "lamp-1", "lamp-2")
@@ -431,7 +431,7 @@ func TestEndedSessionsReleaseMemory(t *testing.T) {
 	over, err := g.Open(ctx, p, session.Options{})
 	wantCode(t, err, "")
 	over.End(nil)
-	over.Recompute(ctx) // of one that is over: nothing
+	over.Recompute(ctx) // of an ended one: nothing
 	for what, n := range g.OfflineCount() {
 		if n != 0 {
 			t.Errorf("%d %s are kept", n, what)

@@ -19,7 +19,7 @@ type State struct {
 	Messages       int       // messages that are stored for it or not acknowledged
 	Bytes          int       // bytes of wills
 	MemoryBytes    int       // memory of the server that it takes, estimated
-	Dropped        int64     // messages dropped because its queue was full, since the client was last told
+	Dropped        int64     // messages dropped because its queue was full, since the last report to the client
 }
 
 // Retained is the retained message of one topic (MQTT 5.0 §3.3.1.3) on this node.

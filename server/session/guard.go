@@ -19,7 +19,7 @@ type Directory interface {
 	// Refresh makes Principal's next answer at least as new as the store is now, and refuses a token that
 	// counts no more there. Codes: token_revoked, issuer_revoked, unavailable.
 	Refresh(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, jti string, signedBy watchword.KeyID) error
-	// Policies returns the tenant's policies as they stand now. Documents that did not change are the same pointers. Code:
+	// Policies returns the tenant's current policies. Documents that did not change are the same pointers. Code:
 	// unavailable.
 	Policies(ctx context.Context, t watchword.TenantID) (*policy.Set, error)
 	// TokenSubject returns whose an access token is, as it is on record. Codes: not_found, unavailable.

@@ -291,7 +291,7 @@ func TestAChangeBetweenEnteringAndReadingIsNotLost(t *testing.T) {
 		}
 		opened <- s
 	}()
-	r.asked <- struct{}{} // Open is in the index and reads what stands now, before the edit or after
+	r.asked <- struct{}{} // Open is in the index and reads the current state, before the edit or after
 	s := <-opened
 	r.edit(func(r *fakeDirectory) { r.subject.State = watchword.Revoked })
 	go func() { r.asked <- struct{}{} }()
@@ -347,8 +347,8 @@ func TestManyChangesAtOnce(t *testing.T) {
 	}
 }
 
-// Whatever comes first, a change of policy finds the sessions that it speaks of:
-// by subject, by a label that was edited meanwhile, and while they are being opened.
+// Whatever the order, a change of policy finds the sessions that it concerns: by subject, by a label that was edited
+// meanwhile, and while they are being opened.
 func TestPolicyChangeFindsItsSessions(t *testing.T) {
 	ctx := t.Context()
 	for name, c := range map[string]struct {
@@ -398,7 +398,7 @@ func TestPolicyChangeFindsItsSessions(t *testing.T) {
 			}
 			opened <- s
 		}()
-		r.asked <- struct{}{} // it reads what stands before the edit, or after
+		r.asked <- struct{}{} // it reads the state before the edit, or after
 		narrower := policies(t, `publish = ["plant/#"]`)
 		r.edit(func(r *fakeDirectory) { r.set = narrower })
 		go func() { r.asked <- struct{}{} }()
@@ -421,8 +421,7 @@ func TestRequestsThatWaitHaveABoundOfTheirOwn(t *testing.T) {
 	}
 }
 
-// What a token allows ends at a time of day: timers, which count monotonic time, stand
-// still while a machine does.
+// What a token allows ends at a time of day: timers, which count monotonic time, do not advance while a machine is paused.
 func TestSessionsEndThoughTheirTimersStoodStill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var paused atomic.Int64
@@ -514,7 +513,7 @@ func TestSlowStoreDoesNotDelayClose(t *testing.T) {
 	over(all[3], ends[3])
 }
 
-// stalledDirectory is a roll whose store, once slow, says when it is asked and answers when it is told to.
+// stalledDirectory is a directory whose store, once slow, signals when it is read and answers on request.
 type stalledDirectory struct {
 	*fakeDirectory
 	slow           atomic.Bool

@@ -60,9 +60,9 @@ func (g *Guard) allSessions(t watchword.TenantID) (out []*Session) {
 	return out
 }
 
-// policiesChanged recomputes the sessions that a policy speaks of which differs between those that the tenant's sessions
-// were computed under and those that stand now: in either of its versions. The others are not touched, nor looked at where
-// their labels tell them apart.
+// policiesChanged recomputes the sessions that are concerned by a policy which differs between those that the tenant's
+// sessions were computed under and the current ones: in either of its versions. Other sessions are not touched, nor
+// examined if their labels differ.
 func (g *Guard) policiesChanged(ctx context.Context, t watchword.TenantID) {
 	now, err := g.directory.Policies(ctx, t)
 	g.mu.Lock()
@@ -106,11 +106,12 @@ func recomputeAll(ctx context.Context, concerned []*Session) {
 	abortAll(concerned...)
 }
 
-// maxPolicySets is how many sets of policies are remembered that the sessions of one tenant were computed under. There is one as
-// a rule, and another for each change that this guard was not told of yet. Beyond, a change concerns every session.
+// maxPolicySets is the maximum number of remembered policy sets under which the sessions of one tenant were computed.
+// Usually there is one, and another for each change of which this guard was not notified yet. Above it, a change concerns
+// every session.
 const maxPolicySets = 8
 
-// recordPolicySet is told which policies a session was computed under. It is called with g.mu held.
+// recordPolicySet records the policies under which a session was computed. It is called with g.mu held.
 func (g *Guard) recordPolicySet(t watchword.TenantID, set *policy.Set) {
 	if sets := g.policySets[t]; set != nil && len(sets) <= maxPolicySets && !slices.Contains(sets, set) {
 		g.policySets[t] = append(sets, set)
@@ -161,7 +162,7 @@ func (g *Guard) affected(t watchword.TenantID, versions []*policy.Document) []*S
 	return slices.Collect(maps.Keys(found))
 }
 
-// tokenRevoked ends the sessions that stand on one token.
+// tokenRevoked ends the sessions of one token.
 func (g *Guard) tokenRevoked(ctx context.Context, t watchword.TenantID, jti string) {
 	g.revoked.add(t, jti)
 	var all []*Session

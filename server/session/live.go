@@ -11,10 +11,10 @@ import (
 
 // ChangeHandler is a part of the server that remembers what authority depends on, or acts under it.
 type ChangeHandler interface {
-	// HandleChange returns when nothing of the receiver goes on under what was before c. It reads the store for what stands
-	// now and takes from c only what has changed, so the same change may come again, a change may be missing before it,
-	// and a later one may have come first. Where the store cannot be read it withholds what it does not know. Only [Live]
-	// calls it. It is safe for concurrent use.
+	// HandleChange returns when nothing of the receiver continues under the state before c. It reads the current state from
+	// the store and takes from c only which object has changed, so the same change may arrive again, a change may be
+	// missing before it, and a later one may have arrived first. If the store cannot be read it withholds what it does not
+	// know. Only [Live] calls it. It is safe for concurrent use.
 	HandleChange(ctx context.Context, c watchword.Change) error
 }
 
@@ -41,8 +41,8 @@ func NewLive() *Live {
 	return &Live{applied: cache.NewSized[changeKey, int64](appliedBytes)}
 }
 
-// Register says who receives changes, in this order: a receiver that others ask (the server's keys, the directory) comes
-// before them.
+// Register sets the receivers of changes, in this order: a receiver that others query (the server's keys, the directory)
+// precedes them.
 func (l *Live) Register(handlers ...ChangeHandler) {
 	if l.handlers != nil {
 		panic("session: the receivers of changes are registered once")
@@ -50,11 +50,11 @@ func (l *Live) Register(handlers ...ChangeHandler) {
 	l.handlers = handlers
 }
 
-// Apply takes a change that is in the store to every receiver, one after the other, and returns when all are past it. It
-// does not end with ctx: the change stands, though whoever ordered it may have gone. A change that is older than one of the
-// same object that all are past does nothing; the same version is read again. Where a receiver reports an error the others
-// are told all the same, and the error is returned: the receiver withholds what it does not know, and the change may be
-// applied again.
+// Apply passes a change that is in the store to every receiver, one after the other, and returns when all have processed
+// it. It does not end with ctx: the change is effective, though its caller may have gone away. A change that is older than
+// one of the same object that all have processed does nothing; the same version is read again. If a receiver reports an
+// error the others are called nevertheless, and the error is returned: the receiver withholds what it does not know, and
+// the change may be applied again.
 func (l *Live) Apply(ctx context.Context, c watchword.Change) error {
 	o := changeKey{c.Tenant, c.Kind, c.ID}
 	l.mu.Lock()

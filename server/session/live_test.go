@@ -37,7 +37,7 @@ func TestAChangeGoesToEveryReceiverInTheirOrder(t *testing.T) {
 	l := session.NewLive()
 	l.Register(&recorder{"one", &got, nil}, &recorder{"two", &got, nil})
 	gone, cancel := context.WithCancel(t.Context())
-	cancel() // whoever ordered it has gone
+	cancel() // the caller has gone away
 	if err := l.Apply(gone, watchword.Change{Tenant: "t", Kind: watchword.SubjectChanged, ID: "lamp", Version: 3}); err != nil {
 		t.Fatal(err)
 	}
@@ -78,8 +78,8 @@ func TestAnOlderVersionThatComesLateDoesNothing(t *testing.T) {
 	}
 }
 
-// Where one receiver fails the others are told, the error comes back, and an older change is not taken for one that all are
-// past.
+// If one receiver fails the others are called, the error is returned, and an older change is not treated as one that all
+// have processed.
 func TestAFailureOfOneReceiverHoldsUpNoOther(t *testing.T) {
 	var got []string
 	broken := &recorder{"broken", &got, errors.New("store")}
@@ -96,7 +96,7 @@ func TestAFailureOfOneReceiverHoldsUpNoOther(t *testing.T) {
 	}
 }
 
-// A change can be sent to another node: it holds no pointers, and comes back from JSON as it was.
+// A change can be sent to another node: it has no pointers, and is unchanged after JSON encoding and decoding.
 func TestAChangeIsPlainValues(t *testing.T) {
 	for f := range reflect.TypeFor[watchword.Change]().Fields() {
 		if k := f.Type.Kind(); k != reflect.String && k != reflect.Int64 || f.Tag.Get("json") == "" {
@@ -121,8 +121,8 @@ func received(t *testing.T, g *session.Guard, kind watchword.ChangeKind, id stri
 	}
 }
 
-// A guard finds by itself which policies differ, also where it was not told of a change between: what a session got from a
-// policy that came and went meanwhile is taken away.
+// A guard finds by itself which policies differ, also if it was not notified of a change between: what a session got from a
+// policy that was applied and deleted meanwhile is removed.
 func TestAGuardThatMissedAChangeOfPoliciesCatchesUp(t *testing.T) {
 	r := newSlowDirectory(t, "a", "b")
 	g := session.NewGuard(r, session.GuardOptions{})
@@ -135,7 +135,7 @@ func TestAGuardThatMissedAChangeOfPoliciesCatchesUp(t *testing.T) {
 	none := policy.NewSet()
 	r.edit(func(r *slowDirectory) { r.set = none })
 	a := open("a")
-	r.edit(func(r *slowDirectory) { r.set = none.With(document(t, "plant-1", true)) }) // nobody tells
+	r.edit(func(r *slowDirectory) { r.set = none.With(document(t, "plant-1", true)) }) // without a notification
 	b := open("b")
 	if a.Authority().Publish("plant/x").Allowed || !b.Authority().Publish("plant/x").Allowed {
 		t.Fatal("the test's policies do not tell the two apart")
@@ -157,7 +157,7 @@ func TestAGuardThatMissedAChangeOfPoliciesCatchesUp(t *testing.T) {
 	}
 }
 
-// After more changes that it was not told of than it remembers, a guard recomputes every session.
+// After more missed changes than it remembers, a guard recomputes every session.
 func TestAGuardThatMissedManyChangesRecomputesAll(t *testing.T) {
 	r := newSlowDirectory(t, "a")
 	g := session.NewGuard(r, session.GuardOptions{PerSubject: 100})

@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/server/session"
 )
 
-// What a subject left behind stands under policy alone, and hears of every change.
+// What a subject left behind is authorized by policy alone, and follows every change.
 func TestOfflineSessionFollowsPolicyAndSubject(t *testing.T) {
 	r := newDirectory(t)
 	g := session.NewGuard(r, session.GuardOptions{PerSubject: 1, Opened: func(*session.Session) { t.Error("nobody came") }, Ended: func(*session.Session, error) { t.Error("nobody went") }})

@@ -47,7 +47,7 @@ func TestReservationPrecedesSessionStart(t *testing.T) {
 	next.End(nil)
 	wantCode(t, next.Start(t.Context()), watchword.NotFound)
 
-	// One that ends before it starts says why, and calls nobody.
+	// One that ends before it starts returns the reason, and calls nothing.
 	s, err = g.Reserve(credentials(t, time.Minute), o)
 	if err != nil {
 		t.Fatal(err)

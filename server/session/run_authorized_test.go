@@ -21,7 +21,7 @@ func TestActIsDecidedAgainAfterAuthorityChange(t *testing.T) {
 	var seen []int64
 	err = s.RunAuthorized(t.Context(), mayPublish, func(_ context.Context, a *session.Authority) error {
 		seen = append(seen, a.Versions().SubjectVersion)
-		if len(seen) == 1 { // an edit commits before the act does; nobody has told the session yet
+		if len(seen) == 1 { // an edit commits before the act does; the session is not notified yet
 			r.edit(func(r *fakeDirectory) { r.subject.AuthorityVersion = 7 })
 			return watchword.ErrAuthorityChanged
 		}
@@ -118,7 +118,7 @@ func TestOfflineActsUnderCurrentPolicy(t *testing.T) {
 	wantCode(t, act(), watchword.SubjectSuspended)
 }
 
-// A request of a client that proved a key by an assertion stands while that key does.
+// A request of a client that proved a key by an assertion is authorized while that key is valid.
 func TestKeyCredentialsFollowTheKey(t *testing.T) {
 	ctx := t.Context()
 	r := newDirectory(t)
@@ -139,7 +139,7 @@ func TestKeyCredentialsFollowTheKey(t *testing.T) {
 	wantEnd(t, s, watchword.TokenRevoked)
 }
 
-// Requests that are being answered have a bound of their own, and take nobody else's place.
+// Requests in progress have a limit of their own, and take no place of other sessions.
 func TestAnsweredRequestsHaveOwnLimit(t *testing.T) {
 	g := session.NewGuard(newDirectory(t), session.GuardOptions{Total: 1, PerSubject: 1, PerSubjectAnswers: 2})
 	p := credentials(t, time.Minute)

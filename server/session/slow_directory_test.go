@@ -116,9 +116,8 @@ func within(t *testing.T, what string, c <-chan struct{}) {
 	}
 }
 
-// A session whose authority is being read stands under no labels yet, or under those of
-// before. A policy that is changed meanwhile must reach it all the same: it was read before
-// the change, and would stand under what no longer counts.
+// A session whose authority is being read has no labels yet, or the previous ones. A policy that is changed meanwhile must
+// reach it nevertheless: its authority was read before the change, and would be based on an old policy.
 func TestAChangeReachesASessionWhileItsAuthorityIsRead(t *testing.T) {
 	for name, c := range map[string]struct {
 		site  string // of the labels that are read, and of the policy that changes
@@ -204,8 +203,8 @@ func TestAChangeReachesASessionWhileItsAuthorityIsRead(t *testing.T) {
 				defer close(changed)
 				g.PolicyChanged(ctx, watchword.DefaultTenant, document(t, c.site, true), document(t, c.site, false))
 			}()
-			// Sessions are reached in any order. Where the slow one comes first, the quick one waits
-			// behind it and says nothing: then the change has chosen the slow one, as it must.
+			// Sessions are reached in any order. If the slow one is first, the quick one waits behind it and reports
+			// nothing: then the change has chosen the slow one, as it must.
 			select {
 			case <-chosen:
 			case <-time.After(50 * time.Millisecond):
@@ -273,7 +272,7 @@ func TestChangeDoesNotRecomputeUnaffectedSessions(t *testing.T) {
 	other("closed")
 }
 
-// A policy that names several labels finds those who have them all.
+// A policy that names several labels finds the sessions that have them all.
 func TestAPolicyOfSeveralLabels(t *testing.T) {
 	ctx := context.Background()
 	ids := []watchword.SubjectID{"both", "site", "kind", "none"}
@@ -383,8 +382,8 @@ func TestWaitForChangesWaits(t *testing.T) {
 	})
 }
 
-// A change that concerns everybody may meet a session at any moment of its opening, also
-// before its authority is read for the first time.
+// A change that concerns all sessions may meet a session at any moment of its opening, also before its authority is read
+// for the first time.
 func TestChangeReachesOpeningSessions(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := newSlowDirectory(t, "lamp-1")

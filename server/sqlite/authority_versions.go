@@ -7,10 +7,9 @@ import (
 	"github.com/watchword-iot/watchword/server/audit"
 )
 
-// doAuthorized is do for a step under somebody's authority. Before the step writes, in the same
-// transaction, it compares the versions that the act was decided on with the current ones; so an
-// act may take away its own actor's permission and still commit. Where they differ nothing is
-// written ([watchword.ErrAuthorityChanged]). es are the audit entries of the step.
+// doAuthorized is do for an authorized step. Before the step writes, in the same transaction, it compares the versions that
+// the act was decided on with the current ones; so an act may remove its own actor's permission and still commit. If they
+// differ nothing is written ([watchword.ErrAuthorityChanged]). es are the audit entries of the step.
 func (w *writer) doAuthorized(ctx context.Context, step func(*tx) error, es ...audit.Entry) error {
 	b, tenant := versionsOfEntries(es)
 	return w.doWithVersions(ctx, tenant, b, step)

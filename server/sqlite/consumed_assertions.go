@@ -9,11 +9,9 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// consumedAssertions knows every credential whose single use was spent and whose end has not come: an
-// index over random names, kept in memory, because on the disk it would cost half
-// of what a token costs. What is in it is in the tables too, and is read from there
-// at start. It belongs to the writer: what a step adds goes with it when it is
-// rolled back.
+// consumedAssertions is the set of used single-use credentials that have not expired: an index over random names, in
+// memory, because on the disk it would cost half of what a token costs. Its elements are in the tables too, and are read
+// from there at start. It belongs to the writer: elements that a step adds are removed when it is rolled back.
 type consumedAssertions struct {
 	seed    maphash.Seed
 	max     int

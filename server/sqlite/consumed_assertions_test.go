@@ -30,8 +30,8 @@ func wants(t *testing.T, what string, err error, code watchword.Code) {
 	}
 }
 
-// What is in memory alone is read from the tables at start, for tokens and for
-// other credentials, and forgotten when it is over.
+// The set in memory is read from the tables at start, for tokens and for other credentials, and expired elements are
+// removed.
 func TestConsumedAssertionsSurviveRestart(t *testing.T) {
 	ctx, now := t.Context(), time.Now().Truncate(time.Millisecond)
 	path := filepath.Join(t.TempDir(), "db")

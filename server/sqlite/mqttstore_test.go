@@ -7,9 +7,8 @@ import (
 	"github.com/watchword-iot/watchword/server/mqttstore"
 )
 
-// BenchmarkWriteMQTT writes 20 messages that a thousand sessions wait for, as they lie there
-// (one row for each message) and as they might: one row for each copy beside. The metric
-// is copies a second; docs/decisions/0014 goes by it.
+// BenchmarkWriteMQTT writes 20 messages that a thousand sessions wait for, as they are stored (one row for each message),
+// and in the alternative: one row for each copy. The metric is copies a second; docs/decisions/0014 uses it.
 func BenchmarkWriteMQTT(b *testing.B) {
 	const messages, sessions = 20, 1000
 	for _, x := range []struct {

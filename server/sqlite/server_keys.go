@@ -124,7 +124,7 @@ func (s *Store) RotateKeys(ctx context.Context, turn keyring.KeyUpdate, es ...au
 	}, es...)
 }
 
-// putServerKeys writes the keys of before that are others after. Of a private half that goes nothing is left in the file.
+// putServerKeys writes the keys of before that differ in after. An erased private key leaves nothing in the file.
 func (t *tx) putServerKeys(before, after []keyring.SealedKey) error {
 	var moved []keyring.SealedKey
 	for i, k := range before {

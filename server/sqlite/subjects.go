@@ -165,7 +165,7 @@ func (s *Store) CreateSubject(ctx context.Context, sub watchword.Subject, code *
 	}, e)
 }
 
-// changeSubject changes a subject as rule says, and returns the subject as it stands then. Where rule changes nothing, nothing is
+// changeSubject changes a subject as rule decides, and returns the changed subject. If rule changes nothing, nothing is
 // written.
 func (s *Store) changeSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, rule func(watchword.Subject) (watchword.Subject, bool, error), entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
 	return writeAs(ctx, s, by, func(t *tx) (watchword.Subject, error) {
@@ -181,7 +181,7 @@ func (s *Store) changeSubject(ctx context.Context, by audit.Actor, id watchword.
 	})
 }
 
-// putSubject writes a subject and its entries, and returns the subject as it stands then.
+// putSubject writes a subject and its entries, and returns the written subject.
 func (t *tx) putSubject(before, after watchword.Subject, es ...audit.Entry) (watchword.Subject, error) {
 	if err := errors.Join(t.putRow(before, after), t.putKeys(before, after)); err != nil {
 		return after, err
@@ -211,7 +211,7 @@ func (t *tx) putRow(before, after watchword.Subject) error {
 	return t.addLabels(after.Tenant, after.ID, after.Labels)
 }
 
-// putKeys adds the keys that stand behind those of before, and writes what changed of the others.
+// putKeys adds the keys that follow those of before, and writes the changes of the others.
 func (t *tx) putKeys(before, after watchword.Subject) error {
 	for i, k := range after.Keys {
 		switch {

@@ -35,7 +35,7 @@ func (s *Store) IssueToken(ctx context.Context, r token.Record, spent token.Sing
 	})
 }
 
-// tokenRefusal returns what stands in the way of a token that was not issued.
+// tokenRefusal returns why a token was not issued.
 func (t *tx) tokenRefusal(r token.Record) error {
 	h, err := queryOne(context.Background(), t, func(r scanner) (h token.SubjectState, err error) {
 		return h, r.Scan(&h.Kind, &h.State, &h.Incarnation, &h.HasKey)
@@ -81,7 +81,7 @@ func (s *Store) RevokeToken(ctx context.Context, tenant watchword.TenantID, jti 
 	}, e)
 }
 
-// TokenRecord returns the record of one token, as it stands beside its subject.
+// TokenRecord returns the record of one token, in the current state of its subject.
 func (s *Store) TokenRecord(ctx context.Context, t watchword.TenantID, jti string) (token.Record, error) {
 	return queryOne(ctx, s, func(r scanner) (k token.Record, err error) {
 		var h token.SubjectState
@@ -126,8 +126,8 @@ func (s *Store) DeleteExpired(ctx context.Context, before time.Time, limit int) 
 			}
 			gone += int(n)
 		}
-		// The last checkpoint of an hour is kept, once the hour lies two hours back; earlier hours
-		// were handled before.
+		// The last checkpoint of an hour is kept, once the hour is two hours in the past; earlier hours were handled
+		// before.
 		const hour = int64(time.Hour / time.Millisecond)
 		n, err := t.exec(`DELETE FROM audit_checkpoints WHERE size IN (
 			SELECT c.size FROM audit_checkpoints c WHERE c.at < ?1 AND c.at >= ?1 - 2 * ?2 AND EXISTS (

@@ -25,7 +25,7 @@ func write[T any](ctx context.Context, s *Store, step func(*tx) (T, error)) (T, 
 	return out, nil
 }
 
-// writeAuthorized is write for a step that somebody's authority allows ([tx.withVersions]).
+// writeAuthorized is write for an authorized step ([tx.withVersions]).
 func writeAuthorized[T any](ctx context.Context, s *Store, tenant watchword.TenantID, b watchword.AuthorityVersions, step func(*tx) (T, error)) (T, error) {
 	return write(ctx, s, func(t *tx) (out T, err error) {
 		err = t.withVersions(tenant, b, func() error {

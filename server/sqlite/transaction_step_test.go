@@ -173,7 +173,7 @@ var refusals = map[string]string{
 	"unavailable": "Unavailable", // SQLite fails
 	"submit":      "Unavailable", // the store is closed, or the caller's context ends
 	"add":         "Busy",        // the index of spent assertions is full
-	// The content of the file was changed by somebody else:
+	// The content of the file was changed from outside:
 	"load": "LogInvalid", "checkSingleWriter": "LogInvalid", "tile": "LogInvalid", "commitments": "LogInvalid", "scanRecord": "LogInvalid",
 	"scanTerms": "LogInvalid", "buildLog": "LogInvalid", "FullTile": "LogInvalid",
 }

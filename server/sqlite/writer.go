@@ -47,7 +47,7 @@ type tx struct {
 	versions watchword.AuthorityVersions // versions that the step was compared with
 }
 
-// memorySavepoint is how much the open transaction has added to what lies in memory.
+// memorySavepoint is how much the open transaction has added to the data in memory.
 type memorySavepoint struct{ consumed, log int }
 
 func (t *tx) memorySavepoint() memorySavepoint {

@@ -11,14 +11,14 @@ import (
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
-// The methods of this file are those of the store that take an actor and a function that makes the entry, for contracts that
-// look at neither: the entry is finished, and says who acts on which versions.
+// The methods of this file are those of the store that take an actor and a function that makes the entry, for contracts
+// that examine neither: the entry is complete, and has the actor and its versions.
 
 func actor(e audit.Entry) audit.Actor {
 	return audit.Actor{Tenant: e.Tenant, Subject: e.Actor, Key: e.Key, Versions: e.Versions}
 }
 
-// in is the actor of an entry who acts in that tenant.
+// in returns the actor of an entry, acting in that tenant.
 func in(tenant watchword.TenantID, e audit.Entry) audit.Actor {
 	by := actor(e)
 	by.Tenant = tenant

@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// authorizedSteps is every step that somebody's authority allows, done by the actor of e.
+// authorizedSteps is every authorized step, done by the actor of e.
 func (t *T) authorizedSteps(e audit.Entry) map[string]error {
 	sub := watchword.Subject{Tenant: tenant, ID: "new", Kind: watchword.Device, State: watchword.New, Created: t.now, Changed: t.now}
 	out := map[string]error{
@@ -95,7 +95,7 @@ func (t *T) entryBy(id watchword.SubjectID, b watchword.AuthorityVersions, kind,
 	return e
 }
 
-// staleVersionsRefused goes over every change of authority and every act that was decided before it.
+// staleVersionsRefused covers every change of authority and every act that was decided before it.
 func staleVersionsRefused(t *T) {
 	everyActIsListed(t)
 	t.add("lamp-1", watchword.Labels{"site": "a"})
@@ -156,7 +156,7 @@ func staleVersionsRefused(t *T) {
 	}
 }
 
-// currentVersionsCommit commits what was decided on what stands, also where the act moves it.
+// currentVersionsCommit commits acts that were decided on current versions, also if the act changes them.
 func currentVersionsCommit(t *T) {
 	t.enrolled("lamp-1")
 	t.enrolled("boss")
@@ -188,7 +188,7 @@ func currentVersionsCommit(t *T) {
 	t.must(err)
 	equal(t, "versions after another tenant's policy", t.versions("boss"), b)
 
-	// Who takes their own right away does so.
+	// A subject may remove its own right.
 	_, err = t.Suspend(t.ctx, tenant, "boss", t.now, t.entryBy("boss", b, audit.DeviceSuspend, "boss"))
 	t.must(err)
 
@@ -218,8 +218,8 @@ func versionsRace(t *T) {
 	}
 }
 
-// versionReturned holds that each step that changes a subject returns it as it stands then, with a version that has grown: by that
-// version others know whether they have heard of a later change.
+// versionReturned checks that each step that changes a subject returns the changed subject, with a version that has grown:
+// by that version receivers know whether they have processed a later change.
 func versionReturned(t *T) {
 	last := t.enrolled("lamp-1")
 	grown := func(what string, s watchword.Subject, err error) {

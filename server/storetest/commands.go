@@ -290,7 +290,7 @@ func handingOver(t *T) {
 		t.must(t.handOver(1, fmt.Sprint("more", i)))
 	}
 	t.wantCode(watchword.Busy, t.handOver(1, "one too many"))
-	t.must(t.handOver(1, "h1")) // a known one still goes
+	t.must(t.handOver(1, "h1")) // a known one is still accepted
 
 	rows, err := t.Pending(t.ctx, tenant, "lamp-1", 1, t.now, 10)
 	t.must(err)
@@ -351,7 +351,7 @@ func applyingReceipts(t *T) {
 		t.wantCode(watchword.ReceiptInvalid, early())
 	}
 	t.must(t.handOver(1, "h1"))
-	t.must(t.handOver(1, "h1")) // the same again is none more
+	t.must(t.handOver(1, "h1")) // the same again is not counted
 	t.must(t.handOver(2, "h2"))
 	n += 2
 	hs, err := t.Handovers(t.ctx, tenant, commandID(2))

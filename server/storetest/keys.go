@@ -61,7 +61,7 @@ func rotatingKeys(t *T) {
 		t.Fatalf("the new key: %+v", k)
 	}
 
-	// Whoever comes second finds the keys moved, and changes nothing, not even by what would have passed.
+	// The second of two concurrent steps finds the keys changed, and writes nothing, not even its valid parts.
 	late := swap
 	late.Add = []keyring.SealedKey{key("third", keyring.Next)}
 	t.wantCode(watchword.Conflict, t.RotateKeys(t.ctx, late, e))

@@ -26,7 +26,7 @@ type AuditLog interface {
 	Tree(ctx context.Context) (ledger.Tree, error)
 	// Tile returns the first width hashes of a tile of that tree; log_invalid where there are not so many.
 	Tile(ctx context.Context, level int, n int64, width int) ([]byte, error)
-	// Commitments returns what the log keeps for ever of up to limit entries after a number; log_invalid over a gap.
+	// Commitments returns the permanent hashes of up to limit entries after a number; log_invalid over a gap.
 	Commitments(ctx context.Context, after int64, limit int) ([]ledger.Hash, error)
 	// Records returns up to limit entries after a number, oldest first.
 	Records(ctx context.Context, after int64, limit int) ([]audit.Record, error)
@@ -222,7 +222,7 @@ func pruning(t *T) {
 	equal(t, "found", len(found), 11)
 }
 
-// fewerCheckpoints keeps one of each hour that is over.
+// fewerCheckpoints keeps one of each past hour.
 func fewerCheckpoints(t *T) {
 	hour := t.now.Truncate(time.Hour).Add(-time.Hour)
 	for i := range 10 {

@@ -15,10 +15,11 @@ import (
 // Pairings is the part of a store that keeps devices which wait for an operator's
 // word (RFC 8628). One whose end has passed is not_found, as if it had never been.
 type Pairings interface {
-	// AddPairing stores p, which is pending, in place of any other pairing of p.Sign. Another pairing of the tenant has
-	// p.UserCode: enroll.ErrUserCodeTaken, and the pairing that was there stays. A key that the tenant knows already: conflict, unless an approved pairing of the same
-	// two keys stands, and its subject still has them: then p gets that one's state, subject and end. Over
-	// MaxPairingsNearby that wait from p.Network: rate_limited; over MaxPairings: busy; both with RetryAfter.
+	// AddPairing stores p, which is pending, instead of any other pairing of p.Sign. If another pairing of the tenant has
+	// p.UserCode: enroll.ErrUserCodeTaken, and the earlier pairing stays. A key that the tenant knows already: conflict,
+	// unless there is an approved pairing of the same two keys, and its subject still has them: then p gets that one's
+	// state, subject and end. Over MaxPairingsNearby that wait from p.Network: rate_limited; over MaxPairings: busy; both
+	// with RetryAfter.
 	AddPairing(ctx context.Context, p enroll.Pairing, now time.Time) (enroll.Pairing, error)
 	// PairingByDeviceCode and PairingFor return one by the hash of its device code, or by its user code; not_found.
 	PairingByDeviceCode(ctx context.Context, t watchword.TenantID, device [32]byte, now time.Time) (enroll.Pairing, error)
@@ -99,7 +100,7 @@ func pairingLife(t *T) {
 	_, err = t.PairingByUserCode(t.ctx, tenant, "BBBBBBBB", t.now.Add(24*time.Hour))
 	t.wantCode(watchword.NotFound, err)
 
-	// Over is over, by a millisecond.
+	// Expired is expired, by a millisecond.
 	late := t.askPairing("lamp-2", "CCCCCCCC")
 	_, err = t.PairingByDeviceCode(t.ctx, tenant, late.Hash, late.Expires.Add(-time.Millisecond))
 	t.must(err)
@@ -170,7 +171,7 @@ func pairingAgain(t *T) {
 	t.must(err)
 	equal(t, "state", lost.State, enroll.PairingApproved)
 
-	// But not with another sealing key, not when it is over, and not after the device was revoked.
+	// But not with another encryption key, not after its expiry, and not after the device was revoked.
 	swapped := t.pairing("lamp-1")
 	swapped.Seal.ID = "another-seal"
 	_, err = t.under("JJJJJJJJ", swapped, t.now)
@@ -182,7 +183,7 @@ func pairingAgain(t *T) {
 	_, err = t.under("JJJJJJJJ", t.pairing("lamp-1"), t.now)
 	t.wantCode(watchword.Conflict, err)
 
-	// A key of anybody else's is no key to pair with.
+	// Another subject's key is refused.
 	t.enrolled("lamp-3")
 	attacker := t.pairing("lamp-4")
 	attacker.Seal.ID = "lamp-3-seal"
@@ -212,7 +213,7 @@ func pairingBounds(t *T) {
 	err = from("one-more", "nowhere")
 	t.wantCode(watchword.Busy, err)
 	equal(t, "retry after", err.(*watchword.Error).RetryAfter, 10*time.Minute)
-	t.now = t.now.Add(10 * time.Minute) // those are over now, pruned or not
+	t.now = t.now.Add(10 * time.Minute) // those have expired now, pruned or not
 	t.must(from("one-more", "here"))
 }
 
@@ -253,7 +254,7 @@ func pairingExisting(t *T) {
 	_, old := s.SignKey("keys-1-sign")
 	equal(t, "the old key counts", old, false)
 
-	// An operator is no device, and a tombstone is nobody.
+	// An operator is no device, and a tombstone is no subject.
 	op := watchword.Subject{Tenant: tenant, ID: "alice", Kind: watchword.Operator, State: watchword.New, Created: t.now, Changed: t.now}
 	t.must(t.CreateSubject(t.ctx, op, nil, t.entry(audit.OperatorCreate, "alice")))
 	three := t.askPairing("keys-3", "DDDDDDDD")

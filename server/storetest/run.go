@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/server/enroll"
 )
 
-// T is one walk through one store. Its clock stands still unless a contract moves it.
+// T is one run through one store. Its clock does not advance unless a contract advances it.
 type T struct {
 	*testing.T
 	Store

@@ -74,11 +74,11 @@ type Store interface {
 	// conflict, the code is not spent.
 	RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
 
-	// Rekey puts r.Sign and r.Seal in the place of the subject's active keys, which become retired as of now; one that is
-	// active already stays. Are they the active ones both: the subject, replay true, no entry, nothing spent. The subject
-	// must be active (subject_suspended, …), of r.Incarnation, and r.From one of its active sign keys (client_invalid). r.Spent
-	// was seen before: token_replayed. A key that anybody in the tenant has or had: conflict. More than enroll.RekeysMost new
-	// keys within enroll.RekeysSpan: rate_limited with RetryAfter.
+	// Rekey replaces the subject's active keys with r.Sign and r.Seal; the old ones become retired as of now, and one that
+	// is active already stays. If both are active already: the subject, replay true, no entry, nothing used. The subject
+	// must be active (subject_suspended, …), of r.Incarnation, and r.From one of its active sign keys (client_invalid).
+	// r.Spent was used before: token_replayed. A key that any subject of the tenant has or had: conflict. More than
+	// enroll.RekeysMost new keys within enroll.RekeysSpan: rate_limited with RetryAfter.
 	Rekey(ctx context.Context, by audit.Actor, r enroll.KeyChange, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
 	Pairings
 
@@ -101,7 +101,8 @@ type Store interface {
 	// PutPolicy adds or replaces. ifVersion -1 means any, 0 that it must not exist yet, else today's version;
 	// otherwise precondition_failed. The same source again: no change, no entry, today's version.
 	PutPolicy(ctx context.Context, by audit.Actor, name string, source []byte, ifVersion int64, now time.Time, entry audit.EntryOf[policy.Stored]) (p policy.Stored, version int64, err error)
-	// DeletePolicy removes; not_found; ifVersion as above (0 is never right). A later policy of the name goes on counting versions.
+	// DeletePolicy removes; not_found; ifVersion as above (0 is never right). A later policy of the name has a larger
+	// version.
 	DeletePolicy(ctx context.Context, by audit.Actor, name string, ifVersion int64, now time.Time, entry audit.EntryOf[policy.Stored]) (version int64, err error)
 
 	// PolicyVersion returns a number that grows with each change of the tenant's policies, and when an issuer key is revoked.
@@ -149,7 +150,8 @@ type Store interface {
 	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]twin.Function, error)
 	// Twin returns the device's twin; a zero one for a device that has none; not_found for no such device.
 	Twin(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) (twin.Twin, error)
-	// ReportedStates returns up to limit twins that have a state, with Device above after, by device: State, StateAt and who reported it alone.
+	// ReportedStates returns up to limit twins that have a state, with Device above after, by device: only State, StateAt
+	// and the reporter.
 	ReportedStates(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]twin.Twin, error)
 	// ReportState replaces the reported state; it is b's subject that reports it, in its incarnation of now.
 	ReportState(ctx context.Context, t watchword.TenantID, b watchword.AuthorityVersions, device watchword.SubjectID, state []byte, now time.Time) error

@@ -23,8 +23,8 @@ type documentLocks struct {
 }
 
 type documentLock struct {
-	held  chan struct{} // has a value while somebody holds the lock
-	users int           // who holds the lock or waits for it; under documentLocks.mu
+	held  chan struct{} // has a value while the lock is held
+	users int           // holders of the lock and waiters for it; under documentLocks.mu
 }
 
 // do calls f while it holds the lock of d. It returns early where ctx ends before f runs.

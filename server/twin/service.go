@@ -19,12 +19,12 @@ type Store interface {
 	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]Function, error)
 	Twin(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) (Twin, error)
 	ReportedStates(ctx context.Context, t watchword.TenantID, after watchword.SubjectID, limit int) ([]Twin, error)
-	// ReportState replaces the state, and notes who b says reported it. Code: busy, where b has moved.
+	// ReportState replaces the state, and records its reporter. Code: busy, if b has changed.
 	ReportState(ctx context.Context, t watchword.TenantID, b watchword.AuthorityVersions, device watchword.SubjectID, state []byte, now time.Time) error
 	SetConfig(ctx context.Context, t watchword.TenantID, device watchword.SubjectID, config []byte, ifVersion int64, now time.Time, e audit.Entry) (Twin, error)
 }
 
-// Sealer seals what lies at rest.
+// Sealer encrypts stored data.
 type Sealer interface {
 	Seal(context string, plaintext []byte) ([]byte, error)
 	Open(context string, sealed []byte) ([]byte, error)

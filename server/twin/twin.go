@@ -18,7 +18,8 @@ type Twin struct {
 	State         []byte // reported, sealed at rest with the data key
 	StateAt       time.Time
 	StateVersion  int64 // how often state was reported; its ETag
-	// ReportedBy is who reported the state, in which incarnation; empty for a state of before this was kept.
+	// ReportedBy is the subject that reported the state, and its incarnation; empty for a state from before this was
+	// recorded.
 	ReportedBy            watchword.SubjectID
 	ReportedByIncarnation int64 // of StateBy; 0 where that is empty
 }
@@ -47,7 +48,7 @@ func (t Twin) Configure(config []byte, ifVersion int64, now time.Time) (Twin, er
 	return t, nil
 }
 
-// Report returns the twin with another reported state. by is who reports it, in its incarnation; both are zero where nobody is known.
+// Report returns the twin with another reported state. by is its reporter, in its incarnation; both are zero if unknown.
 func (t Twin) Report(state []byte, by watchword.SubjectID, incarnation int64, now time.Time) Twin {
 	t.State, t.StateAt, t.ReportedBy, t.ReportedByIncarnation = state, now, by, incarnation
 	t.StateVersion++

@@ -65,8 +65,8 @@ type Case struct {
 	MayRestart bool
 	// MustObey says that the device must execute commands during the case.
 	MustObey bool
-	// RecoveryTime is how long after the good server's return the device may take to execute a
-	// command, where its server told it to wait longer than a pause; 0: [Limits.MaxPause].
+	// RecoveryTime is how long after the good server's return the device may take to execute a command, if its server told
+	// the device to wait longer than a pause; 0: [Limits.MaxPause].
 	RecoveryTime time.Duration
 	// Slow marks a case that needs virtual time.
 	Slow bool

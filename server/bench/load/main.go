@@ -258,7 +258,7 @@ func (b *bench) commands(ctx context.Context, devices, rate, seconds int) error 
 		stop()
 		running.Wait()
 		for _, d := range open {
-			_ = d.Close() // the folder goes anyway
+			_ = d.Close() // the folder is deleted anyway
 		}
 	}()
 	ids := make([]watchword.SubjectID, devices)

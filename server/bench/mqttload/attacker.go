@@ -334,7 +334,8 @@ func (a *attack) run(ctx context.Context) ([]attackResult, error) {
 	for i := range tiny {
 		tiny[i] = &packet.Publish{Topic: own + "events/t", Payload: []byte{1}}
 	}
-	// What uses up the rate of connections comes in the second half of a turn, that they are made in the first.
+	// Packets that use up the rate of connections are sent in the second half of a turn, so that the connections are made
+	// in the first.
 	later := time.Duration(a.Seconds / 2 * float64(time.Second))
 	handshakes := []*tls.Config{
 		{RootCAs: a.roots, ServerName: "localhost", MaxVersion: tls.VersionTLS12},

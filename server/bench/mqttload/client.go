@@ -22,7 +22,7 @@ type client struct {
 	mu   sync.Mutex
 	out  []byte
 	end  chan struct{}
-	last packet.Packet // why it ended, if it was told; after end
+	last packet.Packet // the reason of the end, if the server sent one; after end
 	err  error         // likewise, if it broke
 }
 

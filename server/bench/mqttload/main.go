@@ -67,7 +67,7 @@ func main() {
 	}
 }
 
-// serve is our server, in a process of its own so that its CPU can be told.
+// serve is the product's server, in a separate process so that its CPU time can be measured.
 func serve(data string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -120,8 +120,7 @@ type benchServer struct {
 	watchword *watchwordServer // nil for mosquitto
 }
 
-// cpu is the time that the server has spent, in the hundredths of a second that
-// Linux tells (proc(5)).
+// cpu returns the CPU time of the server, in the hundredths of a second that Linux reports (proc(5)).
 func (p *benchServer) cpu() time.Duration {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.process.Process.Pid))
 	if err != nil {

@@ -42,7 +42,7 @@ func writeUsage(ctx context.Context, path string) {
 	}
 }
 
-// usage is what our server takes when nobody is connected.
+// usage is the server's use of resources without connections.
 type usage struct {
 	goroutines int
 	heap       int // bytes that live
@@ -259,7 +259,7 @@ func (c *churn) publish(ctx context.Context, devices int) error {
 			select {
 			case <-o.acks:
 				open--
-			case <-o.end: // told above
+			case <-o.end: // reported above
 				more = false
 			case <-ctx.Done():
 				return nil

@@ -99,7 +99,7 @@ func printRow(name string, us, them float64, unit string, promise float64) {
 	fmt.Printf("| %s | %.2f | %.2f | %s | %.2f | ≤ %.2f |\n", name, us, them, unit, us/them, promise)
 }
 
-// other is who is measured beside us.
+// other is the server for comparison.
 var other = "mosquitto"
 
 func printHeading(title string) {
@@ -474,7 +474,7 @@ func (l *benchRun) idle(ctx context.Context) error {
 	return nil
 }
 
-// revocation: how long after the API's answer something forbidden is still heard.
+// revocation measures how long after the API's answer a forbidden message is still received.
 func (l *benchRun) revocation(ctx context.Context) error {
 	if err := l.stop(); err != nil { // what it revokes stays revoked
 		return err
@@ -485,7 +485,7 @@ func (l *benchRun) revocation(ctx context.Context) error {
 		return err
 	}
 	p := ps[1]
-	received := make([]atomic.Int64, devices) // when each heard last, since start
+	received := make([]atomic.Int64, devices) // when each received last, since start
 	count := make([]atomic.Int64, devices)
 	start := time.Now()
 	fleet, err := p.fleet(ctx, devices, func(i int) func(*message) {

@@ -29,9 +29,9 @@ var worstActs = [...]struct {
 	{"token request", 30},
 }
 
-// worst: what one device with default rights can do to the others when it does its worst, in turns
-// without it. The server is the product's own program, with default limits. Each attack is of a new
-// device, since what one sent goes on being held back long after it was sent.
+// worst measures what one device with default rights can do to the others, in turns with and without the attack. The server
+// is the product's own program, with default limits. Each attack uses a new device, since the messages of an earlier attack
+// are delayed long after they were sent.
 func (l *benchRun) worst(ctx context.Context) (err error) {
 	seconds := max(int(worstSeconds*l.scale), 1)
 	calm, control, err := l.worstControl(ctx, seconds)
@@ -121,9 +121,8 @@ func (t *attackTimes) add(disturbed int, r *attackRound) error {
 	return nil
 }
 
-// worstControl is what the live heap of a server is that had all turns without an attack: what the
-// others have it remember (tokens, events for who comes back) counts on both sides. In every other
-// turn a process that has nothing to do with the server takes the time of one core.
+// worstControl is the live heap of a server that had all turns without an attack: the data of the other devices (tokens,
+// events for readers that reconnect) counts in both. In every other turn an unrelated process uses the time of one core.
 func (l *benchRun) worstControl(ctx context.Context, seconds int) (heap float64, p99 attackTimes, err error) {
 	w := &attackBench{dir: filepath.Join(l.dir, "calm"), seconds: seconds}
 	if err := w.start(ctx); err != nil {
@@ -146,7 +145,7 @@ func (l *benchRun) worstControl(ctx context.Context, seconds int) (heap float64,
 			return 0, p99, err
 		}
 	}
-	for turn := range worstTurns { // which attack nobody here
+	for turn := range worstTurns { // which attack does not matter here
 		if err := errors.Join(w.p.watchword.enroll(ctx, worstOthers+turn+1), w.deleteAttacker(ctx)); err != nil {
 			return 0, p99, err
 		}

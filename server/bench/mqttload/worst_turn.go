@@ -173,7 +173,7 @@ func (w *attackBench) turn(ctx context.Context, number int, attacked bool) (*att
 	return r, over()
 }
 
-// othersEvents is the filters of who wants the events of all but the attacker.
+// othersEvents returns filters for the events of all devices but the attacker.
 func othersEvents() (out []string) {
 	for i := range worstOthers {
 		out = append(out, fmt.Sprintf("devices/dev-%d/events/#", i))
@@ -201,7 +201,7 @@ func (w *attackBench) service(ctx context.Context, suffix string, filters []stri
 	return c, nil
 }
 
-// fleet connects the others, who obey.
+// fleet connects the other devices, which keep to their rates.
 func (w *attackBench) fleet(ctx context.Context, r *attackRound) ([]*client, error) {
 	fleet := make([]*client, 0, worstOthers)
 	for i := range worstOthers {
@@ -228,7 +228,7 @@ func (w *attackBench) fleet(ctx context.Context, r *attackRound) ([]*client, err
 		if err := c.subscribe(fmt.Sprintf("devices/%s/commands", d.id), 1); err != nil {
 			return fleet, err
 		}
-		go func() { // nobody waits for PUBACKs
+		go func() { // without waiting for PUBACKs
 			for {
 				select {
 				case <-c.acks:
