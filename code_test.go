@@ -76,7 +76,7 @@ func TestErrorsAreDocumented(t *testing.T) {
 	}
 }
 
-func TestACauseIsPrintedOnce(t *testing.T) {
+func TestErrorCauseIsPrintedOnce(t *testing.T) {
 	cause := errors.New("connection refused")
 	for want, err := range map[string]error{
 		"unavailable: no answer: connection refused": watchword.Wrap(cause, watchword.Unavailable, "no answer: %s", cause),

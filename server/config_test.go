@@ -50,7 +50,7 @@ func TestDefaultsThenFileThenEnvironment(t *testing.T) {
 	}
 }
 
-func TestWhatDoesNotHoldIsRefusedWithItsPlace(t *testing.T) {
+func TestInvalidConfigurationHasAPosition(t *testing.T) {
 	for _, tc := range []struct{ name, text, says string }{
 		{"an unknown section", "[sever]\nhttps = \"x\"\n", ":1:2: unknown key sever"},
 		{"a renamed key", "[limits]\nkept_bytes = 1048576\n", ":2:1: unknown key limits.kept_bytes; it was renamed to limits.offline_bytes"},

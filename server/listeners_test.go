@@ -93,7 +93,7 @@ func connected(t *testing.T, nc net.Conn, dir string, issuer string) {
 	}
 }
 
-func TestAProxySaysWhoTheClientIs(t *testing.T) {
+func TestProxyProtocolSetsClientAddress(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	c := config(t, dir)
 	c.Server.MQTT, c.Server.ProxyProtocol = "127.0.0.1:0", []string{"127.0.0.2", "10.0.0.0/8"}

@@ -184,7 +184,7 @@ func TestOperationsListener(t *testing.T) {
 }
 
 // A page whose name was made to point at this machine (DNS rebinding) reads nothing of operations.
-func TestOperationsAnswerToTheirOwnNamesAlone(t *testing.T) {
+func TestOperationsListenerChecksHost(t *testing.T) {
 	c := config(t, filepath.Join(t.TempDir(), "data"))
 	c.Server.Names, c.Server.PublicURL = []string{"hub.local", "192.0.2.7"}, "https://hub.example"
 	s, err := server.New(t.Context(), c, quiet)

@@ -25,7 +25,7 @@ func must(t *testing.T, err error) {
 
 // Every file and folder of a data folder is trusted, so none is accepted that another user owns, or that others can write
 // to; and a refusal names the command that corrects it.
-func TestNoFileOfTheDataFolderIsBelievedFromOthers(t *testing.T) {
+func TestDataFilesOfOtherOwnersAreRefused(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give a file to another user")
 	}
@@ -83,7 +83,7 @@ func TestNoFileOfTheDataFolderIsBelievedFromOthers(t *testing.T) {
 }
 
 // A folder that is refused is left as it was found.
-func TestNothingIsMadeInAFolderThatIsRefused(t *testing.T) {
+func TestRefusedFolderStaysEmpty(t *testing.T) {
 	for name, make := range map[string]func(dir string) error{
 		"that all can write to": func(dir string) error { return os.Chmod(dir, 0o777) },
 		"that others can enter": func(dir string) error { return os.Chmod(dir, 0o755) },
@@ -124,7 +124,7 @@ func TestNothingIsMadeInAFolderThatIsRefused(t *testing.T) {
 }
 
 // So it is with the configuration, the certificate and its key, and the files of secrets.
-func TestNoConfigurationIsBelievedFromOthers(t *testing.T) {
+func TestConfigurationOfOtherOwnersIsRefused(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give a file to another user")
 	}

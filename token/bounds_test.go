@@ -270,7 +270,7 @@ func TestThePinOfABundle(t *testing.T) {
 }
 
 // The issuer answers for its tokens of every audience; elsewhere one of them counts.
-func TestTheIssuerKnowsItsTokensOfEveryAudience(t *testing.T) {
+func TestIssuerVerifiesTokensOfEveryAudience(t *testing.T) {
 	s := signer(t, jose.P256)
 	keys := token.NewKeySet(s.Public())
 	make := func(audience string) string {

@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-func TestATokenCarriesItsSubjectsLabels(t *testing.T) {
+func TestAccessTokenLabels(t *testing.T) {
 	s := signer(t, jose.P256)
 	for _, labels := range []watchword.Labels{nil, {"kind": "lamp"}, {"kind": "lamp", "site": "plant-1"}} {
 		raw, err := token.SignAccess(s, token.Grant{

@@ -344,7 +344,7 @@ func TestVerifyNextTrust(t *testing.T) {
 	}
 }
 
-func TestAnOrderCoversOneCommandAlone(t *testing.T) {
+func TestOrderCoversOneCommand(t *testing.T) {
 	s := signer(t, jose.P256)
 	args, end := []byte(`{"level": 40}`), now.Add(time.Minute)
 	raw, err := token.SignOrder(s, token.Order{By: "alice", Device: dev, Function: "lamp.set", ArgsHash: jose.Hash(args), Issued: now, Expires: end})

@@ -63,7 +63,7 @@ func FuzzInspect(f *testing.F) {
 	})
 }
 
-func TestAValidTokenIsReportedValid(t *testing.T) {
+func TestInspectValidToken(t *testing.T) {
 	k, err := jose.GenerateKey(jose.Ed)
 	if err != nil {
 		t.Fatal(err)

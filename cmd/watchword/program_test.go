@@ -2,7 +2,7 @@ package main
 
 import "testing"
 
-func TestHintsNameACommandThatExists(t *testing.T) {
+func TestHintsNameExistingCommands(t *testing.T) {
 	for _, tc := range []struct{ what, self, inPath, called, want string }{
 		{"installed", "/usr/bin/watchword", "/usr/bin/watchword", "watchword", "watchword"},
 		{"by go run", "/tmp/go-build123/b001/exe/watchword", "", "/tmp/go-build123/b001/exe/watchword", "go run ./cmd/watchword"},

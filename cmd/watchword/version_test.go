@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestVersionIsWhatTheToolchainWrote(t *testing.T) {
+func TestVersionMatchesBuildInfo(t *testing.T) {
 	for name, tc := range map[string]struct {
 		info debug.BuildInfo
 		want build

@@ -146,7 +146,7 @@ func TestLostValuesAreReported(t *testing.T) {
 }
 
 // A source is remembered as long as something of it is, and no longer.
-func TestASourceIsForgottenWithItsLastValue(t *testing.T) {
+func TestSourceIsRemovedWithItsLastValue(t *testing.T) {
 	b := bounds
 	b.LostBytes = 50 * (129 + 256)
 	l := backlog.New[string, int](b)

@@ -142,7 +142,7 @@ func TestTrustedFileOwner(t *testing.T) {
 }
 
 // The command of a message can be pasted into a shell, whatever the names, and corrects the problem.
-func TestTheCommandOfARefusalMends(t *testing.T) {
+func TestSuggestedCommandFixesFilePermissions(t *testing.T) {
 	needRoot(t)
 	const name = "it's $(touch made) `touch made`; touch made #\\\n\"*"
 	file := func(t *testing.T, d string, m fs.FileMode) string { return put(t, filepath.Join(d, name, name), m) }
@@ -272,7 +272,7 @@ func TestOwnPipeIsTrusted(t *testing.T) {
 	wants(t, "a pipe", "", b, err)
 }
 
-func TestAFolderIsCheckedBeforeAnythingIsMade(t *testing.T) {
+func TestFolderIsCheckedBeforeUse(t *testing.T) {
 	needRoot(t)
 	for name, c := range map[string]struct {
 		make            func(t *testing.T, d string) string

@@ -34,7 +34,7 @@ func printed(t *testing.T, f func(log *slog.Logger, h *logbudget.Handler)) strin
 	return out.String()
 }
 
-func TestOneSourceCannotHideWhatOthersDo(t *testing.T) {
+func TestOneSourceCannotUseAllLogBudget(t *testing.T) {
 	const flood, seconds = 30_000, 10
 	var left int64
 	out := printed(t, func(log *slog.Logger, h *logbudget.Handler) {
@@ -81,7 +81,7 @@ func TestOneSourceCannotHideWhatOthersDo(t *testing.T) {
 	}
 }
 
-func TestManySourcesHaveABudgetInAll(t *testing.T) {
+func TestLogBudgetOfAllSources(t *testing.T) {
 	const sources, seconds = 20_000, 5
 	for _, key := range []string{"subject", "remote"} {
 		out := printed(t, func(log *slog.Logger, _ *logbudget.Handler) {

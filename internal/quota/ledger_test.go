@@ -75,7 +75,7 @@ func TestABoundIsReachedExactly(t *testing.T) {
 	refused(t, l.Reserve(lamp, 1), "limits.retained_bytes")
 }
 
-func TestARefusalTakesNothing(t *testing.T) {
+func TestRefusedReservationChargesNothing(t *testing.T) {
 	l := ledger(100, 150)
 	take(t, l, lamp, 90)
 	refused(t, l.Reserve(lamp, 11), "limits.subject_retained_bytes")
@@ -136,7 +136,7 @@ func TestTheServerIsBoundByTheTotalAlone(t *testing.T) {
 	holds(t, l, 240, map[quota.Key]int64{server: 240})
 }
 
-func TestZeroIsNoBound(t *testing.T) {
+func TestZeroMeansUnlimited(t *testing.T) {
 	l := ledger(0, 0)
 	take(t, l, lamp, 1<<40)
 	take(t, l, server, 1<<40)
@@ -204,7 +204,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-func TestGivingBackMoreThanWasTakenIsNoticed(t *testing.T) {
+func TestReleasingTooMuchIsReported(t *testing.T) {
 	for name, f := range map[string]func(*quota.Ledger[quota.Key]){
 		"more than it holds":     func(l *quota.Ledger[quota.Key]) { l.Release(lamp, 11) },
 		"of another account":     func(l *quota.Ledger[quota.Key]) { l.Release(pump, 1) },
@@ -228,7 +228,7 @@ func TestGivingBackMoreThanWasTakenIsNoticed(t *testing.T) {
 	}
 }
 
-func TestManyAtOnce(t *testing.T) {
+func TestConcurrentUse(t *testing.T) {
 	const each, many = 50, 8
 	l := ledger(30, 100)
 	var all sync.WaitGroup

@@ -380,7 +380,7 @@ func TestTheSameRequestIsSentAgainTwiceAtMost(t *testing.T) {
 }
 
 // A nonce is used in the next proof, unless it is longer than any server needs.
-func TestALongNonceIsNotSentBack(t *testing.T) {
+func TestOverlongNonceIsIgnored(t *testing.T) {
 	for size, back := range map[int]bool{1: true, 512: true, 513: false, 60_000: false} {
 		nonce, sent := strings.Repeat("n", size), ""
 		p := &rest.Prover{Sign: func(_, _, nonce, _ string) (string, error) { sent = nonce; return "proof", nil }}
@@ -473,7 +473,7 @@ func TestPollPaceBacksOffAndResets(t *testing.T) {
 }
 
 // An HTTP/2 connection that breaks silently costs one request, and no further one.
-func TestADeadConnectionIsNotUsedAgain(t *testing.T) {
+func TestBrokenConnectionIsNotReused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPipes()
 		var protocols http.Protocols

@@ -188,7 +188,7 @@ func TestDataIsAsItIsWhereNoTerminalShowsIt(t *testing.T) {
 	harmless(t, "data on a terminal", out.String(), "\t")
 }
 
-func TestTheFormatStandsAsItIs(t *testing.T) {
+func TestFormatStringIsNotEscaped(t *testing.T) {
 	var out strings.Builder
 	terminal.New(&out, true).Printf("\x1b[32m%s\x1b[0m\t%5.1f %v %d%%\n", "ok", 1.25, true, 7)
 	if got, want := out.String(), "\x1b[32mok\x1b[0m\t  1.2 true 7%\n"; got != want {

@@ -36,7 +36,7 @@ func saidBy(f func(testing.TB)) (said string, after time.Duration) {
 	return
 }
 
-func TestAWaitEndsWithWhatWasAwaited(t *testing.T) {
+func TestExpiredWaitNamesWhatWasAwaited(t *testing.T) {
 	for name, wait := range map[string]func(testing.TB){
 		"a value": func(t testing.TB) { testwait.For(t, "the thing", make(chan int)) },
 		"goroutines": func(t testing.TB) {

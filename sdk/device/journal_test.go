@@ -260,7 +260,7 @@ func TestAJournalHasABound(t *testing.T) {
 }
 
 // A journal that ends at a whole record, and before the last command that was begun, is lost.
-func TestAJournalCutAtARecordIsLost(t *testing.T) {
+func TestTruncatedJournalIsLost(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	j := fresh(t, path)
 	j.obey(t, 1)

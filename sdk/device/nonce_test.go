@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestANonceEndsByEitherClock(t *testing.T) {
+func TestNonceExpiresByEitherClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n nonce
 		first := n.current(time.Now())

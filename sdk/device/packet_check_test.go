@@ -448,7 +448,7 @@ func TestAFunctionThatDoesNotReturnIsLeftBehind(t *testing.T) {
 	})
 }
 
-func TestATaskThatFailsIsTriedAgainAtAPace(t *testing.T) {
+func TestFailedTaskIsRetriedWithBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newBubbleServer(t)
 		var tries atomic.Int64
@@ -543,7 +543,7 @@ func TestWhatAnApplicationSendsHasADeadline(t *testing.T) {
 }
 
 // A connection that worked and is lost is made again at once, and not left for HTTPS.
-func TestAConnectionThatIsLostInARefreshIsMadeAgain(t *testing.T) {
+func TestReconnectAfterLossDuringRefresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newBubbleServer(t)
 		s.run(s.device(true, Options{}))

@@ -163,7 +163,7 @@ func TestCommandsWithoutAClock(t *testing.T) {
 }
 
 // A man in the middle can delay the answer or replay an old one: neither sets a clock.
-func TestAnOldAnswerSetsNoClock(t *testing.T) {
+func TestOldTimeAnswerIsRefused(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{NoClock: true, Now: at(-years)}, nil)
 	folder := filepath.Dir(d.CAFile())

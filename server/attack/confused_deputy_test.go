@@ -76,7 +76,7 @@ func TestDeviceMayNotCallAnother(t *testing.T) {
 }
 
 // What a device wants of its server is there after a restart: configuration, state, functions.
-func TestTwinsTravelSigned(t *testing.T) {
+func TestTwinConfigurationIsSigned(t *testing.T) {
 	srv := serve(t, nil)
 	ctx := t.Context()
 	d := srv.enroll("lamp-1", device.Options{}, nil)

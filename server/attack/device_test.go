@@ -399,7 +399,7 @@ func TestEnrollmentEndpoint(t *testing.T) {
 	})
 }
 
-func TestAClosedDeviceRefusesAndDoesNotPanic(t *testing.T) {
+func TestClosedDeviceReturnsErrors(t *testing.T) {
 	srv := serve(t, nil)
 	v := counting(srv.enroll("lamp-1", device.Options{}, nil))
 	ctx, cancel := context.WithCancel(t.Context())

@@ -10,7 +10,7 @@ import (
 )
 
 // The log is read in small steps, since entries may be large: no page leaves one out, or gives one twice.
-func TestPagesOfTheLogHaveEveryEntryOnce(t *testing.T) {
+func TestLogPagesHaveEveryEntryOnce(t *testing.T) {
 	srv := serve(t, nil)
 	token := srv.narrowed(srv.operatorSigner(), srv.admin.Subject(), "")
 	lengthen(t, srv, 70, 200)

@@ -176,7 +176,7 @@ func TestHostileNamesInCLI(t *testing.T) {
 }
 
 // Other tenants have no endpoint yet: no path, no header and no issuer leads to them, and their existence is not disclosed.
-func TestNoWayToAnotherTenant(t *testing.T) {
+func TestRequestsCannotReachAnotherTenant(t *testing.T) {
 	ep := newEndpoints(t, newClock().now)
 	for _, path := range []string{"/t/default/v1/self", "/t/evil/v1/self", "/t//v1/self", "/t/evil/oauth/token", "/t/evil/.well-known/jwks.json", "/t/%2e%2e/v1/self", "/v1/self/t/evil", "/v1/t/evil/self"} {
 		for _, head := range []map[string]string{{}, {"X-Tenant": "evil"}, {"X-Original-URL": "/v1/self"}, {"X-Rewrite-URL": "/v1/self"}, {"X-HTTP-Method-Override": "GET"}} {

@@ -210,7 +210,7 @@ func TestRevokingTheCommandKey(t *testing.T) {
 
 // A command that was handed over and not answered, whose key is revoked: the next
 // hand-over is signed anew.
-func TestAHandoverOfARevokedKeyIsSignedAnew(t *testing.T) {
+func TestHandoverOfRevokedKeyIsResigned(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, nil)
 	_, err := srv.admin.Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "f"})

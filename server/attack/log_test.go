@@ -322,7 +322,7 @@ func TestServerDoesNotSignRewrittenLog(t *testing.T) {
 }
 
 // What evidence says counts, each part of it, and under the right root alone.
-func TestEvidenceCannotBeChanged(t *testing.T) {
+func TestChangedEvidenceIsRefused(t *testing.T) {
 	srv := serve(t, nil)
 	lamp := srv.enroll("lamp-1", device.Options{}, nil)
 	other := srv.enroll("lamp-2", device.Options{}, nil)
@@ -469,7 +469,7 @@ func TestPruningWithoutAuthorization(t *testing.T) {
 }
 
 // Without any other checkpoint, the one beside the database detects it too.
-func TestTheCheckpointBesideTheDatabase(t *testing.T) {
+func TestCheckpointFileIsCheckedAtStart(t *testing.T) {
 	dir, _, _ := serverWithLog(t)
 	for name, q := range map[string][]string{
 		"rewritten": {`DELETE FROM audit_checkpoints`, `UPDATE audit_entries SET hash = zeroblob(32), salt = NULL, body = NULL WHERE seq = (SELECT max(seq) FROM audit_entries)`},

@@ -53,7 +53,7 @@ func TestManInTheMiddleDoesNotSeeEnrollmentCode(t *testing.T) {
 }
 
 // An answer that was lost on its way: the same code and keys bring it again.
-func TestTheSameKeysGetTheSameAnswer(t *testing.T) {
+func TestPairingSameKeysTwiceGetsSameAnswer(t *testing.T) {
 	srv := serve(t, nil)
 	made, err := srv.admin.CreateDevice(t.Context(), "lamp-1", watchword.Labels{"site": "a"}, time.Hour)
 	must(t, err)

@@ -257,7 +257,7 @@ func TestRevocation(t *testing.T) {
 	}
 }
 
-func TestScopeAndResourceOnlyNarrow(t *testing.T) {
+func TestScopeAndResourceOnlyReducePermissions(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, watchword.Labels{"site": "a"})
 	_, err := srv.admin.ApplyPolicy(t.Context(), "lamps", []byte(`for = { site = "a" }
@@ -383,7 +383,7 @@ publish = ["plant/a/secret"]
 }
 
 // A token for another resource has no permissions on this server's topics and functions, unless they were requested.
-func TestATokenForAnotherResourceGivesPathsAlone(t *testing.T) {
+func TestTokenForAnotherResourceHasPathPermissionsOnly(t *testing.T) {
 	srv := serve(t, nil)
 	_, err := srv.admin.ApplyPolicy(t.Context(), "plant", []byte(`subjects = ["lamp-1"]
 [[allow]]

@@ -121,7 +121,7 @@ func TestAnOperatorUnderProof(t *testing.T) {
 
 // The SDK keeps working for a device that must prove its key: over MQTT by ace,
 // refreshed by AUTH, over HTTPS by DPoP.
-func TestTheSDKProvesItsKey(t *testing.T) {
+func TestSDKUsesProofOfPossession(t *testing.T) {
 	srv := serve(t, func(c *server.Config) { c.Token.Lifetime.Duration = 60 * time.Second })
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
@@ -167,7 +167,7 @@ func TestTheSDKProvesItsKey(t *testing.T) {
 
 // A device with ProvePossession proves its key from the start, and recovers when a restarted server knows none of its
 // nonces.
-func TestTheSDKProvesItsKeyWhenTold(t *testing.T) {
+func TestSDKUsesProofOfPossessionWhenConfigured(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{ProvePossession: true}, nil)
 	must(t, d.Publish(t.Context(), "lux", 42))

@@ -333,7 +333,7 @@ func TestReceiptsByARetiredKey(t *testing.T) {
 }
 
 // Whenever power is lost during a key change, the device finds out which keys are valid.
-func TestACutOffKeyChangeIsFinished(t *testing.T) {
+func TestInterruptedKeyChangeIsFinished(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	srv := serveOn(t, dir, nil)
 	port := srv.url[strings.LastIndexByte(srv.url, ':')+1:]
@@ -421,7 +421,7 @@ func TestACutOffKeyChangeIsFinished(t *testing.T) {
 }
 
 // Policy may forbid it: then the old keys go on.
-func TestAKeyChangeThatPolicyForbids(t *testing.T) {
+func TestKeyChangeDeniedByPolicy(t *testing.T) {
 	srv := serve(t, nil)
 	_, err := srv.admin.ApplyPolicy(t.Context(), "frozen", []byte("subjects = [\"lamp-1\"]\n[[deny]]\npost = [\"/v1/self/keys\"]\n"), 0)
 	must(t, err)
@@ -442,7 +442,7 @@ func TestAKeyChangeThatPolicyForbids(t *testing.T) {
 }
 
 // An agent that changes its keys by itself does so when they are old, and no sooner.
-func TestKeysThatAreOldAreChanged(t *testing.T) {
+func TestOldKeysAreRotated(t *testing.T) {
 	srv := serve(t, nil)
 	v := srv.enroll("lamp-1", device.Options{}, nil)
 	first, _ := v.Keys()

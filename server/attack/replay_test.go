@@ -195,7 +195,7 @@ func otherSignature(t testing.TB, raw string) string {
 }
 
 // One signature of ECDSA is two: both hold, and neither counts twice.
-func TestMalleableSignatureIsNoNewAssertion(t *testing.T) {
+func TestMalleableSignatureIsAReplay(t *testing.T) {
 	ep := newEndpoints(t, time.Now)
 	other := otherSignature(t, ep.token)
 	self := func(tok string) watchword.Code {

@@ -157,7 +157,7 @@ func TestLosingAuthorityEndsStreams(t *testing.T) {
 	}
 }
 
-func TestASessionTakesNewerTokensOfItsOwnAlone(t *testing.T) {
+func TestSessionRefreshNeedsSameSubject(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, nil)
 	other := srv.enroll("lamp-2", device.Options{}, nil)
@@ -202,7 +202,7 @@ func TestCommandsGoToTheNewestConnection(t *testing.T) {
 	next(t, second, "command")
 }
 
-func TestALongPollEndsWithItsAuthority(t *testing.T) {
+func TestLongPollEndsWhenAuthorityIsLost(t *testing.T) {
 	srv := serve(t, nil)
 	d := srv.enroll("lamp-1", device.Options{}, nil)
 	tok := srv.token(d)
@@ -317,7 +317,7 @@ func TestADeviceRunsThroughARestart(t *testing.T) {
 	}
 }
 
-func TestADeviceThatPublishesTooMuchIsSlowed(t *testing.T) {
+func TestFastPublisherOverMQTTIsDelayed(t *testing.T) {
 	srv := serve(t, func(c *server.Config) { c.Limits.PublishRate = 1 })
 	d := srv.enroll("lamp-1", device.Options{}, nil)
 	other := srv.enroll("lamp-2", device.Options{}, nil)

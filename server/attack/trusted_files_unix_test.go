@@ -13,7 +13,7 @@ import (
 )
 
 // No file of an enrolled device's folder is trusted if another user owns it, or others can write to it.
-func TestNoFileOfADeviceIsBelievedFromOthers(t *testing.T) {
+func TestDeviceFilesOfOtherOwnersAreRefused(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give a file to another user")
 	}

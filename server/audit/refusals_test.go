@@ -24,7 +24,7 @@ func TestEveryCodeSaysWhetherItsRefusalsAreRecorded(t *testing.T) {
 }
 
 // The recorder asks the table itself: no endpoint can record more or less than another.
-func TestTheRecorderFollowsTheTable(t *testing.T) {
+func TestRecorderFollowsRefusalTable(t *testing.T) {
 	for _, tc := range []struct {
 		kind  string
 		code  watchword.Code

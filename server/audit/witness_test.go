@@ -132,7 +132,7 @@ func newHTTPWitness(t *testing.T, log oneKey, script ...http.HandlerFunc) *audit
 
 // A witness that does not answer, or answers with invalid or too much data, is tried again, also if the log has no new
 // entry: a caller may wait for it.
-func TestAWitnessThatFailsIsAskedAgain(t *testing.T) {
+func TestFailingWitnessIsRetried(t *testing.T) {
 	say := func(status int, text string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(status)

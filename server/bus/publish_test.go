@@ -220,7 +220,7 @@ func (f *fails) Done() <-chan struct{} { c := make(chan struct{}); close(c); ret
 func (f *fails) Err() error { return f.err }
 
 // A publication is acknowledged when it is on disk for subscribers that need it, and not before.
-func TestADocumentIsPublishedWhenItIsStored(t *testing.T) {
+func TestPublishDocumentWaitsForStorage(t *testing.T) {
 	broken := watchword.Refuse(watchword.Unavailable, "the disk is full")
 	for name, x := range map[string]struct {
 		sub  *fails

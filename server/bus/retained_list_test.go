@@ -38,7 +38,7 @@ func retainedAt(topic string, payload []byte) *Retained {
 
 // A filter finds exactly the topics that it matches by policy's algorithm, and the list is sorted, whatever was added and
 // removed, and wherever the search stops and resumes.
-func TestAFilterFindsWhatItMatches(t *testing.T) {
+func TestRetainedFilterMatches(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for round := range 8 {
 		var l records
@@ -96,7 +96,7 @@ func TestAFilterFindsWhatItMatches(t *testing.T) {
 }
 
 // A filter with a name after a wildcard does not examine every topic between.
-func TestASearchPassesOverWhatCannotMatch(t *testing.T) {
+func TestRetainedSearchSkipsNonMatching(t *testing.T) {
 	var l records
 	for i := range 50 {
 		for j := range 200 {

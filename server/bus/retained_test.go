@@ -70,7 +70,7 @@ func (r *retainedBy) holds(counts map[Owner]int64) {
 }
 
 // Whatever is refused or undone, every account holds what its subject has.
-func TestAccountsFollowWhatIsRefusedAndUndone(t *testing.T) {
+func TestAccountsFollowRefusedAndUndoneMessages(t *testing.T) {
 	one, two := Owner{"one", 1}, Owner{"two", 1}
 	r := &retainedBy{t, RetainedStore{quota: newRetainedQuota(Options{SubjectRetainedBytes: 4000, RetainedBytes: 1 << 20})}}
 	first, _ := r.must(one, "a", "1")

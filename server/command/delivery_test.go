@@ -238,7 +238,7 @@ func TestCommandsGoToTheNewestDelivery(t *testing.T) {
 	a.Close()
 }
 
-func TestADeliveryThatWaits(t *testing.T) {
+func TestDeliveryWaitsForCommands(t *testing.T) {
 	s := newSetup(t, options{})
 	l := s.Attach(tenant, "lamp-1")
 	if cs, err := l.Next(t.Context(), 0, "", 10, time.Millisecond); err != nil || cs != nil {

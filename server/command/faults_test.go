@@ -75,7 +75,7 @@ func (f *faulty) ProveAt(context.Context, ledger.Checkpoint, []byte, int64) (led
 }
 
 // A failed step fails its operation: nothing is half done, and no waiter is notified.
-func TestAFailedStepFailsTheOperation(t *testing.T) {
+func TestFailedStepFailsOperation(t *testing.T) {
 	f := &faulty{}
 	s := newSetup(t, options{
 		store: func(st command.Store) command.Store {

@@ -79,7 +79,7 @@ func TestHandoverRule(t *testing.T) {
 	}
 }
 
-func TestWhichCommandsAreAcknowledged(t *testing.T) {
+func TestAcknowledgeRule(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		a    command.Acknowledgement

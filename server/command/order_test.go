@@ -177,7 +177,7 @@ func mustSeal(t *testing.T, s *setup, id, args string) []byte {
 }
 
 // The same key with the same request acts once. Everything that the request says is in it.
-func TestTheSameRequestActsOnce(t *testing.T) {
+func TestIdempotentOrder(t *testing.T) {
 	s := newSetup(t, options{})
 	s.subject("lamp-11", watchword.Device, watchword.Labels{"kind": "lamp"})
 	s.subject("bob", watchword.Operator, nil)
@@ -301,7 +301,7 @@ func TestCancelling(t *testing.T) {
 }
 
 // What a device is decided on is read anew where it has changed in the store since.
-func TestAnOrderIsDecidedAgainOnItsTargetsLabels(t *testing.T) {
+func TestOrderIsDecidedAgainAfterLabelChange(t *testing.T) {
 	s := newSetup(t, options{})
 	s.order(command.Call{}) // it is remembered from here on
 	_, err := s.store.SetLabels(t.Context(), audit.Actor{Tenant: tenant}, "lamp-1", watchword.Labels{"kind": "meter"}, 0, s.now(), audit.FixedEntry[watchword.Subject](s.entry(audit.DeviceLabel, "lamp-1", nil)))

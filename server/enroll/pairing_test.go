@@ -7,7 +7,7 @@ import (
 	"github.com/watchword-iot/watchword/server/enroll"
 )
 
-func TestAUserCodeIsReadAsPeopleTypeIt(t *testing.T) {
+func TestUserCodeIsParsedLeniently(t *testing.T) {
 	for _, tc := range []struct{ name, typed, want string }{
 		{"as it is shown", "BCDF-GHJK", "BCDFGHJK"},
 		{"without the dash", "BCDFGHJK", "BCDFGHJK"},

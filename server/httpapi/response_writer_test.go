@@ -283,7 +283,7 @@ func serveOverPipes(t *testing.T, http2 bool, h http.HandlerFunc, use func(c *ht
 }
 
 // The limit of a write does not include the time in which nothing is written.
-func TestAStreamMayBeSilentForLongerThanAWriteMayTake(t *testing.T) {
+func TestIdleStreamOutlivesWriteTimeout(t *testing.T) {
 	for name, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -435,7 +435,7 @@ type undeadlined struct{ *httptest.ResponseRecorder }
 func (undeadlined) SetWriteDeadline(time.Time) error { return net.ErrClosed }
 
 // A write without a time limit does not begin: a client that does not read would block it forever.
-func TestNoWriteBeginsWithoutItsDeadline(t *testing.T) {
+func TestEveryWriteHasADeadline(t *testing.T) {
 	w := undeadlined{httptest.NewRecorder()}
 	aw := newResponseWriter(w, request())
 	if _, err := aw.Write([]byte("held back")); err != nil {

@@ -191,7 +191,7 @@ func TestKeysRotateOnSchedule(t *testing.T) {
 
 // Whatever the clock does between two looks, no token is lost: what was signed
 // last by a key verifies until its end.
-func TestAKeyStaysValidAsLongAsWhatItSigned(t *testing.T) {
+func TestKeyOutlivesItsSignatures(t *testing.T) {
 	h := newRingFixture(t)
 	h.at(every - overlap)
 	grant := token.Grant{Issuer: issuer, Subject: watchword.Subject{ID: "lamp-1"}, Key: "k", JTI: "t1", Issued: h.now, Expires: start.Add(every + day - time.Second)}
@@ -325,7 +325,7 @@ func TestRevoke(t *testing.T) {
 	})
 }
 
-func TestANewRootIsIntroducedByTheOldOne(t *testing.T) {
+func TestNewRootIsSignedByOldRoot(t *testing.T) {
 	h := newRingFixture(t)
 	ctx := t.Context()
 	before := h.ring.Bundle(h.now)
@@ -534,7 +534,7 @@ func newSigner(t *testing.T) (*jose.PrivateKey, *jose.Signer) {
 	return k, s
 }
 
-func TestMissingWrongAndDamagedKeysAreToldApart(t *testing.T) {
+func TestKeyErrorsAreDistinguished(t *testing.T) {
 	h := newRingFixture(t)
 	ctx := t.Context()
 	dir := t.TempDir()

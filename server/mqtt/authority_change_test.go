@@ -185,7 +185,7 @@ func TestRefreshWithoutAuth(t *testing.T) {
 	})
 }
 
-func TestABadRefreshChangesNothing(t *testing.T) {
+func TestRefusedRefreshChangesNothing(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		c := srv.connect(packet.V5, "lamp-7", srv.token("lamp-7", 10*time.Minute))
 		c.subscribe(1, "$watchword/auth")
@@ -312,7 +312,7 @@ func TestProofOfPossession(t *testing.T) {
 	})
 }
 
-func TestEventsReachTheirReaders(t *testing.T) {
+func TestEventsReachReaders(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *testServer) {
 		s := h.reader("devices/+/events/#")
 		defer s.Close()

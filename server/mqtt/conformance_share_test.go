@@ -63,7 +63,7 @@ func TestSentMessageDoesNotExpire(t *testing.T) {
 }
 
 // MQTT-4.3.3-7, -13: the exchange is completed after the message has expired, on both sides.
-func TestAnExchangeGoesOnThoughTheMessageExpired(t *testing.T) {
+func TestInflightMessageCompletesAfterExpiry(t *testing.T) {
 	for name, offline := range map[string]bool{"somebody hears it": false, "nobody is there": true} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, srv *testServer) {

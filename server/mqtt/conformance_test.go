@@ -198,7 +198,7 @@ func TestRetainedWill(t *testing.T) {
 }
 
 // MQTT-3.1.3-10.
-func TestTheUserPropertiesOfAWillKeepTheirOrder(t *testing.T) {
+func TestWillUserPropertiesKeepOrder(t *testing.T) {
 	user := []packet.UserProp{{Name: "b", Value: "1"}, {Name: "a", Value: "2"}, {Name: "c", Value: ""}, {Name: "b", Value: "0"}, {Name: "", Value: "5"}}
 	for name, edit := range map[string]func(*packet.Connect){"for the connection": func(*packet.Connect) {}, "lasting": persistentSession} {
 		t.Run(name, func(t *testing.T) {
@@ -799,7 +799,7 @@ func TestAliasesEndWithTheirConnection(t *testing.T) {
 }
 
 // MQTT-3.3.2-12.
-func TestAllAliasesAreTaken(t *testing.T) {
+func TestTopicAliasesExhausted(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		c, subscriber := srv.device("lamp-7"), srv.device("ear")
 		subscriber.subscribe(0, "#")
@@ -943,7 +943,7 @@ func TestLastSubscriptionOptionsApply(t *testing.T) {
 }
 
 // MQTT-3.8.4-4, 3.1.1: MQTT-3.8.4-3.
-func TestNothingIsLostWhileASubscriptionIsReplaced(t *testing.T) {
+func TestReplacedSubscriptionLosesNoMessages(t *testing.T) {
 	inBothVersions(t, func(t *testing.T, srv *testServer, v packet.Version) {
 		const many = 300
 		for _, edit := range []func(*packet.Connect){func(*packet.Connect) {}, persistentSession} {

@@ -13,7 +13,7 @@ import (
 )
 
 // Each bound that a client can meet, and the word for it: the table of docs/operations.md.
-func TestEachLimitHasItsReason(t *testing.T) {
+func TestEachLimitHasItsReasonCode(t *testing.T) {
 	big := strings.Repeat("x", 900)
 	disconnected := func(t *testing.T, c *testClient) packet.Reason { return want[*packet.Disconnect](c).Reason }
 	refused := func(srv *testServer, p *packet.Connect) packet.Reason {

@@ -7,7 +7,7 @@ import (
 )
 
 // What is read from a record is what was put into it.
-func TestARecordKeepsTheMessage(t *testing.T) {
+func TestRetainedEncodingRoundTrip(t *testing.T) {
 	for _, n := range []int{0, 1, 100, 127, 128, 16 << 10, 60 << 10} {
 		for qos := range byte(3) {
 			m := &message{topic: "a/" + strings.Repeat("b", min(n, 1000)), payload: []byte(strings.Repeat("p", n)), qos: qos, expiresAt: time.Hour.Nanoseconds()}

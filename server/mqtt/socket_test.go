@@ -31,7 +31,7 @@ func accepted(t *testing.T) net.Conn {
 
 // A write that waits leaves a deadline behind, and one that does not wait must not
 // trip over it.
-func TestAnAttemptAfterADeadlineThatHasPassed(t *testing.T) {
+func TestWriteAfterDeadline(t *testing.T) {
 	nc := accepted(t)
 	c := &conn{nc: nc, rawConn: rawConnOf(nc)}
 	if err := c.send([]byte("a")); err != nil {

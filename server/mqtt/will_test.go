@@ -541,7 +541,7 @@ func TestRefusedConnectReleasesWillQuota(t *testing.T) {
 
 // Recording an operator's end of a session may wait for a store, and delays only the client itself: it resumes the session
 // only if the end was not recorded.
-func TestAClientThatComesBackWhileTheEndOfItsSessionIsRecorded(t *testing.T) {
+func TestReconnectDuringSessionEnd(t *testing.T) {
 	for name, refused := range map[string]error{"recorded": nil, "not recorded": errors.New("not recorded")} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, h *testServer) {

@@ -80,7 +80,7 @@ func principal(t *testing.T, d *registry.Directory, tenant watchword.TenantID) *
 	return p
 }
 
-func TestADirectoryKeepsTenantsApart(t *testing.T) {
+func TestDirectorySeparatesTenants(t *testing.T) {
 	s := newTruth(t)
 	d := registry.NewDirectory(s)
 	for range 2 { // from the store, and from memory
@@ -173,7 +173,7 @@ func TestUnreadablePoliciesGrantNothing(t *testing.T) {
 }
 
 // What a principal counts is what it takes of memory, within a factor of two, whatever it has.
-func TestAPrincipalCountsWhatItTakes(t *testing.T) {
+func TestPrincipalBytes(t *testing.T) {
 	k, err := jose.GenerateKey(jose.P256)
 	if err != nil {
 		t.Fatal(err)

@@ -279,7 +279,7 @@ func TestTokenPermissionsNeverGrow(t *testing.T) {
 	}
 }
 
-func TestAChangeBetweenEnteringAndReadingIsNotLost(t *testing.T) {
+func TestChangeDuringOpenIsNotLost(t *testing.T) {
 	r := newDirectory(t)
 	r.asked = make(chan struct{})
 	g := session.NewGuard(r, session.GuardOptions{})

@@ -32,7 +32,7 @@ func (r *recorder) HandleChange(ctx context.Context, c watchword.Change) error {
 	return r.err
 }
 
-func TestAChangeGoesToEveryReceiverInTheirOrder(t *testing.T) {
+func TestChangeGoesToHandlersInOrder(t *testing.T) {
 	var got []string
 	l := session.NewLive()
 	l.Register(&recorder{"one", &got, nil}, &recorder{"two", &got, nil})
@@ -50,7 +50,7 @@ func TestAChangeGoesToEveryReceiverInTheirOrder(t *testing.T) {
 	}
 }
 
-func TestAnOlderVersionThatComesLateDoesNothing(t *testing.T) {
+func TestLateOlderVersionIsIgnored(t *testing.T) {
 	var got []string
 	l := session.NewLive()
 	l.Register(&recorder{"r", &got, nil})
@@ -80,7 +80,7 @@ func TestAnOlderVersionThatComesLateDoesNothing(t *testing.T) {
 
 // If one receiver fails the others are called, the error is returned, and an older change is not treated as one that all
 // have processed.
-func TestAFailureOfOneReceiverHoldsUpNoOther(t *testing.T) {
+func TestFailingHandlerDoesNotBlockOthers(t *testing.T) {
 	var got []string
 	broken := &recorder{"broken", &got, errors.New("store")}
 	l := session.NewLive()
@@ -123,7 +123,7 @@ func received(t *testing.T, g *session.Guard, kind watchword.ChangeKind, id stri
 
 // A guard finds by itself which policies differ, also if it was not notified of a change between: what a session got from a
 // policy that was applied and deleted meanwhile is removed.
-func TestAGuardThatMissedAChangeOfPoliciesCatchesUp(t *testing.T) {
+func TestGuardCatchesUpOnMissedPolicyChange(t *testing.T) {
 	r := newSlowDirectory(t, "a", "b")
 	g := session.NewGuard(r, session.GuardOptions{})
 	open := func(id watchword.SubjectID) *session.Session {
@@ -158,7 +158,7 @@ func TestAGuardThatMissedAChangeOfPoliciesCatchesUp(t *testing.T) {
 }
 
 // After more missed changes than it remembers, a guard recomputes every session.
-func TestAGuardThatMissedManyChangesRecomputesAll(t *testing.T) {
+func TestGuardRecomputesAllAfterManyMissedChanges(t *testing.T) {
 	r := newSlowDirectory(t, "a")
 	g := session.NewGuard(r, session.GuardOptions{PerSubject: 100})
 	var all []*session.Session

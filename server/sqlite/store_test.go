@@ -82,7 +82,7 @@ func BenchmarkAddEntry(b *testing.B) {
 	})
 }
 
-func TestNothingOfAnErasedKeyIsLeftInTheFile(t *testing.T) {
+func TestErasedKeyIsOverwrittenInFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "test.db")
 	st := open(t, path)
 	at := time.UnixMilli(1)

@@ -19,7 +19,7 @@ import (
 
 // A store that serializes transactions has to run steps again. Here each runs twice, the first time for nothing, and the
 // whole contract holds.
-func TestKeepsTheContractWhereEachStepRunsTwice(t *testing.T) {
+func TestStoreContractWithStepsRunTwice(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Store {
 		s := opened(t, filepath.Join(t.TempDir(), "db"))
 		s.w.runTwice = true
@@ -281,7 +281,7 @@ func stateNames(t *testing.T) map[string]bool {
 }
 
 // What is unfinished is a word of the tables' indexes and triggers too.
-func TestTheTablesKnowWhichCommandsAreUnfinished(t *testing.T) {
+func TestUnfinishedStatesInTables(t *testing.T) {
 	s := opened(t, filepath.Join(t.TempDir(), "db"))
 	t.Cleanup(func() { _ = s.Close() })
 	for name := range stateNames(t) {
