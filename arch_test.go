@@ -5,10 +5,12 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -276,13 +278,14 @@ func TestGoModRequiresNothingForTestsAlone(t *testing.T) {
 	}
 }
 
-// docs/mqtt-conformance.md lists all statements of both standards, and names only existing tests.
+// docs/mqtt-conformance.md lists all statements of both standards, names only existing tests, and names above each table the
+// files of its tests.
 func TestConformanceTableNamesExistingTests(t *testing.T) {
 	text, err := os.ReadFile("docs/mqtt-conformance.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	have := map[string]bool{}
+	have := map[string][]string{} // the files of a test
 	for _, s := range sources(t) {
 		if !s.test {
 			continue
@@ -292,13 +295,29 @@ func TestConformanceTableNamesExistingTests(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, m := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`).FindAllSubmatch(code, -1) {
-			have[string(m[1])] = true
+			have[string(m[1])] = append(have[string(m[1])], s.path)
 		}
 	}
-	for _, m := range regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllSubmatch(text, -1) {
-		if !have[string(m[1])] {
-			t.Errorf("%s is no test", m[1])
+	sections := 0
+	for section := range strings.SplitSeq(string(text), "\n#") {
+		files := map[string]bool{}
+		for _, m := range regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(section, -1) {
+			if len(have[m[1]]) == 0 {
+				t.Errorf("%s is no test", m[1])
+			}
+			for _, f := range have[m[1]] {
+				files["["+f+"](../"+f+")"] = true
+			}
 		}
+		if strings.Contains(section, "\n| MQTT-") {
+			sections++
+			if want := "Tests in " + strings.Join(slices.Sorted(maps.Keys(files)), ", ") + "."; !strings.Contains(section, "\n"+want+"\n") {
+				t.Errorf("docs/mqtt-conformance.md, #%.40q: write\n%s", section, want)
+			}
+		}
+	}
+	if sections < 30 {
+		t.Errorf("found %d tables", sections)
 	}
 	newer, older, _ := strings.Cut(string(text), "\n## MQTT 3.1.1")
 	for name, x := range map[string]struct {

@@ -48,3 +48,38 @@ func TestReferencesNameDocumentsOfTheRepository(t *testing.T) {
 		t.Errorf("read %d files", read)
 	}
 }
+
+// A relative link of a document leads to a file or folder of the repository.
+func TestLinksOfDocumentsLeadSomewhere(t *testing.T) {
+	link, links := regexp.MustCompile(`\]\(([^)#\s]+)`), 0
+	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == ".git" || d.Name() == "node_modules" || file == "bin"):
+			return filepath.SkipDir
+		case d.IsDir() || filepath.Ext(file) != ".md":
+			return nil
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		for _, m := range link.FindAllStringSubmatch(string(b), -1) {
+			if strings.Contains(m[1], ":") {
+				continue
+			}
+			links++
+			if _, err := os.Stat(filepath.Join(filepath.Dir(file), filepath.FromSlash(m[1]))); err != nil {
+				t.Errorf("%s: %v", file, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if links < 100 {
+		t.Errorf("looked at %d links", links)
+	}
+}

@@ -44,7 +44,7 @@ var targets = []target{
 	{dir: "token"},
 	{dir: "server/enroll"},
 	{dir: "jose"},
-	{dir: "server/mqtt", files: []string{"ace", "commands", "connect", "own", "publish", "return", "share", "subscribe", "will"}},
+	{dir: "server/mqtt", files: []string{"command_pump", "connect", "enhanced_auth", "notices", "publish", "shared_subscription", "subscribe", "takeover", "will"}},
 }
 
 // result is a line of the state file.

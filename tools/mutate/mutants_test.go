@@ -60,6 +60,18 @@ func TestWhatIsMutated(t *testing.T) {
 	}
 }
 
+// Each package and file under mutation exists.
+func TestTargetsExist(t *testing.T) {
+	for _, x := range targets {
+		for _, name := range append([]string{"*"}, x.files...) {
+			found, err := filepath.Glob(filepath.Join("..", "..", x.dir, name+".go"))
+			if err != nil || len(found) == 0 {
+				t.Errorf("no %s.go in %s: %v", name, x.dir, err)
+			}
+		}
+	}
+}
+
 // A module with one rule and a test that holds only half of it: the other half survives, and
 // a further run judges nothing again.
 func TestARunFindsWhatNoTestHolds(t *testing.T) {
