@@ -178,8 +178,10 @@ func (s *Server) assemble(ctx context.Context) error {
 	}
 	s.recorder = audit.NewRecorder(s.store)
 	directory := registry.NewDirectory(s.store)
-	if _, err := directory.Policies(ctx, watchword.DefaultTenant); err != nil { // an unreadable policy must stop the start, not a later request
-		return err
+	for _, t := range s.o.tenants() {
+		if _, err := directory.Policies(ctx, t); err != nil { // an unreadable policy must stop the start, not a later request
+			return err
+		}
 	}
 	s.guard = session.NewGuard(directory, session.GuardOptions{
 		Now: s.o.Now, Total: s.cfg.Limits.Connections, Revoked: s.keys.IssuerKeyRevoked, Opened: s.auditSessionOpened, Ended: s.auditSessionEnded,

@@ -1,7 +1,9 @@
 package server
 
 import (
+	"maps"
 	"net"
+	"slices"
 
 	"github.com/watchword-iot/watchword"
 )
@@ -23,6 +25,11 @@ func (s *Server) tenantOf(host string, named watchword.TenantID) (t watchword.Te
 	}
 	_, ok = s.o.Tenants[named]
 	return named, ok
+}
+
+// tenants returns all tenants of the server.
+func (o Options) tenants() []watchword.TenantID {
+	return slices.AppendSeq([]watchword.TenantID{watchword.DefaultTenant}, maps.Keys(o.Tenants))
 }
 
 // tenantHosts returns the tenants by their host names.

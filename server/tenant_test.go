@@ -315,3 +315,22 @@ func TestAnIssuerWithAPathDescribesItself(t *testing.T) {
 		}
 	}
 }
+
+// A policy that cannot be read stops the start, whichever tenant it is of.
+func TestAnUnreadablePolicyOfAnyTenantStopsTheStart(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	c := config(t, dir)
+	once(t, c)
+	st, err := sqlite.Open(t.Context(), filepath.Join(dir, "watchword.db"), sqlite.Options{})
+	check(t, err)
+	by := audit.Actor{Tenant: "other", Versions: watchword.AuthorityVersions{Local: true}}
+	_, _, err = st.PutPolicy(t.Context(), by, "lamps", []byte("no policy"), -1, time.Now(), audit.FixedEntry[policy.Stored](by.DoneEntry(audit.PolicyApply, "lamps", time.Now(), nil)))
+	check(t, err)
+	check(t, st.Close())
+	once(t, c) // without that tenant it is not read
+	o := quiet
+	o.Tenants = map[watchword.TenantID][]string{"other": nil}
+	if _, err := server.New(t.Context(), c, o); err == nil || !strings.Contains(err.Error(), "stored policy lamps") {
+		t.Errorf("the start: %v", err)
+	}
+}

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
+
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
@@ -498,6 +500,31 @@ func tokensInOneTenant(t *testing.T, a, b *tenantSide) {
 		check(t, err)
 		if got := a.connackReason(nc, access); got != want {
 			t.Errorf("at %s: CONNACK %#x, want %#x", host, got, want)
+		}
+	}
+	other, err := b.lamp.NewToken(t.Context())
+	check(t, err)
+	client, err := a.lamp.HTTPClient()
+	check(t, err)
+	for _, x := range []struct {
+		host, path, access string
+		want               packet.Reason
+	}{
+		{"", "/mqtt", access, packet.Success},
+		{"", "/mqtt", other, packet.Success}, // nothing but the token names a tenant
+		{"", "/t/other/mqtt", other, packet.Success},
+		{"", "/t/other/mqtt", access, packet.NotAuthorized},
+		{"", "/t/none/mqtt", access, packet.NotAuthorized},
+		{"", "/t/none/mqtt", other, packet.NotAuthorized},
+		{"other.example", "/mqtt", other, packet.Success},
+		{"other.example", "/mqtt", access, packet.NotAuthorized},
+		{"other.example", "/t/other/mqtt", other, packet.Success},
+		{"other.example", "/t/none/mqtt", other, packet.NotAuthorized},
+	} {
+		ws, _, err := websocket.Dial(t.Context(), a.info.Issuer+x.path, &websocket.DialOptions{HTTPClient: client, Host: x.host, Subprotocols: []string{"mqtt"}})
+		check(t, err)
+		if got := a.connackReason(websocket.NetConn(t.Context(), ws, websocket.MessageBinary), x.access); got != x.want {
+			t.Errorf("over WebSocket at %s%s: CONNACK %#x, want %#x", x.host, x.path, got, x.want)
 		}
 	}
 	if code, answer, _ := b.post("/oauth/introspect", url.Values{"token": {access}}, "Authorization", "Bearer "+access); code != watchword.IssuerMismatch {
