@@ -39,6 +39,8 @@ const (
 	Busy Code = "busy"
 	// Unavailable means a part the request needs (store, disk) is not working now.
 	Unavailable Code = "unavailable"
+	// ClockUntrusted means that the clock of the server's machine is not trusted, so that nothing that states the time is signed.
+	ClockUntrusted Code = "clock_untrusted"
 	// TimedOut means a wait ended before its event.
 	TimedOut Code = "timed_out"
 	// ClientInvalid means a client assertion that is not valid: unknown subject or
@@ -173,7 +175,7 @@ func (c Code) Page() string {
 // Codes lists the closed set in the order of docs/errors.md.
 var Codes = []Code{
 	BadRequest, TooLarge, UnsupportedMediaType, MethodNotAllowed, NotFound, Conflict, PreconditionFailed, Denied, ExceedsOwn,
-	Unauthenticated, RateLimited, Busy, Unavailable, TimedOut, ClientInvalid, GrantUnsupported,
+	Unauthenticated, RateLimited, Busy, Unavailable, ClockUntrusted, TimedOut, ClientInvalid, GrantUnsupported,
 	ScopeInvalid, TargetInvalid, ProofRequired, DPoPInvalid, DPoPNonce,
 	TokenMalformed, TokenKind, AlgorithmInvalid, KeyUnknown, SignatureInvalid, TokenExpired, TokenEarly, TokenLifetime,
 	IssuerMismatch, AudienceMismatch, TokenReplayed, TokenUnrecorded, TokenRevoked, IssuerRevoked, TokenTooLarge,

@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 
 	"github.com/watchword-iot/watchword"
 )
@@ -14,7 +15,16 @@ import (
 type Signer struct {
 	key      crypto.Signer
 	public   *PublicKey
-	external bool // the key is external: its signatures are verified
+	external bool         // the key is external: its signatures are verified
+	check    func() error // asked before each signature; nil: nothing is asked
+}
+
+// WithCheck returns a signer with the same key that calls check before each signature, and signs nothing where check returns an
+// error, which it returns unchanged. check must be safe for concurrent use.
+func (s *Signer) WithCheck(check func() error) *Signer {
+	checked := *s
+	checked.check = check
+	return &checked
 }
 
 // NewSigner wraps any P-256 or Ed25519 key of the standard library's interface: one in memory, in a TPM or behind PKCS#11.
@@ -32,7 +42,7 @@ func NewSigner(s crypto.Signer) (*Signer, error) {
 	case *ecdsa.PrivateKey, ed25519.PrivateKey, *ed25519.PrivateKey:
 		external = false
 	}
-	return &Signer{s, pub, external}, nil
+	return &Signer{key: s, public: pub, external: external}, nil
 }
 
 // Public returns the public half.
@@ -61,6 +71,9 @@ func (s *Signer) compact(typ, key string, payload []byte) (string, error) {
 	out = append(out, '.')
 	out = b64.AppendEncode(out, payload)
 	sig, err := s.sign(out)
+	if _, refused := errors.AsType[*checkError](err); refused {
+		return "", errors.Unwrap(err)
+	}
 	if err != nil {
 		return "", watchword.Wrap(err, watchword.Unavailable, "the signing key did not sign")
 	}
@@ -68,7 +81,18 @@ func (s *Signer) compact(typ, key string, payload []byte) (string, error) {
 	return string(b64.AppendEncode(out, sig)), nil
 }
 
+// checkError is what the check of [Signer.WithCheck] returned.
+type checkError struct{ err error }
+
+func (e *checkError) Error() string { return e.err.Error() }
+func (e *checkError) Unwrap() error { return e.err }
+
 func (s *Signer) sign(input []byte) ([]byte, error) {
+	if s.check != nil {
+		if err := s.check(); err != nil {
+			return nil, &checkError{err}
+		}
+	}
 	sig, err := s.raw(input)
 	if err == nil && s.external {
 		err = s.public.VerifyBytes(input, sig)
@@ -126,6 +150,9 @@ func fromDER(sig, der []byte) bool {
 // (RFC 7518 §3.4). message must not be another's choice alone.
 func (s *Signer) SignBytes(message []byte) ([]byte, error) {
 	sig, err := s.sign(message)
+	if _, refused := errors.AsType[*checkError](err); refused {
+		return nil, errors.Unwrap(err)
+	}
 	if err != nil {
 		return nil, watchword.Wrap(err, watchword.Unavailable, "the signing key did not sign")
 	}

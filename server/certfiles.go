@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/tls"
 	"log/slog"
 	"os"
@@ -26,6 +27,7 @@ type certFiles struct {
 	looked  time.Time
 	written [2]time.Time
 	bad     [2]time.Time // modification times of the pair that could not be read
+	invalid bool         // the certificate was not valid when it was looked at last
 }
 
 func openCertFiles(cert, key string, log *slog.Logger, now func() time.Time) (*certFiles, error) {
@@ -39,7 +41,22 @@ func openCertFiles(cert, key string, log *slog.Logger, now func() time.Time) (*c
 		return nil, err
 	}
 	f.pair, f.written, f.looked = &pair, at, now()
+	f.checkValidity()
 	return f, nil
+}
+
+// checkValidity says in the log where the certificate is not valid now, and where it is valid again. It is called with mu held.
+func (f *certFiles) checkValidity() {
+	leaf := f.pair.Leaf
+	invalid := f.looked.Before(leaf.NotBefore) || f.looked.After(leaf.NotAfter)
+	if invalid != f.invalid {
+		level, line := slog.LevelInfo, "the certificate is valid"
+		if invalid {
+			level, line = slog.LevelError, "the certificate is not valid now: clients will not accept it"
+		}
+		f.log.Log(context.Background(), level, line, slog.String("file", f.cert), slog.Time("not_before", leaf.NotBefore), slog.Time("not_after", leaf.NotAfter))
+	}
+	f.invalid = invalid
 }
 
 // maxPEM is the longest certificate or key file, in bytes.
@@ -79,6 +96,7 @@ func (f *certFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		return f.pair, nil
 	}
 	f.looked = now
+	defer f.checkValidity()
 	at, err := f.times()
 	if err != nil || at == f.written || at == f.bad {
 		return f.pair, nil

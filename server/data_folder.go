@@ -69,7 +69,7 @@ func openData(dir string) (*os.File, error) {
 }
 
 // initializeIfNew creates keys, store and first operator if there are none.
-func initializeIfNew(ctx context.Context, cfg Config, st keyring.Store, now time.Time) (first bool, err error) {
+func initializeIfNew(ctx context.Context, cfg Config, st keyring.Store, clock keyring.Clock, now time.Time) (first bool, err error) {
 	_, err = st.Instance(ctx)
 	if watchword.CodeOf(err) != watchword.NotFound {
 		return false, err
@@ -84,7 +84,7 @@ func initializeIfNew(ctx context.Context, cfg Config, st keyring.Store, now time
 	}
 	pub := operator.Public()
 	return true, keyring.Initialize(ctx, st, keyring.InitOptions{
-		Issuer: cfg.PublicURL(), KEK: kek, Now: now,
+		Issuer: cfg.PublicURL(), KEK: kek, Now: now, Clock: clock,
 		Operator: watchword.Subject{
 			Tenant: watchword.DefaultTenant, ID: FirstOperator, Kind: watchword.Operator, State: watchword.Active,
 			Role: policy.RoleOwner, Version: 1, Incarnation: 1, Created: now, Changed: now,

@@ -116,6 +116,9 @@ func withRotator(ctx context.Context, cfg Config, o Options, f func(*keyring.Rot
 	if s.store, err = sqlite.Open(ctx, filepath.Join(cfg.Data, databaseFile), sqlite.Options{}); err != nil {
 		return err
 	}
+	if err = s.openClock(ctx); err != nil {
+		return err
+	}
 	if err = s.openRing(ctx); err != nil {
 		return err
 	}

@@ -25,6 +25,16 @@ func (s *Server) operationsServer() *http.Server {
 		}),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "watchword_log_lines_left_out_total", Help: "Lines that were not printed, since their budget was used up."}, func() float64 {
 			return float64(s.o.budget.LeftOut())
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_clock_trusted", Help: "1 while the clock of the machine is trusted, else 0."}, func() float64 {
+			if s.clock.Check() != nil {
+				return 0
+			}
+			return 1
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_clock_offset_seconds", Help: "How far the clock of the machine is ahead of the time that the server goes by; 0 while it is trusted."}, func() float64 {
+			st := s.clock.Read()
+			return st.Wall.Sub(st.Time).Seconds()
 		}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
@@ -33,6 +43,10 @@ func (s *Server) operationsServer() *http.Server {
 		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 		defer cancel()
 		if err := s.store.Ping(ctx); err != nil { // a write: the server is ready only if it can store
+			http.Error(w, publicText(err), http.StatusServiceUnavailable)
+			return
+		}
+		if err := s.clock.Check(); err != nil {
 			http.Error(w, publicText(err), http.StatusServiceUnavailable)
 			return
 		}

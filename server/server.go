@@ -10,13 +10,16 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/clock"
 	"github.com/watchword-iot/watchword/internal/clockjump"
 	"github.com/watchword-iot/watchword/internal/fair"
+	"github.com/watchword-iot/watchword/internal/localsocket"
 	"github.com/watchword-iot/watchword/internal/logbudget"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/server/audit"
@@ -39,7 +42,12 @@ import (
 type Options struct {
 	Log     *slog.Logger     // nil means slog.Default; lines that clients cause are limited, see internal/logbudget
 	Version string           // version of the program
-	Now     func() time.Time // nil means time.Now
+	Now     func() time.Time // wall clock; nil means time.Now
+	// Boot reads the clock that counts from boot, and Synchronized whether a time service disciplines the wall clock. Where Now is
+	// nil they are the machine's. Where Now is given without Boot, the wall clock is its own measure: it may step.
+	Boot         func() time.Duration
+	Synchronized func() bool
+	Built        time.Time // build date of the program; zero means that of the commit it was built from
 	// WithoutAuditLog writes no audit log, to measure its cost. No configuration sets it.
 	WithoutAuditLog bool
 
@@ -64,18 +72,12 @@ func (o Options) filled() Options {
 		o.Log = slog.New(h)
 	}
 	o.budget = h
+	if o.Built.IsZero() {
+		o.Built = buildDate()
+	}
 	now := o.Now // times are stored and shown in milliseconds
 	o.Now = func() time.Time { return now().Truncate(time.Millisecond) }
 	return o
-}
-
-// brokerClock returns the clock for the broker: nil for the system's clock, which the broker then
-// reads once for each packet.
-func (o Options) brokerClock() func() time.Time {
-	if o.clock == nil {
-		return nil
-	}
-	return o.Now
 }
 
 // Info holds the addresses of a running server.
@@ -99,6 +101,10 @@ type Server struct {
 	info        Info
 	lock        *os.File
 	store       *sqlite.Store
+	clock       *clock.Clock
+	markMu      sync.Mutex // held while the mark of the clock is written
+	markWritten clock.Mark
+	maintainNow chan struct{} // one token: maintenance is due at once
 	keys        *keyring.Ring
 	guard       *session.Guard
 	live        *session.Live
@@ -115,6 +121,8 @@ type Server struct {
 	metrics        net.Listener
 	broker         *mqtt.Broker
 	operationsHTTP *http.Server
+	control        net.Listener // the socket in the data folder; nil where there can be none
+	controlHTTP    *http.Server
 
 	hosts      map[string]watchword.TenantID // [Options.Tenants] by host
 	handshakes *handshakes
@@ -123,9 +131,10 @@ type Server struct {
 }
 
 // New opens the data folder, initializes it if it is empty, and listens, but does not serve yet.
-// Codes: config_invalid, folder_in_use, key_exposed, file_untrusted, key_unwrap, unavailable.
+// Codes: config_invalid, folder_in_use, key_exposed, file_untrusted, key_unwrap, unavailable; clock_untrusted where the folder is
+// empty and the clock says a time before the program was built.
 func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
-	s := &Server{cfg: cfg, o: o.filled(), hosts: o.tenantHosts(), ready: make(chan struct{})}
+	s := &Server{cfg: cfg, o: o.filled(), hosts: o.tenantHosts(), ready: make(chan struct{}), maintainNow: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -140,14 +149,21 @@ func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
 	if s.store, err = sqlite.Open(ctx, filepath.Join(cfg.Data, databaseFile), sqlite.Options{WithoutAuditLog: o.WithoutAuditLog}); err != nil {
 		return nil, err
 	}
+	if err = s.openClock(ctx); err != nil {
+		return nil, err
+	}
 	if err = s.initialize(ctx); err != nil {
 		return nil, err
+	}
+	if s.control, err = localsocket.Listen(cfg.Data, s.o.Log); err != nil {
+		s.control = nil // a file system without sockets: the commands that need it say so
+		s.o.Log.WarnContext(ctx, "no local socket: commands on this machine do not reach the running server", slog.Any("err", err))
 	}
 	return s, s.assemble(ctx)
 }
 
 func (s *Server) initialize(ctx context.Context) (err error) {
-	if s.info.Initialized, err = initializeIfNew(ctx, s.cfg, s.store, s.o.Now()); err != nil {
+	if s.info.Initialized, err = initializeIfNew(ctx, s.cfg, s.store, s.clock, s.o.Now()); err != nil {
 		return err
 	}
 	if err = s.openRing(ctx); err != nil {
@@ -166,7 +182,7 @@ func (s *Server) initialize(ctx context.Context) (err error) {
 func (s *Server) openRing(ctx context.Context) error {
 	kek, err := keyring.OpenKEK(kekPath(s.cfg), false)
 	if err == nil {
-		s.keys, err = keyring.Open(ctx, s.store, kek)
+		s.keys, err = keyring.Open(ctx, s.store, kek, s.clock)
 	}
 	return err
 }
@@ -238,7 +254,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		ConnectionBytes: int64(s.cfg.Limits.ConnectionBytes), SubjectConnectionBytes: int64(s.cfg.Limits.SubjectConnectionBytes),
 		WillBytes: int64(s.cfg.Limits.WillBytes), SubjectWillBytes: int64(s.cfg.Limits.SubjectWillBytes),
 		KeepAlive:   s.cfg.Limits.KeepAlive.Duration,
-		ControlRate: float64(s.cfg.Limits.ControlRate), ConnectRate: float64(s.cfg.Limits.TokenRate), HandshakeFailed: s.handshakes.mqtts, Now: s.o.brokerClock(), Log: s.o.Log,
+		ControlRate: float64(s.cfg.Limits.ControlRate), ConnectRate: float64(s.cfg.Limits.TokenRate), HandshakeFailed: s.handshakes.mqtts, Now: s.o.Now, Log: s.o.Log,
 		ControlCharacters: s.cfg.Server.MQTTControlCharacters,
 	})
 	if err := s.broker.Restore(ctx); err != nil {
@@ -264,7 +280,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout, s.http.MaxHeaderBytes = 10*time.Second, 60*time.Second, 2*time.Minute, 16<<10
 	s.http.ConnContext = httpapi.ConnContext
 	s.http.ErrorLog = s.handshakes.errorLog()
-	s.operationsHTTP = s.operationsServer()
+	s.operationsHTTP, s.controlHTTP = s.operationsServer(), s.controlServer()
 	return s.writeServerFile(ctx)
 }
 
@@ -308,7 +324,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer unlog()
 	signed := make(chan error, 1)
 	go func() { signed <- s.checkpoints.Run(logged) }()
-	for _, part := range append([]func(context.Context) error{s.commands.Run, s.recorder.Run, s.o.budget.Run, s.maintain}, s.background...) {
+	for _, part := range append([]func(context.Context) error{s.commands.Run, s.recorder.Run, s.o.budget.Run, s.maintain, s.watchClock}, s.background...) {
 		g.Go(func() error { return part(gctx) })
 	}
 	g.Go(func() error {
@@ -325,6 +341,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	if s.metrics != nil {
 		g.Go(func() error { return s.serveOperations(s.metrics) })
+	}
+	if s.control != nil {
+		g.Go(func() error { return s.serveControl(s.control) })
 	}
 	close(s.ready)
 	select {
@@ -347,7 +366,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if derr != nil {
 		derr = errors.Join(derr, s.http.Close())
 	}
-	derr = errors.Join(derr, s.operationsHTTP.Close())
+	derr = errors.Join(derr, s.operationsHTTP.Close(), s.controlHTTP.Close())
 	stop()
 	err := g.Wait()
 	unlog()
@@ -359,20 +378,26 @@ func (s *Server) maintain(ctx context.Context) error {
 	const every, batch = time.Minute, 5000
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	ahead := clockjump.Start(s.o.Now, func() { tick.Reset(time.Nanosecond) }) // rotations are due at a time of day, and tick uses monotonic time
-	defer ahead.Stop()
+	soon := func() { tick.Reset(time.Nanosecond) }
+	jumps := clockjump.Start(s.o.Now, soon, soon) // rotations are due at a time of day, and tick uses monotonic time
+	defer jumps.Stop()
 	for {
-		var err error
 		select {
 		case <-tick.C:
-			tick.Reset(every)
-			for n := batch; n >= batch && err == nil; {
-				n, err = s.store.DeleteExpired(ctx, s.o.Now().Add(-token.Skew), batch)
-			}
-			err = errors.Join(err, s.rotator.Step(ctx, s.o.Now()), s.pruneLog(ctx))
+		case <-s.maintainNow:
 		case <-ctx.Done():
 			return nil
 		}
+		tick.Reset(every)
+		var err error
+		for n := batch; n >= batch && err == nil; {
+			n, err = s.store.DeleteExpired(ctx, s.o.Now().Add(-token.Skew), batch)
+		}
+		turned := s.rotator.Step(ctx, s.o.Now())
+		if watchword.CodeOf(turned) == watchword.ClockUntrusted {
+			turned = nil // watchClock says so
+		}
+		err = errors.Join(err, turned, s.pruneLog(ctx))
 		if err != nil && ctx.Err() == nil {
 			s.o.Log.ErrorContext(ctx, "housekeeping", slog.Any("err", err))
 		}
@@ -381,7 +406,7 @@ func (s *Server) maintain(ctx context.Context) error {
 
 // close releases what New opened. It may be called twice.
 func (s *Server) close() {
-	for _, l := range []net.Listener{s.https, s.mqtts, s.mqtt, s.metrics} {
+	for _, l := range []net.Listener{s.https, s.mqtts, s.mqtt, s.metrics, s.control} {
 		if l != nil {
 			_ = l.Close() // already closed after Run
 		}

@@ -72,6 +72,7 @@ var exitStatusByCode = map[watchword.Code]int{
 	watchword.RateLimited:          7,
 	watchword.Busy:                 7,
 	watchword.Unavailable:          1,
+	watchword.ClockUntrusted:       1,
 	watchword.TimedOut:             7,
 	watchword.ClientInvalid:        5,
 	watchword.GrantUnsupported:     1,
@@ -203,6 +204,7 @@ func truncateReason(s string) string {
 var hintByCode = map[watchword.Code]string{
 	watchword.Denied:          "watchword policy explain shows which rule decided",
 	watchword.Unavailable:     "check that the server runs (watchword serve), and that --data or WATCHWORD_DATA names its data folder",
+	watchword.ClockUntrusted:  "set the clock of the server's machine; watchword clock show says what is wrong, and watchword clock accept vouches for the clock as it is",
 	watchword.CodeInvalid:     "watchword device link ID makes a new link",
 	watchword.PinMismatch:     "make a new link with watchword device link ID, and check which server answers at that address",
 	watchword.PairingExpired:  "run watchword agent pair again; it keeps the same keys",
@@ -237,7 +239,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.prepare() }
 	root.AddCommand(
 		a.serveCommand(), a.demoCommand(), a.deviceCommand(), a.enrollmentCommand(), a.trustCommand(), a.commandCommand(), a.twinCommand(), a.eventCommand(),
-		a.sessionCommand(), a.retainedCommand(), a.policyCommand(), a.tokenCommand(), a.keyCommand(), a.auditCommand(), a.agentCommand(), a.simCommand(), a.whoamiCommand(), a.versionCommand(),
+		a.sessionCommand(), a.retainedCommand(), a.policyCommand(), a.tokenCommand(), a.keyCommand(), a.auditCommand(), a.agentCommand(), a.simCommand(), a.whoamiCommand(), a.clockCommand(), a.versionCommand(),
 	)
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root

@@ -1,6 +1,6 @@
-// Package clockjump reports jumps of the wall clock ahead of the monotonic clock: after a machine was suspended or a
-// virtual machine paused, and after the clock was set forward. Timers use monotonic time, which does not advance meanwhile;
-// what expires at a time of day must not expire that much later.
+// Package clockjump reports jumps of the wall clock against the monotonic clock: ahead after a machine was suspended or a
+// virtual machine paused, and after the clock was set forward; back after it was set back. Timers use monotonic time, which
+// does not advance meanwhile; what expires at a time of day must not expire that much later.
 package clockjump
 
 import (
@@ -18,8 +18,8 @@ const Late = step + slack
 
 // Watch checks the clocks until Stop.
 type Watch struct {
-	now   func() time.Time
-	ahead func()
+	now         func() time.Time
+	ahead, back func() // nil: not called
 
 	mu      sync.Mutex
 	stopped bool
@@ -29,9 +29,10 @@ type Watch struct {
 }
 
 // Start starts a watch that calls ahead within [Late] after now has jumped ahead of the monotonic
-// clock. Calls run in their own goroutine, one at a time.
-func Start(now func() time.Time, ahead func()) *Watch {
-	w := &Watch{now: now, ahead: ahead, wall: now().Round(0), mono: time.Now()}
+// clock, and back after it has jumped back. Either may be nil. Calls run in their own goroutine, one at
+// a time.
+func Start(now func() time.Time, ahead, back func()) *Watch {
+	w := &Watch{now: now, ahead: ahead, back: back, wall: now().Round(0), mono: time.Now()}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.timer = time.AfterFunc(step, w.look)
@@ -42,11 +43,13 @@ func (w *Watch) look() {
 	wall, mono := w.now().Round(0), time.Now()
 	apart := wall.Sub(w.wall) - mono.Sub(w.mono)
 	if apart.Abs() > slack {
-		// A clock that was set back is ignored: timers that fire too early check the time again.
 		w.wall, w.mono = wall, mono
 	}
-	if apart > slack {
+	switch {
+	case apart > slack && w.ahead != nil:
 		w.ahead()
+	case apart < -slack && w.back != nil:
+		w.back()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -155,7 +155,7 @@ func (srv *testServer) stealKeys() *keyring.Ring {
 	must(srv.t, err)
 	st, err := sqlite.Open(srv.t.Context(), filepath.Join(srv.dir, "watchword.db"), sqlite.Options{})
 	must(srv.t, err)
-	ring, err := keyring.Open(srv.t.Context(), st, kek)
+	ring, err := keyring.Open(srv.t.Context(), st, kek, nil)
 	must(srv.t, err)
 	must(srv.t, st.Close())
 	return ring

@@ -68,6 +68,9 @@ const (
 	RefusalsOverflow = "refusals.overflow"
 	LogRead          = "log.read"
 	LogPrune         = "log.prune"
+	ClockRefuse      = "clock.refuse"
+	ClockTrust       = "clock.trust"
+	ClockAccept      = "clock.accept"
 )
 
 // Kinds is the list of all kinds.
@@ -77,6 +80,7 @@ var Kinds = []string{
 	DeviceResume, DeviceRevoke, DeviceDelete, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
 	CommandCancel, CommandSettle, CommandExpire, CommandConflict, CommandUndeliver, ConfigSet, CommandHandOver, SessionOpen,
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
+	ClockRefuse, ClockTrust, ClockAccept,
 }
 
 // NeedsAuthority reports whether a subject's act of this kind is authorized by versions that the store compares

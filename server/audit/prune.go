@@ -114,7 +114,7 @@ func (v *LogVerifier) CheckPruning() error {
 func Permanent(kind string) bool {
 	switch kind {
 	case DeviceEnroll, DeviceRekey, DeviceRevoke, DeviceDelete, OperatorCreate, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign,
-		PolicyApply, PolicyDelete, LogPrune, ServerStart:
+		PolicyApply, PolicyDelete, LogPrune, ServerStart, ClockRefuse, ClockTrust, ClockAccept:
 		return true
 	}
 	return false

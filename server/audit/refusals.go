@@ -31,6 +31,7 @@ var requestRefusals = map[watchword.Code]recording{
 	watchword.RateLimited:          never,
 	watchword.Busy:                 never,
 	watchword.Unavailable:          never,
+	watchword.ClockUntrusted:       never,
 	watchword.TimedOut:             never,
 	watchword.ClientInvalid:        always,
 	watchword.GrantUnsupported:     never,

@@ -360,13 +360,14 @@ func (svc *Service) handoverEntry(r Row, h Handover, jws string) audit.Entry {
 // signedVersion returns the JWS of r for this nonce: the one handed over before, unless
 // its key was revoked meanwhile, or a new one.
 func (svc *Service) signedVersion(ctx context.Context, r Row, nonce string) (string, error) {
+	now := svc.opts.Now()
 	if r.State != watchword.Queued {
 		hs, err := svc.store.Handovers(ctx, r.Tenant, r.ID)
 		if err != nil {
 			return "", err
 		}
 		for _, h := range hs {
-			if h.Nonce != nonce {
+			if h.Nonce != nonce || h.At.After(now.Add(token.Skew)) { // signed while the clock was ahead: no device takes it yet
 				continue
 			}
 			jws, err := svc.sealer.Open(handoverContext(r.ID), h.JWS)
@@ -379,7 +380,6 @@ func (svc *Service) signedVersion(ctx context.Context, r Row, nonce string) (str
 	if err != nil {
 		return "", err
 	}
-	now := svc.opts.Now()
 	if left := r.Expires.Sub(now); left <= 0 || left > token.CommandLifetime+time.Second { // or the clock went back: it may come again
 		return "", watchword.Refuse(watchword.Conflict, "the command cannot be signed: it expires at %s", r.Expires.UTC().Format(time.RFC3339))
 	}

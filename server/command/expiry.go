@@ -16,17 +16,22 @@ const expireBatch = 500
 func (svc *Service) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	ahead := clockjump.Start(svc.opts.Now, svc.wakeExpiryTimer) // the timer counts monotonic time
-	defer ahead.Stop()
+	jumps := clockjump.Start(svc.opts.Now, svc.wakeExpiryTimer, svc.clockWentBack) // the timer counts monotonic time
+	defer jumps.Stop()
 	for {
+		due := true
 		select {
 		case <-timer.C:
+		case <-svc.clockBack:
+		case <-svc.wakeExpiry:
+			due = false
+		case <-ctx.Done():
+			return nil
+		}
+		if due {
 			if err := svc.expireCommands(ctx); err != nil && ctx.Err() == nil {
 				slog.ErrorContext(ctx, "commands not expired", slog.Any("err", err))
 			}
-		case <-svc.wakeExpiry:
-		case <-ctx.Done():
-			return nil
 		}
 		next, err := svc.store.NextExpiry(ctx)
 		if err != nil {
@@ -71,6 +76,14 @@ func (svc *Service) scheduleExpiry(end time.Time) {
 	svc.mu.Unlock()
 	if sooner {
 		svc.wakeExpiryTimer()
+	}
+}
+
+// clockWentBack has Run end the commands that were ordered while the clock was ahead: see [Row.Expire].
+func (svc *Service) clockWentBack() {
+	select {
+	case svc.clockBack <- struct{}{}:
+	default:
 	}
 }
 

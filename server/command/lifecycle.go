@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // The functions of this file and of queue.go decide what becomes of a command. They read and write nothing: a store calls
@@ -126,9 +127,13 @@ func (r Row) Cancel(now time.Time) (Row, error) {
 	return r, nil
 }
 
-// Expire ends a command whose end is not after now. changed is false where it has ended, or its end is to come.
+// LatestEnd returns the latest end that a command ordered by now can have. One with a later end was ordered while the clock was
+// ahead, and cannot be signed.
+func LatestEnd(now time.Time) time.Time { return now.Add(token.CommandLifetime + token.Skew) }
+
+// Expire ends a command whose end is not after now, or after [LatestEnd]. changed is false where it has ended, or its end is to come.
 func (r Row) Expire(now time.Time) (_ Row, changed bool) {
-	if r.State.Final() || r.Expires.After(now) {
+	if r.State.Final() || r.Expires.After(now) && !r.Expires.After(LatestEnd(now)) {
 		return r, false
 	}
 	to := watchword.Expired

@@ -205,6 +205,13 @@ func TestExpireAndCancelRules(t *testing.T) {
 		{"its end has come", func(r command.Row) (command.Row, bool) { r.Expires = noon; return r.Expire(noon) }, map[watchword.CommandState]watchword.CommandState{
 			watchword.Queued: watchword.Expired, watchword.Sent: watchword.Expired, watchword.Delivered: watchword.Unknown, watchword.Accepted: watchword.Unknown,
 		}},
+		{"its end is later than a command's can be: the clock went back", func(r command.Row) (command.Row, bool) {
+			r.Expires = command.LatestEnd(noon).Add(time.Millisecond)
+			return r.Expire(noon)
+		}, map[watchword.CommandState]watchword.CommandState{
+			watchword.Queued: watchword.Expired, watchword.Sent: watchword.Expired, watchword.Delivered: watchword.Unknown, watchword.Accepted: watchword.Unknown,
+		}},
+		{"its end is as late as can be", func(r command.Row) (command.Row, bool) { r.Expires = command.LatestEnd(noon); return r.Expire(noon) }, nil},
 		{"its end is to come", func(r command.Row) (command.Row, bool) { return r.Expire(r.Expires.Add(-time.Millisecond)) }, nil},
 		{"its device is revoked", func(r command.Row) (command.Row, bool) {
 			to := command.StateWithoutDevice(r.State)

@@ -97,6 +97,7 @@ type Service struct {
 	waiters            map[commandRef]*waiters   // waiting requests by command
 	nextExpiry         time.Time                 // the end that Run waits for, zero for none
 	wakeExpiry         chan struct{}             // signals Run that an expiry may be earlier than the one it knows
+	clockBack          chan struct{}             // signals Run that the clock went back
 }
 
 // New returns a service over st, which signs with sign. Run it, so that commands end on time.
@@ -113,7 +114,7 @@ func New(st Store, dir Directory, sealer Sealer, sign Keys, o Options) *Service 
 	return &Service{
 		store: st, directory: dir, sealer: sealer, keys: sign, opts: o, schemas: newSchemas(),
 		awaitingCheckpoint: map[*Delivery]struct{}{}, deliveries: map[deviceRef][]*Delivery{}, waiters: map[commandRef]*waiters{},
-		wakeExpiry: make(chan struct{}, 1),
+		wakeExpiry: make(chan struct{}, 1), clockBack: make(chan struct{}, 1),
 	}
 }
 

@@ -89,7 +89,7 @@ func newSetup(t *testing.T, o options) *setup {
 		Tenant: tenant, ID: "alice", Kind: watchword.Operator, State: watchword.Active, Version: 1, Incarnation: 1, Created: at, Changed: at,
 		Keys: []watchword.Key{{ID: alice.Public().ID(), Purpose: watchword.Sign, JWK: alice.Public().JWK(), State: watchword.KeyActive, Added: at}},
 	}}))
-	s.ring, err = keyring.Open(t.Context(), st, kek)
+	s.ring, err = keyring.Open(t.Context(), st, kek, nil)
 	must(t, err)
 	for name, src := range map[string]string{"callers": callers, "bounded": bounded} {
 		_, _, err = st.PutPolicy(t.Context(), audit.Actor{Tenant: tenant}, name, []byte(src), -1, at, audit.FixedEntry[policy.Stored](s.entry(audit.PolicyApply, name, nil)))

@@ -208,6 +208,7 @@ var oauthErrorOf = map[watchword.Code]string{
 	watchword.RateLimited:          "temporarily_unavailable",
 	watchword.Busy:                 "temporarily_unavailable",
 	watchword.Unavailable:          "temporarily_unavailable",
+	watchword.ClockUntrusted:       "temporarily_unavailable",
 	watchword.Internal:             "server_error",
 }
 

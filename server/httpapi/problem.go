@@ -32,6 +32,7 @@ var statusOf = map[watchword.Code]int{
 	watchword.RateLimited:          http.StatusTooManyRequests,
 	watchword.Busy:                 http.StatusTooManyRequests,
 	watchword.Unavailable:          http.StatusServiceUnavailable,
+	watchword.ClockUntrusted:       http.StatusServiceUnavailable,
 	watchword.TimedOut:             http.StatusGatewayTimeout,
 	watchword.ClientInvalid:        http.StatusUnauthorized,
 	watchword.GrantUnsupported:     http.StatusBadRequest,

@@ -15,10 +15,11 @@ type InitOptions struct {
 	Operator watchword.Subject // the first operator, active, with its keys
 	KEK      KEK
 	Now      time.Time
+	Clock    Clock // nil: always trusted
 }
 
 // Initialize creates every role's key, encrypts them, and writes them with the instance and the first operator in one
-// transaction. Code: conflict if the server is initialized already.
+// transaction. Codes: conflict if the server is initialized already; clock_untrusted.
 func Initialize(ctx context.Context, st Store, f InitOptions) error {
 	data := randomKey()
 	wrapped, err := f.KEK.Wrap(data)
@@ -29,7 +30,7 @@ func Initialize(ctx context.Context, st Store, f InitOptions) error {
 	instance := audit.Actor{Tenant: watchword.DefaultTenant}
 	var entries []audit.Entry
 	for _, role := range Roles {
-		s, err := makeKey(data, role, Active, f.Issuer, f.Now, f.Now)
+		s, err := makeKey(data, role, Active, f.Issuer, f.Clock, f.Now, f.Now)
 		if err != nil {
 			return err
 		}
@@ -44,7 +45,7 @@ func Initialize(ctx context.Context, st Store, f InitOptions) error {
 
 // makeKey creates a key of a role, encrypted under data. The certificate of an authority is valid from now on, even if the
 // key starts to sign later.
-func makeKey(data []byte, role Role, state State, issuer string, now, starts time.Time) (SealedKey, error) {
+func makeKey(data []byte, role Role, state State, issuer string, clock Clock, now, starts time.Time) (SealedKey, error) {
 	curve := jose.P256
 	if role == Log {
 		curve = jose.Ed // required by C2SP signed notes
@@ -58,7 +59,7 @@ func makeKey(data []byte, role Role, state State, issuer string, now, starts tim
 		return s, err
 	}
 	if role == CA {
-		s.Cert, err = selfSign(k.Crypto(), issuer, now)
+		s.Cert, err = selfSign(checkedKey{k.Crypto(), check(role, clock)}, issuer, now)
 	}
 	return s, err
 }

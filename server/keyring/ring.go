@@ -31,6 +31,7 @@ type Store interface {
 // concurrent use. A [Rotator] rotates the keys in the store; the ring reads them from there ([Ring.HandleChange]).
 type Ring struct {
 	store     Store
+	clock     Clock // nil: always trusted
 	instance  Instance
 	dataKey   []byte
 	deriveKey []byte // derived from data, so that no key has two uses
@@ -59,16 +60,29 @@ type keyState struct {
 }
 
 type private struct {
-	role Role
-	key  *jose.PrivateKey
+	role  Role
+	key   *jose.PrivateKey
+	check func() error // before each signature
+}
+
+// signer returns the key as a signer that asks before each signature.
+func (p *private) signer() (*jose.Signer, error) {
+	s, err := p.key.Signer()
+	if err != nil {
+		return nil, err
+	}
+	if !StatesTime[p.role] {
+		return s, nil
+	}
+	return s.WithCheck(p.check), nil
 }
 
 // sealContext binds an encrypted private key to its role and public key, so that rows cannot be swapped.
 func sealContext(s SealedKey) string { return "key/" + string(s.Role) + "/" + string(s.ID) }
 
-// Open reads the ring of an initialized server. Codes: not_found before [Initialize]; key_unwrap for a wrong key-encryption
-// key, key_damaged for data that was changed.
-func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
+// Open reads the ring of an initialized server. Keys of the roles in [StatesTime] sign only while clock is trusted; nil means
+// always. Codes: not_found before [Initialize]; key_unwrap for a wrong key-encryption key, key_damaged for data that was changed.
+func Open(ctx context.Context, st Store, kek KEK, clock Clock) (*Ring, error) {
 	founding, err := st.Instance(ctx)
 	if err != nil {
 		return nil, err
@@ -77,7 +91,7 @@ func Open(ctx context.Context, st Store, kek KEK) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Ring{store: st, instance: founding}
+	r := &Ring{store: st, clock: clock, instance: founding}
 	for _, s := range sealed {
 		if s.Role != Data || s.State != Active {
 			continue
@@ -164,7 +178,7 @@ func (r *Ring) open(sealed []SealedKey) (*keyState, error) {
 		if s.Role == Data || !s.State.Valid() {
 			continue
 		}
-		if err := k.add(r.dataKey, s); err != nil {
+		if err := k.add(r.dataKey, s, check(s.Role, r.clock)); err != nil {
 			return nil, err
 		}
 		active[s.Role] = active[s.Role] || s.State == Active
@@ -179,7 +193,7 @@ func (r *Ring) open(sealed []SealedKey) (*keyState, error) {
 	return k, err
 }
 
-func (k *keyState) add(data []byte, s SealedKey) error {
+func (k *keyState) add(data []byte, s SealedKey, check func() error) error {
 	damaged := func(err error) error {
 		return watchword.Wrap(err, watchword.KeyDamaged, "the %s key %s is damaged", s.Role, s.ID)
 	}
@@ -209,15 +223,16 @@ func (k *keyState) add(data []byte, s SealedKey) error {
 	if err != nil || key.Public().ID() != s.ID {
 		return damaged(err)
 	}
-	k.private[s.ID] = &private{s.Role, key}
+	own := &private{s.Role, key, check}
+	k.private[s.ID] = own
 	if s.State != Active {
 		return nil
 	}
-	if k.signers[s.Role], err = key.Signer(); err != nil {
+	if k.signers[s.Role], err = own.signer(); err != nil {
 		return damaged(err)
 	}
 	if s.Role == CA {
-		if k.ca, err = newAuthority(key.Crypto(), s.Cert); err != nil {
+		if k.ca, err = newAuthority(checkedKey{key.Crypto(), check}, s.Cert); err != nil {
 			return damaged(err)
 		}
 	}
@@ -326,7 +341,7 @@ func (k *keyState) signer(id watchword.KeyID) (*jose.Signer, error) {
 	if p == nil {
 		return nil, watchword.Refuse(watchword.KeyMissing, "the key %s is offline: it is not on this server", id)
 	}
-	return p.key.Signer()
+	return p.signer()
 }
 
 // auditData returns the audit data of a key.

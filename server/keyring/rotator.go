@@ -46,13 +46,17 @@ type Rotator struct {
 	lastWarned time.Time  // time of the last warning that a bundle must be signed elsewhere
 }
 
-// NewRotator returns the rotator of ring, after it has published a trust bundle. Codes: as [Rotator.Step].
+// NewRotator returns the rotator of ring, after it has published a trust bundle. While the clock is not trusted it publishes
+// none: a later [Rotator.Step] does what is due. Codes: as Step.
 func NewRotator(ctx context.Context, st Store, ring *Ring, live Live, o RotatorOptions, now time.Time) (*Rotator, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
 	k := &Rotator{store: st, ring: ring, live: live, opts: o, bundle: ring.Bundle(now)}
-	return k, k.Step(ctx, now)
+	if err := k.Step(ctx, now); watchword.CodeOf(err) != watchword.ClockUntrusted {
+		return k, err
+	}
+	return k, nil
 }
 
 // OpenRotator returns the rotator of a server that does not run: it rotates nothing by schedule, and bundles state the
@@ -68,12 +72,19 @@ func OpenRotator(st Store, ring *Ring, live Live, now time.Time) (*Rotator, erro
 }
 
 // Step does what is due: it creates and publishes next keys, activates and retires keys, and signs the bundle again before
-// its end. Call it about once a minute. Codes: conflict if another node was faster, unavailable.
+// its end, or if one starts in the future because the clock was ahead when it was signed. It replaces the key of an authority
+// whose certificate is not valid now at once. While the clock is not trusted it does nothing. Call it about once a minute, and
+// after each step of the clock. Codes: conflict if another node was faster, unavailable, clock_untrusted.
 func (r *Rotator) Step(ctx context.Context, now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ring.missed.Load() {
 		if err := r.notifyKeysChanged(ctx, r.ring.state.Load().version()); err != nil {
+			return err
+		}
+	}
+	if r.ring.clock != nil {
+		if err := r.ring.clock.Check(); err != nil {
 			return err
 		}
 	}
@@ -96,11 +107,18 @@ func (r *Rotator) Step(ctx context.Context, now time.Time) error {
 			t.Add = append(t.Add, s)
 		}
 	}
+	if !ks.ca.validAt(now) && !slices.ContainsFunc(changes, func(c StateChange) bool { return c.Role == CA && c.To == Active }) {
+		s, err := r.newKey(CA, Active, now, now)
+		if err != nil {
+			return err
+		}
+		t.Add, t.Change = append(t.Add, s), append(t.Change, retire(ks.all, CA, now)...)
+	}
 	return r.apply(ctx, audit.Actor{Tenant: watchword.DefaultTenant}, t, "", now)
 }
 
 func (r *Rotator) newKey(role Role, state State, now, starts time.Time) (SealedKey, error) {
-	return makeKey(r.ring.dataKey, role, state, r.ring.Issuer(), now, starts)
+	return makeKey(r.ring.dataKey, role, state, r.ring.Issuer(), r.ring.clock, now, starts)
 }
 
 // currentBundle returns the newest published bundle, verified; nil if there is none yet.
@@ -169,7 +187,10 @@ func (r *Rotator) signBundles(t *KeyUpdate, after *keyState, now time.Time) erro
 		return nil
 	}
 	want := after.bundle(r.ring.instance, r.opts.BundleInfo, version+1, now)
-	if b, ok := currentBundle(all, now); ok && now.Before(b.Expires.Add(-bundleRenewAfter)) {
+	// With the root here nothing is signed ahead: a bundle of the future was signed while the clock was ahead, or the root lived
+	// offline. Devices that have it take a later one only by its version.
+	ahead := slices.ContainsFunc(all, func(b SignedBundle) bool { return b.Starts.After(now.Add(token.Skew)) })
+	if b, ok := currentBundle(all, now); ok && !ahead && now.Before(b.Expires.Add(-bundleRenewAfter)) {
 		if known, err := token.ReadTrust(string(b.JWS)); err == nil && sameTrust(known, want) {
 			return nil
 		}

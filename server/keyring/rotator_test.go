@@ -42,6 +42,8 @@ type ringFixture struct {
 	k    *keyring.Rotator
 	now  time.Time
 	told int // how often the keys changed
+
+	clock keyring.Clock
 }
 
 func newRingFixture(t *testing.T) *ringFixture {
@@ -76,7 +78,7 @@ func (h *ringFixture) HandleChange(_ context.Context, c watchword.Change) error 
 func (h *ringFixture) restart() {
 	h.Helper()
 	var err error
-	h.ring, err = keyring.Open(h.Context(), h.st, h.kek)
+	h.ring, err = keyring.Open(h.Context(), h.st, h.kek, h.clock)
 	h.must(err)
 	live := session.NewLive()
 	live.Register(h.ring, h)
@@ -557,7 +559,7 @@ func TestKeyErrorsAreDistinguished(t *testing.T) {
 	h.wants(watchword.KeyExposed, err)
 	other, err := keyring.OpenKEK(filepath.Join(dir, "other"), true)
 	h.must(err)
-	_, err = keyring.Open(ctx, h.st, other)
+	_, err = keyring.Open(ctx, h.st, other, nil)
 	h.wants(watchword.KeyUnwrap, err)
 
 	rows, err := h.st.ServerKeys(ctx)
@@ -574,7 +576,7 @@ func TestKeyErrorsAreDistinguished(t *testing.T) {
 			}
 			*bytes = slices.Clone(*bytes)
 			(*bytes)[len(*bytes)/2] ^= 1
-			if _, err := keyring.Open(ctx, changed{h.st, bad}, h.kek); watchword.CodeOf(err) != watchword.KeyDamaged {
+			if _, err := keyring.Open(ctx, changed{h.st, bad}, h.kek, nil); watchword.CodeOf(err) != watchword.KeyDamaged {
 				t.Errorf("the %s %s half damaged: %v", r.Role, part, err)
 			}
 		}
@@ -582,12 +584,12 @@ func TestKeyErrorsAreDistinguished(t *testing.T) {
 	swapped := slices.Clone(rows)
 	a, b := slices.IndexFunc(rows, func(r keyring.SealedKey) bool { return r.Role == keyring.Issuer }), slices.IndexFunc(rows, func(r keyring.SealedKey) bool { return r.Role == keyring.Command })
 	swapped[a].Private, swapped[b].Private = rows[b].Private, rows[a].Private
-	if _, err := keyring.Open(ctx, changed{h.st, swapped}, h.kek); watchword.CodeOf(err) != watchword.KeyDamaged {
+	if _, err := keyring.Open(ctx, changed{h.st, swapped}, h.kek, nil); watchword.CodeOf(err) != watchword.KeyDamaged {
 		t.Errorf("two rows swapped: %v", err)
 	}
 	promoted := slices.Clone(rows)
 	promoted[b].Role = keyring.Issuer
-	if _, err := keyring.Open(ctx, changed{h.st, promoted}, h.kek); watchword.CodeOf(err) != watchword.KeyDamaged {
+	if _, err := keyring.Open(ctx, changed{h.st, promoted}, h.kek, nil); watchword.CodeOf(err) != watchword.KeyDamaged {
 		t.Errorf("a command key in the issuer's place: %v", err)
 	}
 	sum := sha256.Sum256(nil)

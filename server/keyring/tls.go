@@ -14,6 +14,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/watchword-iot/watchword"
 )
 
 // Lifetimes of the authority's and of the server's certificate, and when a server certificate is replaced.
@@ -73,8 +75,9 @@ func (r *Ring) CAPEM() []byte {
 }
 
 // CertSource provides a certificate of the server's own authority for a fixed list of names. It is created when first
-// needed, and again when the authority's key is rotated or 30 days before its end. Its private key exists only in memory.
-// It is safe for concurrent use.
+// needed, and again when the authority's key is rotated, 30 days before its end, or if it is not valid yet. While the clock is
+// not trusted no certificate is created, and the last one stays in use. Its private key exists only in memory. It is safe for
+// concurrent use.
 type CertSource struct {
 	ring  *Ring
 	names []string
@@ -96,14 +99,26 @@ func (c *CertSource) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, err
 	now, ca := c.now(), c.ring.state.Load().ca
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.leaf != nil && c.by.equal(ca) && now.Before(c.leaf.Leaf.NotAfter.Add(-leafRenewBefore)) {
+	if c.leaf != nil && c.by.equal(ca) && !now.Before(c.leaf.Leaf.NotBefore) && now.Before(c.leaf.Leaf.NotAfter.Add(-leafRenewBefore)) {
 		return c.leaf, nil
 	}
 	leaf, err := ca.issue(c.names, now)
-	if err == nil {
+	switch {
+	case err == nil:
 		c.leaf, c.by = leaf, ca
+	case c.leaf != nil && watchword.CodeOf(err) == watchword.ClockUntrusted:
+		return c.leaf, nil
 	}
 	return leaf, err
+}
+
+// AuthorityValid reports whether the certificate of the active authority is valid at a time. Where it is not, [Rotator.Step] replaces
+// it.
+func (r *Ring) AuthorityValid(now time.Time) bool { return r.state.Load().ca.validAt(now) }
+
+// validAt reports whether the authority's certificate is valid at a time.
+func (a *authority) validAt(now time.Time) bool {
+	return !now.Before(a.cert.NotBefore) && now.Before(a.cert.NotAfter)
 }
 
 func (a *authority) equal(b *authority) bool { return a.cert.Equal(b.cert) }

@@ -112,7 +112,7 @@ func New(d Dependencies, options Options) *Broker {
 	}
 	b.background.Go(b.sweepRetained)
 	b.background.Go(b.purgeRetained)
-	b.clockWatch = clockjump.Start(o.Now, b.clockAdvanced)
+	b.clockWatch = clockjump.Start(o.Now, b.clockAdvanced, nil) // a timer that fires too early checks the time again
 	return b
 }
 

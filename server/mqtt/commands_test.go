@@ -66,7 +66,7 @@ func withCommands(t *testing.T, f func(t *testing.T, srv *testServer, o *command
 			Tenant: watchword.DefaultTenant, ID: "alice", Kind: watchword.Operator, State: watchword.Active, Role: policy.RoleOwner,
 			Version: 1, Incarnation: 1, Created: now, Changed: now, Keys: []watchword.Key{key(alice, watchword.Sign)},
 		}}))
-		ring, err := keyring.Open(t.Context(), st, kek)
+		ring, err := keyring.Open(t.Context(), st, kek, nil)
 		must(err)
 		hash := sha256.Sum256([]byte("lamp-7"))
 		entry := func(kind string) audit.Entry {

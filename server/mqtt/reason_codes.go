@@ -24,6 +24,7 @@ var reasonByCode = map[watchword.Code]packet.Reason{
 	watchword.RateLimited:          packet.ConnectionRateExceeded,
 	watchword.Busy:                 packet.QuotaExceeded,
 	watchword.Unavailable:          packet.ServerUnavailable,
+	watchword.ClockUntrusted:       packet.ServerUnavailable,
 	watchword.TimedOut:             packet.UnspecifiedError,
 	watchword.ClientInvalid:        packet.NotAuthorized,
 	watchword.GrantUnsupported:     packet.ImplementationSpecificError,

@@ -46,6 +46,12 @@ type Authority struct {
 	policy         *policy.Grant
 }
 
+// skew is how far in the future the issue time of a token may lie, as package token has it.
+const skew = time.Minute
+
+// errEarly is the end of what was issued by a clock that was ahead and has gone back.
+var errEarly = watchword.Refuse(watchword.TokenEarly, "iat is more than 60 seconds in the future")
+
 // Versions returns the versions that decisions under this authority are based on; the store
 // compares them.
 func (a *Authority) Versions() watchword.AuthorityVersions {
@@ -55,11 +61,14 @@ func (a *Authority) Versions() watchword.AuthorityVersions {
 // authorize decides whether credentials are valid now, for a subject and its current policy. No
 // other function decides this.
 //
-// Codes: token_expired, subject_new, subject_suspended, subject_revoked, token_revoked,
+// Codes: token_expired, token_early, subject_new, subject_suspended, subject_revoked, token_revoked,
 // proof_required.
 func authorize(p Credentials, s *watchword.Subject, today *policy.Grant, now time.Time) (*Authority, error) {
 	if !p.offline && !now.Before(p.Expires) {
 		return nil, watchword.Refuse(watchword.TokenExpired, "exp has passed")
+	}
+	if !p.offline && p.Issued.After(now.Add(skew)) {
+		return nil, errEarly
 	}
 	if err := s.CheckActive(); err != nil {
 		return nil, err

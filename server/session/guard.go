@@ -203,7 +203,7 @@ func (g *Guard) add(s *Session) error {
 		return watchword.Refuse(watchword.Busy, "%q has %d %s, which is the limit of one subject", s.credentials.Subject, limit, what)
 	}
 	if len(g.sessions) == 0 {
-		g.clockWatch = clockjump.Start(g.now, g.expireAll)
+		g.clockWatch = clockjump.Start(g.now, g.expireAll, g.expireAll)
 	}
 	if class == ClassAnswer {
 		g.answerCount++
@@ -282,7 +282,8 @@ func (g *Guard) OfflineAuthority(ctx context.Context, t watchword.TenantID, id w
 	return g.Check(ctx, Credentials{Tenant: t, Subject: id, Incarnation: incarnation, offline: true})
 }
 
-// expireAll ends the sessions whose tokens have expired while their timers have not fired.
+// expireAll ends the sessions whose tokens have expired while their timers have not fired, and those whose tokens were issued by
+// a clock that was ahead and has gone back.
 func (g *Guard) expireAll() {
 	g.mu.Lock()
 	all := slices.Collect(maps.Values(g.sessions))

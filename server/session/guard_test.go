@@ -475,6 +475,49 @@ func TestSessionsEndThoughTheirTimersStoodStill(t *testing.T) {
 	})
 }
 
+// What was issued by a clock that was ahead ends once the clock has gone back, and opens nothing.
+func TestSessionsOfTheFutureEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var off atomic.Int64
+		now := func() time.Time { return time.Now().Add(time.Duration(off.Load())) }
+		g := session.NewGuard(newDirectory(t), session.GuardOptions{Now: now})
+		of := func() session.Credentials {
+			p := credentials(t, time.Hour)
+			p.Issued, p.Expires = now(), now().Add(time.Hour)
+			return p
+		}
+		open := func() *session.Session {
+			t.Helper()
+			s, err := g.Open(t.Context(), of(), session.Options{Transport: "mqtt", Ended: func(error) {}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		off.Store(int64(time.Minute))
+		little := open()
+		time.Sleep(clockjump.Late)
+		off.Store(int64(20 * time.Minute))
+		ahead, p := open(), of()
+		time.Sleep(clockjump.Late)
+		off.Store(int64(clockjump.Late))
+		time.Sleep(clockjump.Late)
+		synctest.Wait()
+		if !ahead.Ended() {
+			t.Fatal("a session of the future goes on")
+		}
+		wantCode(t, ahead.Cause(), watchword.TokenEarly)
+		if little.Ended() {
+			t.Errorf("a session within the skew ended: %v", little.Cause())
+		}
+		_, err := g.Check(t.Context(), p)
+		wantCode(t, err, watchword.TokenEarly)
+		_, err = g.Open(t.Context(), p, session.Options{Transport: "mqtt", Ended: func(error) {}})
+		wantCode(t, err, watchword.TokenEarly)
+		g.Close(nil)
+	})
+}
+
 // One session whose authority is being read holds up no other's end.
 func TestSlowStoreDoesNotDelayClose(t *testing.T) {
 	var paused atomic.Int64

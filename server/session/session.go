@@ -266,7 +266,12 @@ func (s *Session) endIfExpiredLocked() {
 	if s.ended.Load() || s.timer == nil {
 		return
 	}
-	if left := s.credentials.Expires.Sub(s.guard.now()); left > 0 {
+	now := s.guard.now()
+	if s.credentials.Issued.After(now.Add(skew)) {
+		s.endLocked(errEarly)
+		return
+	}
+	if left := s.credentials.Expires.Sub(now); left > 0 {
 		s.timer.Reset(left)
 		return
 	}

@@ -355,7 +355,7 @@ func (s *Store) CancelCommand(ctx context.Context, by audit.Actor, id watchword.
 // unfinishedStates is [command.Unfinished] as the indexes and triggers of the tables have it, word for word.
 const unfinishedStates = `state IN ('queued', 'sent', 'delivered', 'accepted')`
 
-// ExpireCommands ends commands whose end has passed.
+// ExpireCommands ends the commands that [command.Row.Expire] ends.
 func (s *Store) ExpireCommands(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[command.Row]) ([]command.Row, error) {
 	now = truncateToMillis(now)
 	return write(ctx, s, func(t *tx) (out []command.Row, err error) {
@@ -363,6 +363,11 @@ func (s *Store) ExpireCommands(ctx context.Context, now time.Time, limit int, en
 		if err != nil {
 			return nil, err
 		}
+		late, err := queryAll(context.Background(), t, scanCommand, `SELECT `+commandColumns+` FROM commands WHERE `+unfinishedStates+` AND expires > ? ORDER BY expires LIMIT ?`, toMillis(command.LatestEnd(now)), limit-len(due))
+		if err != nil {
+			return nil, err
+		}
+		due = append(due, late...)
 		for _, before := range due {
 			after, changes := before.Expire(now)
 			if !changes {

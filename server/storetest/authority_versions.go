@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/clock"
 	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/command"
 	"github.com/watchword-iot/watchword/server/enroll"
@@ -20,6 +21,7 @@ func (t *T) authorizedSteps(e audit.Entry) map[string]error {
 		"CreateSubject": t.CreateSubject(t.ctx, sub, nil, e),
 		"DeleteSubject": t.DeleteSubject(t.ctx, tenant, "lamp-1", t.now, e),
 		"AddCode":       t.AddCode(t.ctx, t.code("lamp-1", "x"), e),
+		"SetClockMark":  t.SetClockMark(t.ctx, clock.Mark{}, e),
 		"RotateKeys":    t.RotateKeys(t.ctx, keyring.KeyUpdate{}, e),
 		"RevokeToken":   t.RevokeToken(t.ctx, tenant, "tok", e),
 		"SetFunctions":  t.SetFunctions(t.ctx, tenant, e.Versions, "lamp-1", nil, t.now),

@@ -30,6 +30,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"a store is initialized once", initialized},
 		{"bundles only grow", bundles},
 		{"keys turn whole or not at all", rotatingKeys},
+		{"the clock's mark is kept", clockMark},
 		{"a subject's life", subjectLife},
 		{"ids are never free again", tombstones},
 		{"labels find subjects, page by page", subjectPages},

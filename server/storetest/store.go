@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/clock"
 	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/command"
 	"github.com/watchword-iot/watchword/server/enroll"
@@ -38,6 +39,11 @@ type Store interface {
 	// not at all. A key that is not in From any more, or a bundle whose version is not greater than every other's:
 	// conflict. The private half of a key that is gone or revoked is erased.
 	RotateKeys(ctx context.Context, turn keyring.KeyUpdate, es ...audit.Entry) error
+
+	// ClockMark returns the mark of the clock that SetClockMark wrote last; zero before the first.
+	ClockMark(ctx context.Context) (clock.Mark, error)
+	// SetClockMark replaces the mark, with its entries, if there are any.
+	SetClockMark(ctx context.Context, m clock.Mark, es ...audit.Entry) error
 
 	// CreateSubject adds s (Version 1, Incarnation 1, no keys). If the id is taken or was ever taken by a deleted
 	// one: conflict. code, if not nil, is stored with it.
@@ -138,7 +144,7 @@ type Store interface {
 	ApplyReceipt(ctx context.Context, by audit.Actor, s command.ReceiptUpdate, entry audit.EntryOf[command.Row]) (row command.Row, changed bool, err error)
 	// CancelCommand moves queued to cancelled; otherwise conflict.
 	CancelCommand(ctx context.Context, by audit.Actor, id watchword.CommandID, now time.Time, entry audit.EntryOf[command.Row]) (command.Row, error)
-	// ExpireCommands moves up to limit commands whose end is not after now: queued and sent to expired, delivered and
+	// ExpireCommands moves up to limit commands whose end is not after now, or is after command.LatestEnd: queued and sent to expired, delivered and
 	// accepted to unknown, one entry from entry each, and returns them.
 	ExpireCommands(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[command.Row]) ([]command.Row, error)
 	// NextExpiry returns the earliest end of a command that is not final; zero if there is none.
