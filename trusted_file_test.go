@@ -33,7 +33,7 @@ var untrustedOpens = map[string]string{
 	"internal/testport/port.go lock os.MkdirAll": "lock files of tests, which have no content",
 	"internal/testport/port.go lock os.OpenFile": "likewise",
 
-	"internal/localsocket/peer_linux.go address os.Open": "the data folder, to name it: nothing is read",
+	"server/internal/localsocket/peer_linux.go address os.Open": "the data folder, to name it: nothing is read",
 
 	"cmd/watchword/app.go readInput os.Open":                "what whoever runs it names, to be checked or sent; not whom to trust (readTrust)",
 	"cmd/watchword/audit_verify.go file os.Open":            "an export or a proof, which is verified",

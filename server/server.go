@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/clock"
+	"github.com/watchword-iot/watchword/server/internal/clock"
 	"github.com/watchword-iot/watchword/internal/clockjump"
 	"github.com/watchword-iot/watchword/internal/fair"
-	"github.com/watchword-iot/watchword/internal/localsocket"
+	"github.com/watchword-iot/watchword/server/internal/localsocket"
 	"github.com/watchword-iot/watchword/internal/logbudget"
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/server/audit"

@@ -3,7 +3,7 @@ package sqlite
 import (
 	"context"
 
-	"github.com/watchword-iot/watchword/internal/clock"
+	"github.com/watchword-iot/watchword/server/internal/clock"
 	"github.com/watchword-iot/watchword/server/audit"
 )
 

@@ -14,6 +14,7 @@ import (
 // ofAllTenants are the statements on rows of tenants that name no tenant, by a part of their text, and why.
 var ofAllTenants = map[string]string{
 	"AND expires <= ? ORDER BY expires LIMIT ?":       "commands of all tenants expire",
+	"AND expires > ? ORDER BY expires LIMIT ?":        "likewise, where the clock went back",
 	"SELECT coalesce(min(expires), 0) FROM commands":  "when the next of them does",
 	"mqtt_sessions WHERE id = ?":                      "the number of a session is unique in the database, and is never a client's word",
 	"mqtt_sessions SET progress = ? WHERE id = ?":     "likewise",

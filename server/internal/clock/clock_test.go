@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/clock"
+	"github.com/watchword-iot/watchword/server/internal/clock"
 )
 
 const day = 24 * time.Hour

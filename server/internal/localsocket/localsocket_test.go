@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/watchword-iot/watchword/internal/localsocket"
+	"github.com/watchword-iot/watchword/server/internal/localsocket"
 )
 
 func TestTheServerOfAFolderIsReached(t *testing.T) {
