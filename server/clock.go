@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/server/internal/clock"
 	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/internal/clock"
 )
 
 // clockEvery is how often the clocks are compared, beside the acts that ask: a clock that is right again is trusted, and what was

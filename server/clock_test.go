@@ -15,10 +15,10 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/server/internal/clock"
 	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/server"
+	"github.com/watchword-iot/watchword/server/internal/clock"
 )
 
 // machine is the clocks of a server's machine, which a test sets. The boot clock runs on by itself.

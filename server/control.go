@@ -13,9 +13,9 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/server/internal/clock"
 	"github.com/watchword-iot/watchword/server/internal/localsocket"
-	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/server/sqlite"
 )
 

@@ -3,8 +3,8 @@ package sqlite
 import (
 	"context"
 
-	"github.com/watchword-iot/watchword/server/internal/clock"
 	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/internal/clock"
 )
 
 // ClockMark returns the mark that was written last; zero before the first.

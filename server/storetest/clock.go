@@ -3,8 +3,8 @@ package storetest
 import (
 	"time"
 
-	"github.com/watchword-iot/watchword/server/internal/clock"
 	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/internal/clock"
 )
 
 // clockMark: the mark is zero at first, and is replaced as a whole, also by an earlier one, with its entry.

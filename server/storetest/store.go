@@ -7,10 +7,10 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/server/internal/clock"
 	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/command"
 	"github.com/watchword-iot/watchword/server/enroll"
+	"github.com/watchword-iot/watchword/server/internal/clock"
 	"github.com/watchword-iot/watchword/server/keyring"
 	"github.com/watchword-iot/watchword/server/policy"
 	"github.com/watchword-iot/watchword/server/twin"
