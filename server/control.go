@@ -48,9 +48,8 @@ func (s *Server) controlServer() *http.Server {
 	answer := func(w http.ResponseWriter, st clock.Status, err error) {
 		w.Header().Set("Content-Type", "application/json")
 		if err != nil {
-			e := &watchword.Error{Code: watchword.CodeOf(err), Detail: publicText(err)}
 			w.WriteHeader(http.StatusServiceUnavailable)
-			_ = json.NewEncoder(w).Encode(controlError{e.Code, e.Detail}) // the error means that the client has closed the connection
+			_ = json.NewEncoder(w).Encode(controlError{watchword.CodeOf(err), publicText(err)}) // the error means that the client has closed the connection
 			return
 		}
 		_ = json.NewEncoder(w).Encode(clockStatus(st)) // likewise

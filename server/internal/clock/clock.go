@@ -124,7 +124,7 @@ func (s Status) Err() error {
 	}
 	return &watchword.Error{
 		Code:       watchword.ClockUntrusted,
-		Detail:     "the clock of the server's machine is not trusted (" + s.Explain() + "): nothing that states the time is signed until it is right, or accepted with watchword clock accept",
+		Detail:     "the clock of the server's machine is not trusted (" + s.Explain() + "): trust bundles, certificates and signed time are not issued until the clock is set right, or accepted with watchword clock accept",
 		RetryAfter: 10 * time.Second,
 	}
 }
