@@ -163,6 +163,20 @@ func TestBodiesUnderWayAreBounded(t *testing.T) {
 	}
 }
 
+// beginWriter tells when an answer begins to be written: all that it is charged is charged by then, and its next write waits
+// for the reader. Telling before the last charge would measure an answer whose goroutine has not come so far.
+type beginWriter struct {
+	http.ResponseWriter
+	began chan<- struct{}
+}
+
+func (w *beginWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *beginWriter) WriteHeader(status int) {
+	w.began <- struct{}{}
+	w.ResponseWriter.WriteHeader(status)
+}
+
 // What is counted is what the answers take of memory, within a quarter, however they are written.
 func TestResponseMemoryIsChargedExactly(t *testing.T) {
 	for name, shape := range map[string]struct{ each, pieces int }{
@@ -174,20 +188,14 @@ func TestResponseMemoryIsChargedExactly(t *testing.T) {
 			size := 1
 			stuck := make(chan struct{}, readers)
 			h := func(w http.ResponseWriter, r *http.Request) {
-				aw := newResponseWriter(w, r)
+				aw := newResponseWriter(&beginWriter{w, stuck}, r)
 				defer aw.detach()
 				aw.quota = a.answerQuota
 				page := bytes.Repeat([]byte("x"), size/shape.pieces)
 				for range shape.pieces {
-					if len(aw.body)+len(page) > responseBuffer {
-						stuck <- struct{}{} // the next write waits for the reader
-					}
 					_, _ = aw.Write(page)
 				}
 				page = nil
-				if !aw.direct {
-					stuck <- struct{}{}
-				}
 				_, _ = aw.finish() // the reader closes the connection in the end
 			}
 			serveOverPipes(t, false, h, func(c *http.Client) {
