@@ -93,7 +93,7 @@ func TestWrongKeyOpensNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := server.New(t.Context(), config(t, dir), quiet); err == nil {
-		t.Fatal("another key opens the house")
+		t.Fatal("another key opens the instance")
 	}
 	if err := os.Remove(kek); err != nil {
 		t.Fatal(err)

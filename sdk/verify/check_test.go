@@ -264,15 +264,15 @@ func TestTheKeysOfASetAreStrict(t *testing.T) {
 func TestManyAtOnceGetTheSameAnswer(t *testing.T) {
 	key := newSigner(t, jose.P256)
 	v, _ := static(t, jwks(key), verify.Remember(8)) // forgetting while others read
-	var papers []string
+	var tokens []string
 	for range 40 {
-		papers = append(papers, signToken(t, key, noon, nil))
+		tokens = append(tokens, signToken(t, key, noon, nil))
 	}
 	var wg sync.WaitGroup
 	for g := range 8 {
 		wg.Go(func() {
 			for i := range 200 {
-				raw := papers[(i*7+g)%len(papers)]
+				raw := tokens[(i*7+g)%len(tokens)]
 				tok, err := v.Check(t.Context(), raw)
 				if err != nil || tok.Subject != "lamp-1" || !tok.Allows("api:/readings", "post").Allowed {
 					t.Errorf("got %v, %v", tok, err)

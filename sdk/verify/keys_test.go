@@ -153,12 +153,12 @@ func TestARequestWaitsABoundedTimeForAKey(t *testing.T) {
 		// The number of waiting requests is limited; the others are refused at once.
 		var wg sync.WaitGroup
 		var mu sync.Mutex
-		waited, papers := map[time.Duration]int{}, make([]string, 100)
-		for i := range papers {
-			papers[i] = signToken(t, b, time.Now(), nil)
+		waited, tokens := map[time.Duration]int{}, make([]string, 100)
+		for i := range tokens {
+			tokens[i] = signToken(t, b, time.Now(), nil)
 		}
 		begin = time.Now()
-		for _, raw := range papers {
+		for _, raw := range tokens {
 			wg.Go(func() {
 				_, err := v.Check(t.Context(), raw)
 				mu.Lock()

@@ -290,7 +290,7 @@ func (s *setup) credentialsOf(id watchword.SubjectID, resource string) session.C
 	return session.Credentials{Tenant: tenant, Subject: id, Incarnation: 1, Key: s.signs[id].Public().ID(), Expires: s.now().Add(time.Hour), Permissions: g}
 }
 
-// changed has the directory and the desk read a subject again.
+// changed has the directory and the command service read a subject again.
 func (s *setup) changed(id watchword.SubjectID) {
 	s.t.Helper()
 	live := session.NewLive()

@@ -407,7 +407,7 @@ func TestFinishedResponseClosesNothing(t *testing.T) {
 	})
 }
 
-// fixedDirectory is a roll of one subject.
+// fixedDirectory is a directory of one subject.
 type fixedDirectory struct {
 	subject watchword.Subject
 	set     *policy.Set

@@ -24,7 +24,7 @@ import (
 
 const ownCommands = "devices/lamp-7/commands"
 
-// commandFixture is a desk over a real store behind the engine, and the device lamp-7 with keys.
+// commandFixture is a command service over a real store behind the engine, and the device lamp-7 with keys.
 type commandFixture struct {
 	t       *testing.T
 	service *command.Service
@@ -33,7 +33,7 @@ type commandFixture struct {
 	opens   *jose.Decrypter
 }
 
-// withCommands is inBubble with a desk that hands commands to lamp-7.
+// withCommands is inBubble with a command service that hands commands to lamp-7.
 func withCommands(t *testing.T, f func(t *testing.T, srv *testServer, o *commandFixture)) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		dir := t.TempDir()

@@ -260,7 +260,7 @@ func crashes(t *testing.T, r *rand.Rand) {
 	judgeGroup(t, group, pubs)
 	if n := srv.store.waiting(); n > 0 {
 		synctest.Wait()
-		t.Errorf("%d messages are left on the shelf", srv.store.waiting())
+		t.Errorf("%d messages are left in the store", srv.store.waiting())
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 )
 
 // memoryStore is a store that a test can stop, break and copy. It does what storetest says
-// of a cellar.
+// of a store.
 type memoryStore struct {
 	mu       sync.Mutex
 	moved    *sync.Cond

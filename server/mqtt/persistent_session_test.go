@@ -194,7 +194,7 @@ func TestStoredMessagesArriveInOrder(t *testing.T) {
 			}
 			sub.wantNothing()
 			if n := srv.store.waiting(); n != 0 {
-				t.Errorf("%d messages are left on the shelf", n)
+				t.Errorf("%d messages are left in the store", n)
 			}
 			// And live, behind them.
 			pub.publishQoS2("a/x", "live")

@@ -501,7 +501,7 @@ func TestRandomHistories(t *testing.T) {
 				srv.policy(all.lines()...)
 				for i := range 5 {
 					id := watchword.SubjectID(fmt.Sprintf("lamp-%d", i))
-					srv.token(id, time.Hour) // enters it in the roll
+					srv.token(id, time.Hour) // adds it to the directory
 					hs.players = append(hs.players, &modelClient{id: id})
 				}
 				for range steps {

@@ -24,7 +24,7 @@ func liveHeap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// allActiveDirectory is a roll on which every device is active. What policy gives is the roll's, as
+// allActiveDirectory is a directory in which every device is active. What policy gives is the directory's, as
 // in a server, which remembers it.
 type allActiveDirectory struct{ today *policy.Grant }
 

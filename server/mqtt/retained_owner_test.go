@@ -80,7 +80,7 @@ func (srv *testServer) reincarnate(id watchword.SubjectID) {
 	srv.changed(watchword.SubjectChanged, string(id))
 }
 
-// deleteSubject takes a subject off the roll.
+// deleteSubject removes a subject from the directory.
 func (srv *testServer) deleteSubject(id watchword.SubjectID) {
 	srv.mu.Lock()
 	delete(srv.subjects, id)
@@ -269,7 +269,7 @@ func (c *testClient) publish0(topic string) {
 	c.send(&packet.Publish{Topic: topic, Retain: true, Payload: []byte("x")})
 }
 
-// The roll is asked for an owner once, however much is given, until something changes.
+// The directory is asked for an owner once, however many messages are delivered, until something changes.
 func TestOwnerIsDecidedOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		for _, id := range []watchword.SubjectID{"one", "two"} {

@@ -41,12 +41,12 @@ func (b *failingDirectory) Principal(ctx context.Context, t watchword.TenantID, 
 		b.bad.Store(true)
 	}
 	if b.bad.Load() && id != "pub" && id != "ear" {
-		return nil, watchword.Refuse(watchword.Unavailable, "roll")
+		return nil, watchword.Refuse(watchword.Unavailable, "directory")
 	}
 	return b.testServer.Principal(ctx, t, id)
 }
 
-// withFailingDirectory has the engine ask a roll that may be bad.
+// withFailingDirectory has the engine ask a directory that may fail.
 func (srv *testServer) withFailingDirectory() *failingDirectory {
 	srv.t.Helper()
 	srv.close()

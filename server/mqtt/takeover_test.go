@@ -144,7 +144,7 @@ func TestGroupsThatOverlap(t *testing.T) {
 	})
 }
 
-// What was fetched from the shelf for a member is its group's still.
+// What was fetched from the store for a member still belongs to its group.
 func TestFetchedMessagesAreRedistributed(t *testing.T) {
 	inBubble(t, func(t *testing.T, srv *testServer) {
 		srv.leaveOffline(packet.V5, "m0", "$share/g/a")

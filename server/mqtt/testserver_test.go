@@ -22,7 +22,7 @@ import (
 	"github.com/watchword-iot/watchword/server/twin"
 )
 
-// testServer is the engine with a guard behind it, and with an office and a roll that
+// testServer is the engine with a guard behind it, and with an authentication service and a directory that
 // the test fills.
 type testServer struct {
 	t        testing.TB
@@ -39,7 +39,7 @@ type testServer struct {
 	set      *policy.Set
 	tokens   map[string]session.Credentials
 	serial   int
-	asked    map[watchword.SubjectID]int // how often the roll was
+	asked    map[watchword.SubjectID]int // how often the directory was
 	onSpend  func()                      // called while an assertion is spent, where it is set
 	proofKey ed25519.PublicKey           // of every subject, where a test proves keys
 }

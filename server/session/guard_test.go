@@ -21,7 +21,7 @@ const (
 	scene = "plant/scene"
 )
 
-// fakeDirectory is a roll of one device, lamp-7, whose policy the test edits.
+// fakeDirectory is a directory of one device, lamp-7, whose policy the test edits.
 type fakeDirectory struct {
 	mu      sync.Mutex
 	subject watchword.Subject
@@ -139,7 +139,7 @@ func TestOpenRefusesInvalidCredentials(t *testing.T) {
 		edit func(*fakeDirectory, *session.Credentials)
 		want watchword.Code
 	}{
-		"papers past their end":          {func(_ *fakeDirectory, p *session.Credentials) { p.Expires = time.Now() }, watchword.TokenExpired},
+		"expired credentials":            {func(_ *fakeDirectory, p *session.Credentials) { p.Expires = time.Now() }, watchword.TokenExpired},
 		"a subject that never enrolled":  {func(r *fakeDirectory, _ *session.Credentials) { r.subject.State = watchword.New }, watchword.SubjectNew},
 		"a suspended subject":            {func(r *fakeDirectory, _ *session.Credentials) { r.subject.State = watchword.Suspended }, watchword.SubjectSuspended},
 		"a revoked subject":              {func(r *fakeDirectory, _ *session.Credentials) { r.subject.State = watchword.Revoked }, watchword.SubjectRevoked},

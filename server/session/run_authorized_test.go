@@ -125,7 +125,7 @@ func TestKeyCredentialsFollowTheKey(t *testing.T) {
 	g := session.NewGuard(r, session.GuardOptions{})
 	token, byKey, held := credentials(t, time.Minute), session.KeyCredentials(watchword.DefaultTenant, "lamp-7", 1, "k1"), session.Credentials{}
 	if token.WithoutToken() || !byKey.WithoutToken() || held.WithoutToken() {
-		t.Errorf("by key: a token's papers %v, those of a key %v, none %v", token.WithoutToken(), byKey.WithoutToken(), held.WithoutToken())
+		t.Errorf("by key: a token's credentials %v, those of a key %v, none %v", token.WithoutToken(), byKey.WithoutToken(), held.WithoutToken())
 	}
 	_, err := g.Open(ctx, session.KeyCredentials(watchword.DefaultTenant, "lamp-7", 1, "k2"), session.Options{})
 	wantCode(t, err, watchword.TokenRevoked)

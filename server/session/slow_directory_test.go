@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/server/session"
 )
 
-// slowDirectory is a roll of several devices. What it answers was read before its hook ran, so
+// slowDirectory is a directory of several devices. What it answers was read before its hook ran, so
 // that a test can change the policy between a read and the use of what was read.
 type slowDirectory struct {
 	mu       sync.Mutex

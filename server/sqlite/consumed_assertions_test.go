@@ -55,12 +55,12 @@ func TestConsumedAssertionsSurviveRestart(t *testing.T) {
 		return s.ConsumeAssertion(ctx, here, "lamp-1", token.SingleUse{JTI: spent, Expires: now.Add(end)})
 	}
 	wants(t, "a token", issue("tok_1", "a"), "")
-	wants(t, "another paper", other("b", time.Minute), "")
+	wants(t, "another assertion", other("b", time.Minute), "")
 	for range 2 {
 		wants(t, "its assertion again", issue("tok_2", "a"), watchword.TokenReplayed)
 		wants(t, "its assertion for something else", other("a", time.Minute), watchword.TokenReplayed)
 		wants(t, "with another end", other("a", 20*time.Minute), watchword.TokenReplayed)
-		wants(t, "the other paper for a token", issue("tok_3", "b"), watchword.TokenReplayed)
+		wants(t, "the other assertion for a token", issue("tok_3", "b"), watchword.TokenReplayed)
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -71,7 +71,7 @@ func TestConsumedAssertionsSurviveRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := s.w.tx.consumed.count; n != 0 {
-		t.Errorf("%d papers are remembered after their end", n)
+		t.Errorf("%d assertions are remembered after they expired", n)
 	}
 }
 
@@ -110,7 +110,7 @@ func TestRolledBackAssertionIsNotConsumed(t *testing.T) {
 	})
 	wants(t, "the first of the group", err, "")
 	wants(t, "the one that is refused", <-joined, watchword.Conflict)
-	wants(t, "the paper after all that", s.ConsumeAssertion(ctx, here, "lamp-1", credential), "")
+	wants(t, "the assertion after all that", s.ConsumeAssertion(ctx, here, "lamp-1", credential), "")
 	wants(t, "and again", s.ConsumeAssertion(ctx, here, "lamp-1", credential), watchword.TokenReplayed)
 }
 

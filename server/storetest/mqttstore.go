@@ -73,7 +73,7 @@ retained other a "y" %[1]d lamp-1.3
 will 3 other/lamp-2 lamp-2.1    false %[3]d "old"
 will 7 default/lamp-1/a lamp-1.2 t1 k1 s1 true %[2]d "gone"
 `, ms, ms+1000, time.Time{}.UnixMilli())
-	equal(t, "the shelf", t.mqttState(), want)
+	equal(t, "the store", t.mqttState(), want)
 	got, err := t.Messages(t.ctx, []int64{2, 5, 1})
 	t.must(err)
 	equal(t, "messages", fmt.Sprintf("%d %s %s %d", len(got), got[0].Packet, got[1].Packet, got[0].Expires.UnixMilli()), fmt.Sprintf("2 three one %d", ms))
@@ -82,7 +82,7 @@ will 7 default/lamp-1/a lamp-1.2 t1 k1 s1 true %[2]d "gone"
 	if err := t.WriteMQTT(t.ctx, mqttstore.Changes{DeletedSessions: []int64{7}, Messages: []mqttstore.Message{{ID: 1, Packet: []byte("again"), Receivers: []byte{1}}}}); err == nil {
 		t.Fatal("a message took the place of another")
 	}
-	equal(t, "the shelf after what failed", t.mqttState(), want)
+	equal(t, "the store after what failed", t.mqttState(), want)
 
 	first.DisconnectedAt, first.Progress = time.Time{}, []byte("p2")
 	will.Due, will.Token, will.Bytes = time.Time{}, "t2", []byte("again")
@@ -92,7 +92,7 @@ will 7 default/lamp-1/a lamp-1.2 t1 k1 s1 true %[2]d "gone"
 		Retained: []mqttstore.Retained{{Tenant: tenant, Topic: "a"}, {Tenant: tenant, Topic: "never there"}},
 		Wills:    []mqttstore.Will{{ID: 3}, will, {ID: 1000}},
 	}))
-	equal(t, "the shelf in the end", t.mqttState(), fmt.Sprintf(`7 default/lamp-1/a lamp-1.2 4294967295 %d "p2" [{b 2 0}]
+	equal(t, "the store in the end", t.mqttState(), fmt.Sprintf(`7 default/lamp-1/a lamp-1.2 4294967295 %d "p2" [{b 2 0}]
 message 2 true 5 [2]
 retained other a "y" %d lamp-1.3
 will 7 default/lamp-1/a lamp-1.2 t2 k1 s1 true %[1]d "again"
