@@ -68,7 +68,7 @@ var keptByName = map[string]string{
 	"audit.boundedQueue.sources":            "the text begins with the tenant, or is an address",
 	"bus.owners.bySubject":                  "of one bus.Tenant",
 	"bus.level.names":                       "the tree of one bus.Tenant",
-	"mqtt.sharedGroups.byFilter":            "of one mqtt.tenant",
+	"bus.groups.byName":                     "of one bus.Tenant",
 	"mqtt.tenant.clients":                   "of one tenant",
 	"mqtt.tenant.persistent":                "of one tenant",
 	"mqtt.outbound.outboundAliases":         "of one connection",

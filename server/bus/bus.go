@@ -51,6 +51,8 @@ type Tenant struct {
 	id   watchword.TenantID
 	bus  *Bus
 	tree tree[*Subscription]
+
+	groups groups
 }
 
 // New returns a bus without subscriptions.

@@ -133,8 +133,9 @@ func (r *Reader) wake() {
 func (r *Reader) Ready() <-chan struct{} { return r.ready }
 
 // Next returns the next events, at most 64 KiB and 64 in number, and the losses among them: it examines at most 256 events
-// and losses. It does not block. If there is nothing, and more is false, Ready signals when there is. It is not safe for
-// concurrent use, and events are valid until the next call.
+// and losses. It does not block. There is nothing while the authority of the reader does not allow its filter. If there is
+// nothing, and more is false, Ready signals when there is. It is not safe for concurrent use, and events are valid until the
+// next call.
 func (r *Reader) Next() (events []*Event, gap Gap, more bool) {
 	s := &r.tenant.bus.events
 	s.mu.Lock()
@@ -143,6 +144,9 @@ func (r *Reader) Next() (events []*Event, gap Gap, more bool) {
 	r.returned = r.returned[:0]
 	switch {
 	case !r.behind:
+		return nil, gap, false
+	case !r.sub.mayRead(): // events of a time in which it may not be read are no gap
+		r.caughtUp()
 		return nil, gap, false
 	case r.next != nil: // usually
 		r.returned = append(r.returned, r.next)

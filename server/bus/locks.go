@@ -8,6 +8,7 @@ import "github.com/watchword-iot/watchword/internal/lockrank"
 type (
 	orderLock    struct{} // Bus.order: the publications of a topic, one after the other
 	retainedLock struct{} // RetainedStore.mu: held for reading while a retained message is queued
+	groupsLock   struct{} // groups.mu: the shared subscriptions and their members
 	eventsLock   struct{} // events.mu: the backlog and the places of its readers
 	treeLock     struct{} // topicTree.mu: changes of the subscription tree
 	tenantLock   struct{} // Bus.mu: the tenants
@@ -20,6 +21,9 @@ func (orderLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "bus Bus.
 func (retainedLock) LockInfo() lockrank.Info {
 	return lockrank.Info{Name: "bus RetainedStore.mu", Rank: 150}
 }
+
+// LockInfo is [lockrank.Kind]'s.
+func (groupsLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "bus groups.mu", Rank: 170} }
 
 // LockInfo is [lockrank.Kind]'s.
 func (eventsLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "bus events.mu", Rank: 175} }

@@ -133,6 +133,18 @@ func (t *Tenant) collectSubscriptions(topic string, b *Batch) (filters int) {
 	return filters
 }
 
+// allowed returns those of subs that the authority of their subscriber allows now, in order. It moves them to the front.
+func allowed(subs []*Subscription) []*Subscription {
+	n := 0
+	for _, s := range subs {
+		if s.mayRead() {
+			subs[n] = s
+			n++
+		}
+	}
+	return subs[:n]
+}
+
 // deliver hands m to the subscriptions that were collected.
 func (t *Tenant) deliver(m Message, filters int, b *Batch, r *Result) {
 	n := len(b.subs)
@@ -152,10 +164,14 @@ func (t *Tenant) deliver(m Message, filters int, b *Batch, r *Result) {
 		for j = i + 1; j < n && b.subs[j].Number == s.Number; {
 			j++
 		}
-		s.Subscriber.Deliver(m, b.subs[i:j], b, r)
+		if may := allowed(b.subs[i:j]); len(may) > 0 {
+			s.Subscriber.Deliver(m, may, b, r)
+		}
 	}
 	for i := n; i < len(b.subs); i++ {
-		b.subs[i].Subscriber.Deliver(m, b.subs[i:i+1], b, r)
+		if may := allowed(b.subs[i : i+1]); len(may) > 0 {
+			may[0].Subscriber.Deliver(m, may, b, r)
+		}
 	}
 	b.Offers += len(b.subs)
 	clear(b.subs)

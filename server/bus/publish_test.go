@@ -166,6 +166,8 @@ func TestASubscriberUnderSeveralFiltersIsOfferedAMessageOnce(t *testing.T) {
 // nothing is an authority that may read nothing.
 type nothing struct{}
 
+func (nothing) AuthorityVersion() uint64 { return 1 }
+
 func (nothing) Subscribe(string) policy.Decision { return policy.Decision{} }
 
 // A subscription is decided on, and counted with the levels of the tree that it needs, whatever the transport is.

@@ -341,8 +341,9 @@ func (r *RetainedStore) Delete(topic string) {
 
 // DeliverIfAllowed calls offer, which queues x for a subscriber and does not wait, if the owner of x may publish it at this moment,
 // and unless another took its place, or it was set after the one of number latest: that came to the subscriber by
-// its subscription, or is about to. Code: that of authorityOf.
-func (r *RetainedStore) DeliverIfAllowed(ctx context.Context, x *Retained, latest int64, authorityOf OwnerAuthority, offer func()) error {
+// its subscription, or is about to. Nor is it called if the authority of s does not allow it now. Code:
+// that of authorityOf.
+func (r *RetainedStore) DeliverIfAllowed(ctx context.Context, x *Retained, s *Subscription, latest int64, authorityOf OwnerAuthority, offer func()) error {
 	for {
 		r.mu.RLock()
 		owner := x.owner
@@ -350,7 +351,7 @@ func (r *RetainedStore) DeliverIfAllowed(ctx context.Context, x *Retained, lates
 		if x.removed || x.number > latest {
 			may, known = false, true
 		}
-		if may {
+		if may && s.mayRead() {
 			offer()
 		}
 		r.mu.RUnlock()

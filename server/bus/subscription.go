@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"sync/atomic"
 
 	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/server/policy"
@@ -16,8 +17,11 @@ type Subscriber interface {
 	Account() quota.Key
 }
 
-// Authority is what a subscriber may read, at this moment.
+// Authority is what a subscriber may read, at this moment. Each subscription has one, which the bus asks at each delivery:
+// what a transport forgets to remove when authority changes is not delivered. It must not wait, and takes no lock.
 type Authority interface {
+	// AuthorityVersion changes before Subscribe decides otherwise. It is a few atomic loads, and below 1<<63.
+	AuthorityVersion() uint64
 	// Subscribe decides on a filter, as the subscriber wrote it.
 	Subscribe(filter string) policy.Decision
 }
@@ -32,6 +36,25 @@ type Subscription struct {
 	Number int64
 
 	levels int64 // under tree.mu: bytes of the tree's levels that its account is charged for
+
+	authority Authority
+	name      string        // the filter as the subscriber wrote it
+	decided   atomic.Uint64 // the last decision: twice the version of the authority, and 1 more if it allowed
+}
+
+// mayRead reports whether the authority of the subscriber allows the subscription now. It asks again only where the version
+// is another one than that of the last decision.
+func (s *Subscription) mayRead() bool {
+	version := s.authority.AuthorityVersion() << 1 // before Subscribe: a change meanwhile makes the next call ask again
+	if last := s.decided.Load(); last > 1 && last&^1 == version {
+		return last&1 != 0
+	}
+	allowed := s.authority.Subscribe(s.name).Allowed
+	if allowed {
+		version |= 1
+	}
+	s.decided.Store(version)
+	return allowed
 }
 
 // Levels returns how many bytes of the tree's levels the subscription's account is charged for.
@@ -48,12 +71,18 @@ func (t *Tenant) Subscribe(ctx context.Context, s *Subscription, a Authority, na
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	return t.AddSubscription(s, bytes, true)
+	return t.AddSubscription(s, a, name, bytes, true)
 }
 
-// AddSubscription is Subscribe without an authorization check: for a subscription that is loaded from a store, or of a
-// group. Limits do not refuse it unless bounded is set. Code: busy.
-func (t *Tenant) AddSubscription(s *Subscription, bytes int64, bounded bool) error {
+// AddSubscription is Subscribe without an authorization check: for a subscription that is loaded from a store, or that the
+// transport has checked. The bus asks a at each delivery all the same. Limits do not refuse it unless bounded is set. Code:
+// busy.
+func (t *Tenant) AddSubscription(s *Subscription, a Authority, name string, bytes int64, bounded bool) error {
+	s.authority, s.name = a, name
+	return t.add(s, bytes, bounded)
+}
+
+func (t *Tenant) add(s *Subscription, bytes int64, bounded bool) error {
 	_, err := t.tree.addCharged(s.Filter, s, func(levels int64) error {
 		k, n := s.Subscriber.Account(), bytes+levels
 		if !bounded {

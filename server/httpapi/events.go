@@ -64,7 +64,7 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 	if err := c.session.require(func(now *session.Authority) error { return now.Subscribe(filter).Err() }); err != nil {
 		return err
 	}
-	reader, err := a.Bus.Tenant(c.Tenant()).Read(ctx, c.session.Authority(), quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, filter, since)
+	reader, err := a.Bus.Tenant(c.Tenant()).Read(ctx, c.session, quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, filter, since)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package mqtt
 import (
 	"cmp"
 	"slices"
+
+	"github.com/watchword-iot/watchword/server/bus"
 )
 
 // backlog is the messages that the store has for a persistent session, and how far its client has come.
@@ -27,7 +29,7 @@ type backlogEntry struct {
 	qos         byte
 	retain      bool
 	released    bool
-	group       *sharedGroup // shared subscription that it was received by, or one of the same name
+	group       *bus.Group // shared subscription that it was received by, or one of the same name
 }
 
 func backlogEntryOf(it *queuedMessage) backlogEntry {

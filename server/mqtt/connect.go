@@ -165,6 +165,7 @@ func (c *conn) startSession(ctx context.Context, now time.Time, p *packet.Connec
 	}
 	c.joinRates(time.Now())
 	c.liveSession.Store(s)
+	c.session.reads.Store(s)
 	c.broker.markAuthenticated(c)
 	c.sendConnack(at, c.buildConnack(p, ad, s, present, lost, dropped))
 	if cause := s.Cause(); cause != nil || s.Ended() { // it ended before liveSession was set

@@ -20,7 +20,7 @@ const (
 // deliver queues m once for the subscriptions subs of this session. wake is the connection that the
 // caller must flush, or nil. A connected client that does not read is disconnected; an offline
 // session whose store quota is full loses the newest messages.
-func (st *sessionState) deliver(m *message, o *bus.Result, g *sharedGroup, subs ...*bus.Subscription) (wake *conn) {
+func (st *sessionState) deliver(m *message, o *bus.Result, g *bus.Group, subs ...*bus.Subscription) (wake *conn) {
 	st.mu.Lock()
 	c := st.conn
 	wake, slow := st.deliverLocked(m, o, g, subs)
@@ -60,7 +60,7 @@ func (st *sessionState) chooseSubscription(m *message, subs []*bus.Subscription)
 	return by, retain, identifiers
 }
 
-func (st *sessionState) deliverLocked(m *message, o *bus.Result, g *sharedGroup, subs []*bus.Subscription) (wake *conn, slow error) {
+func (st *sessionState) deliverLocked(m *message, o *bus.Result, g *bus.Group, subs []*bus.Subscription) (wake *conn, slow error) {
 	c := st.conn
 	if st.removed || c != nil && c.out.closed || m.unicast != nil && m.unicast.receiver != c {
 		return nil, nil

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/watchword-iot/watchword/mqtt/packet"
+	"github.com/watchword-iot/watchword/server/bus"
 )
 
 // inflightMessage is a QoS 1 or 2 message that was sent and is not completed.
@@ -15,9 +16,9 @@ type inflightMessage struct {
 	size     uint32         // its size, if counted
 	qos      byte
 	retain   bool
-	released bool         // PUBREL was sent
-	counted  bool         // stored, and counted so
-	group    *sharedGroup // shared subscription that it was received by
+	released bool       // PUBREL was sent
+	counted  bool       // stored, and counted so
+	group    *bus.Group // shared subscription that it was received by
 
 	identifiers *[]uint32
 }

@@ -9,7 +9,7 @@ import "github.com/watchword-iot/watchword/internal/lockrank"
 // Locks of other packages have their place among them. [session.Session] calls back (conn.authorityChanged
 // and the like) with its own lock held: after receivingLock, before brokerLock. [bus.Bus] holds the locks of
 // a topic's publications and of the retained messages while it delivers: after tenantLock, before
-// sessionLock; its other locks come after sharedLock. The locks of [command.Service], of [quota.Ledger] and
+// sessionLock; its other locks come after sessionLock. The locks of [command.Service], of [quota.Ledger] and
 // of rates come last: of this package they call only commandPump.wake, which takes pumpLock.
 //
 // The first two are held while packets are handled, and so while a store is read or written: the packets
@@ -21,7 +21,6 @@ type (
 	brokerLock     struct{} // Broker.mu: the tenants, and connections before CONNECT
 	tenantLock     struct{} // tenant.mu: the sessions by client identifier
 	sessionLock    struct{} // sessionState.mu: the Session State, and the outgoing side of its connection
-	sharedLock     struct{} // sharedGroups.mu: shared subscriptions
 	willsLock      struct{} // willStore.mu
 	committerLock  struct{} // committer.mu: what is collected for the next write
 	pumpLock       struct{} // commandPump.mu: delivery of a device's commands
@@ -48,11 +47,6 @@ func (tenantLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt te
 // LockInfo is [lockrank.Kind]'s.
 func (sessionLock) LockInfo() lockrank.Info {
 	return lockrank.Info{Name: "mqtt sessionState.mu", Rank: 160}
-}
-
-// LockInfo is [lockrank.Kind]'s.
-func (sharedLock) LockInfo() lockrank.Info {
-	return lockrank.Info{Name: "mqtt sharedGroups.mu", Rank: 170}
 }
 
 // LockInfo is [lockrank.Kind]'s.

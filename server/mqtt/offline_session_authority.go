@@ -48,7 +48,10 @@ func (st *sessionState) watchAuthority(ctx context.Context, generation int) {
 		},
 	})
 	kept := false
-	still(func(per *persistent) { per.offline.authority, kept = offlineSession, true })
+	still(func(per *persistent) {
+		per.offline.authority, kept = offlineSession, true
+		st.reads.Store(offlineSession)
+	})
 	if !kept {
 		offlineSession.End(nil)
 	}

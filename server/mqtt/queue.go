@@ -2,6 +2,8 @@ package mqtt
 
 import (
 	"unsafe"
+
+	"github.com/watchword-iot/watchword/server/bus"
 )
 
 // queuedMessage is an item of a queue.
@@ -18,8 +20,8 @@ type queuedExtra struct {
 	seq          int64          // sequence number, if assigned before sending
 	stored       *storedMessage // nil: not stored
 	identifiers  []uint32
-	group        *sharedGroup // shared subscription that it was received by
-	countedBytes uint32       // its size among stored messages
+	group        *bus.Group // shared subscription that it was received by
+	countedBytes uint32     // its size among stored messages
 }
 
 // size returns what the item counts against queue limits, or among stored messages.
@@ -52,7 +54,7 @@ func (it *queuedMessage) group() string {
 	if it.extra == nil || it.extra.group == nil {
 		return ""
 	}
-	return it.extra.group.name
+	return it.extra.group.Name()
 }
 
 // queueKeptCapacity is the largest capacity of an empty queue that is kept.

@@ -76,7 +76,7 @@ func (l *restorer) restoreSession(s mqttstore.Session) error {
 		old.endSession()
 	}
 	st := &sessionState{broker: b, tenant: tn, number: s.ID, id: s.Client, owner: owner{s.Subject, s.Incarnation}, lastSeq: p.Next}
-	st.load.Store(offlineLoad)
+	st.load.Store(bus.OfflineLoad)
 	st.persistent = &persistent{
 		expiry: s.Expiry, generation: 1, offline: offline{since: s.DisconnectedAt},
 		backlog: backlog{lastSent: p.Sent}, losses: losses{lost: p.Lost, dropped: p.Dropped, narrowed: p.Narrowed},
@@ -127,7 +127,7 @@ func (l *restorer) restoreMessage(m mqttstore.Message) error {
 			return
 		}
 		size := k.size + sizeOfIdentifiers(r.Identifiers)
-		e := backlogEntry{stored: k, seq: r.Seq, size: uint32(size), qos: r.QoS, retain: r.Retain, group: st.tenant.findGroup(r.Group)}
+		e := backlogEntry{stored: k, seq: r.Seq, size: uint32(size), qos: r.QoS, retain: r.Retain, group: st.tenant.bus.Group(r.Group)}
 		if r.Identifiers != nil {
 			e.identifiers = &r.Identifiers
 		}

@@ -62,7 +62,7 @@ func (c *conn) deliverRetainedRecord(ctx context.Context, rd *retainedDelivery, 
 	var o bus.Result
 	var wake *conn
 	t := c.session.tenant
-	if err := t.bus.Retained.DeliverIfAllowed(ctx, x, rd.upToNumber, c.broker.ownerAuthority(t.id), func() {
+	if err := t.bus.Retained.DeliverIfAllowed(ctx, x, &rd.subscription.Subscription, rd.upToNumber, c.broker.ownerAuthority(t.id), func() {
 		wake = c.session.deliver(m, &o, nil, &rd.subscription.Subscription)
 	}); err != nil {
 		c.broker.recordRefusal(c, "retained message not given", m.topic, err)

@@ -6,7 +6,9 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/lockrank"
+	"github.com/watchword-iot/watchword/server/bus"
 	"github.com/watchword-iot/watchword/server/mqttstore"
+	"github.com/watchword-iot/watchword/server/session"
 )
 
 // sessionState is the Session State of one client identifier (MQTT 5.0 §4.1). A connection
@@ -23,6 +25,8 @@ type sessionState struct {
 	// received, and while an operator's end of the session is recorded: no other connection resumes the
 	// session in between.
 	receiving lockrank.Mutex[receivingLock]
+
+	reads atomic.Pointer[session.Session] // whose authority decides what the subscriptions read; see readAuthority
 
 	mu      lockrank.Mutex[sessionLock]
 	conn    *conn // nil while offline
@@ -46,7 +50,7 @@ type sessionState struct {
 	persistent     *persistent        // nil if the session ends with its connection
 	load           atomic.Int32       // see updateLoad
 	inGroup        bool               // it is or was a member of a shared subscription
-	groups         []*sharedGroup     // shared subscriptions that it is a member of
+	groups         []*bus.Group       // shared subscriptions that it is a member of
 	counted        bool               // counted against its subject's limit; protected by tenant.mu
 
 	receivedPeak    int // largest size of received since the map was made

@@ -13,8 +13,6 @@ const (
 	// subscriptionBytes is the memory of a subscription beside its filter and tree levels: with its
 	// entry in the session's map, in the tree, and its pending retained delivery.
 	subscriptionBytes = int64(unsafe.Sizeof(subscription{})) + 48 + 40
-	// groupBytes is the memory of a shared subscription beside its members.
-	groupBytes = int64(unsafe.Sizeof(sharedGroup{})) + 40 + 64
 )
 
 // newQueueQuota counts the bytes queued for connected clients of all tenants.
@@ -121,31 +119,20 @@ func (st *sessionState) account() quota.Key { return quota.KeyOf(st.tenant.id, s
 // allocator does.
 func (s *subscription) bytes() int64 { return subscriptionBytes + int64(len(s.clientFilter)+15)&^15 }
 
-// chargeSubscription adds a subscription to the tree or its shared subscription, within the quota.
-// Code: busy.
-func (tn *tenant) chargeSubscription(s *subscription, shared, bounded bool) error {
+// joinBus makes a subscription stand, alone or as a member of its shared group, within the quota. Code: busy.
+func (tn *tenant) joinBus(s *subscription, shared, bounded bool) (err error) {
 	if !shared {
-		return tn.bus.AddSubscription(&s.Subscription, s.bytes(), bounded)
+		return tn.bus.AddSubscription(&s.Subscription, s.session, s.clientFilter, s.bytes(), bounded)
 	}
-	subscribed := tn.bus.Subscribed()
-	if !bounded {
-		subscribed.Add(s.Account(), s.bytes())
-	} else if err := subscribed.Reserve(s.Account(), s.bytes()); err != nil {
-		return err
-	}
-	err := tn.joinGroup(s, bounded)
-	if err != nil {
-		subscribed.Release(s.Account(), s.bytes())
-	}
+	s.memberOf, err = tn.bus.JoinGroup(s.clientFilter, &s.Subscription, s, s.session, s.bytes(), bounded)
 	return err
 }
 
-// dischargeSubscription undoes chargeSubscription.
-func (tn *tenant) dischargeSubscription(s *subscription) {
+// leaveBus undoes joinBus.
+func (tn *tenant) leaveBus(s *subscription) {
 	if s.memberOf == nil {
 		tn.bus.Unsubscribe(&s.Subscription, s.bytes())
 		return
 	}
-	tn.leaveGroup(s)
-	tn.bus.Subscribed().Release(s.Account(), s.bytes())
+	tn.bus.LeaveGroup(s.memberOf, &s.Subscription, s.bytes())
 }

@@ -1,189 +1,44 @@
 package mqtt
 
 import (
-	"cmp"
 	"log/slog"
 	"slices"
-	"sync/atomic"
 	"time"
 
-	"github.com/watchword-iot/watchword/internal/lockrank"
-	"github.com/watchword-iot/watchword/internal/quota"
 	"github.com/watchword-iot/watchword/server/bus"
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
-// sharedGroup is a shared subscription: each message is delivered to one of its members (MQTT 5.0 §4.8.2).
-type sharedGroup struct {
-	name               string           // as clients write the filter
-	treeEntry          bus.Subscription // its entry in the tree
-	members            atomic.Pointer[[]*subscription]
-	next               atomic.Uint32
-	chargedMember      *sessionState                // under the lock of the tree: the member that is charged for it
-	hasOfflineMessages atomic.Bool                  // offline members may have stored messages of it
-	offlineHolder      atomic.Pointer[sessionState] // the offline member that has the newest stored message; later ones are stored for it too
-	pulling            atomic.Bool                  // a pull is running
+// A subscription of a shared group is a [bus.Member]. The group chooses the receiver of each message, and says when stored
+// messages move; this file has what a session does for it.
+
+// Load returns the load of the session.
+func (s *subscription) Load() int32 { return s.session.load.Load() }
+
+// Stores reports whether the session would store m while it is offline: it is persistent, and the QoS is above 0.
+func (s *subscription) Stores(x bus.Message) bool {
+	st := s.session
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.persistent != nil && min(s.qos, messageOf(x).qos) > 0
 }
 
-// newSharedGroup returns a group without members, by the filter name, which is $share/group/filter.
-func newSharedGroup(name, filter string) *sharedGroup {
-	g := &sharedGroup{name: name}
-	g.treeEntry.Filter, g.treeEntry.Subscriber = filter, g
-	return g
-}
-
-// Deliver gives a publication to one member; see [bus.Subscriber].
-func (g *sharedGroup) Deliver(x bus.Message, _ []*bus.Subscription, b *bus.Batch, r *bus.Result) {
-	if c := g.deliverToMember(messageOf(x), r, nil, false); c != nil {
+// Offer queues or stores a message of the group for the session.
+func (s *subscription) Offer(x bus.Message, g *bus.Group, b *bus.Batch, r *bus.Result) {
+	if c := s.session.deliver(messageOf(x), r, g, &s.Subscription); c != nil {
 		b.MarkForFlush(c)
 	}
 }
 
-// Account is that of the member that is charged for the group. The lock of the tree is held.
-func (g *sharedGroup) Account() quota.Key { return g.chargedMember.account() }
+// CountDropped counts a dropped message, which the client is told of.
+func (s *subscription) CountDropped() { s.session.countDroppedLocking() }
 
-// sharedGroups holds the shared subscriptions of a tenant.
-type sharedGroups struct {
-	mu       lockrank.Mutex[sharedLock]
-	byFilter map[string]*sharedGroup // by the filter as sent by clients
+// HasCapacity reports whether the session may take stored messages of the group.
+func (s *subscription) HasCapacity() bool {
+	s.session.mu.Lock()
+	defer s.session.mu.Unlock()
+	return !s.removed && s.session.hasCapacity()
 }
-
-// joinGroup adds s to its group, which is created if necessary. Code: busy.
-func (tn *tenant) joinGroup(s *subscription, bounded bool) error {
-	tn.groups.mu.Lock()
-	defer tn.groups.mu.Unlock()
-	g := tn.groups.byFilter[s.clientFilter]
-	if g == nil {
-		g = newSharedGroup(s.clientFilter, s.Filter)
-		g.chargedMember = s.session
-		if err := tn.bus.AddSubscription(&g.treeEntry, groupBytes, bounded); err != nil {
-			return err
-		}
-		if tn.groups.byFilter == nil {
-			tn.groups.byFilter = map[string]*sharedGroup{}
-		}
-		tn.groups.byFilter[s.clientFilter] = g
-	}
-	s.memberOf = g
-	list := []*subscription{s}
-	if old := g.members.Load(); old != nil {
-		list = append(slices.Clip(*old), s)
-	}
-	g.members.Store(&list)
-	return nil
-}
-
-func (tn *tenant) leaveGroup(s *subscription) {
-	tn.groups.mu.Lock()
-	defer tn.groups.mu.Unlock()
-	g := s.memberOf
-	old := g.members.Load()
-	if old == nil {
-		return
-	}
-	list := slices.DeleteFunc(slices.Clone(*old), func(m *subscription) bool { return m == s })
-	if len(list) > 0 {
-		g.members.Store(&list)
-		tn.bus.MoveCharge(&g.treeEntry, groupBytes, func() bool {
-			if g.chargedMember != s.session {
-				return false
-			}
-			g.chargedMember = list[0].session
-			return true
-		})
-		return
-	}
-	g.members.Store(nil)
-	delete(tn.groups.byFilter, s.clientFilter)
-	tn.bus.Unsubscribe(&g.treeEntry, groupBytes)
-}
-
-// deliverToMember delivers m to one member: the connected member with the lowest load, in turn among
-// equals; if none is connected, or older messages are stored, to an offline member with room,
-// unless online says that only connected members are wanted. not, if not nil, is excluded.
-func (g *sharedGroup) deliverToMember(m *message, o *bus.Result, not *sessionState, online bool) (wake *conn) {
-	list := g.members.Load()
-	if list == nil {
-		return nil
-	}
-	ms := *list
-	from := int(g.next.Add(1))
-	var tried [8]*subscription // they had no room, or just disconnected
-	before := *o
-	var full *sessionState // the first one without room
-	var err error
-	for n := range tried {
-		best := g.choose(ms, from, tried[:n], m, not, online)
-		if best == nil {
-			break
-		}
-		o.Err = nil
-		if wake = best.session.deliver(m, o, g, &best.Subscription); o.Receivers > before.Receivers {
-			o.Err = before.Err                  // another member without room is no error
-			if wake == nil && g.anyOnline(ms) { // a member connected meanwhile, or had no room
-				g.pull()
-			}
-			return wake
-		}
-		if bus.IsFull(o.Err) && full == nil {
-			full = best.session
-		}
-		err = cmp.Or(o.Err, err)
-		tried[n] = best
-	}
-	if full != nil && !online {
-		full.countDroppedLocking()
-	}
-	o.Err = cmp.Or(err, before.Err)
-	return nil
-}
-
-func (g *sharedGroup) anyOnline(ms []*subscription) bool {
-	return slices.ContainsFunc(ms, func(s *subscription) bool { return s.session.load.Load() != offlineLoad })
-}
-
-func (g *sharedGroup) choose(ms []*subscription, from int, tried []*subscription, m *message, not *sessionState, online bool) (best *subscription) {
-	holder := g.offlineHolder.Load()
-	behind := g.hasOfflineMessages.Load() || g.pulling.Load() // stored messages come first
-	var least int32
-	for i := range ms {
-		s := ms[(from+i)%len(ms)]
-		n := s.session.load.Load()
-		if s.session == not || n == offlineLoad && (online || min(s.qos, m.qos) == 0) || slices.Contains(tried, s) {
-			continue
-		}
-		if n == offlineLoad && s.session == holder {
-			n-- // so that stored messages stay in order
-		}
-		if n >= offlineLoad-1 && behind {
-			n -= offlineLoad + 1
-		}
-		if best == nil || n < least {
-			best, least = s, n
-		}
-	}
-	return best
-}
-
-// findGroup returns the group of that name, or an empty one; nil for "".
-func (tn *tenant) findGroup(name string) *sharedGroup {
-	if name == "" {
-		return nil
-	}
-	tn.groups.mu.Lock()
-	defer tn.groups.mu.Unlock()
-	if g := tn.groups.byFilter[name]; g != nil {
-		return g
-	}
-	_, filter, _, err := policy.Share(name)
-	if err != nil {
-		return nil
-	}
-	return newSharedGroup(name, filter)
-}
-
-// offlineLoad is the load of an offline session, above that of any connected one.
-const offlineLoad = 1 << 30
 
 // updateLoad updates the session's load for its groups. mu is held.
 func (st *sessionState) updateLoad() {
@@ -191,13 +46,13 @@ func (st *sessionState) updateLoad() {
 		return
 	}
 	if st.conn == nil {
-		st.load.Store(offlineLoad)
+		st.load.Store(bus.OfflineLoad)
 		return
 	}
 	st.load.Store(int32(len(st.queue) - st.head + len(st.inflight)))
 	if st.hasCapacity() {
 		for _, g := range st.groups {
-			g.pull()
+			g.Pull()
 		}
 	}
 }
@@ -205,7 +60,7 @@ func (st *sessionState) updateLoad() {
 // redistribution is a message of a shared subscription that moves from one member to another.
 type redistribution struct {
 	session     *sessionState // member that has it until another one does
-	group       *sharedGroup
+	group       *bus.Group
 	message     *message // nil: to be read from the store
 	entry       backlogEntry
 	counted     bool // it is stored
@@ -217,8 +72,8 @@ type redistribution struct {
 // (MQTT 5.0 §4.8.2). Stored messages are moving from here on: they are the client's until another member has them. mu is
 // held.
 func (st *sessionState) takeForRedistribution(of *subscription) (out []redistribution) {
-	mine := func(g *sharedGroup) bool { return g != nil && (of == nil || g.name == of.clientFilter) }
-	take := func(g *sharedGroup, m *message, e backlogEntry, counts bool) {
+	mine := func(g *bus.Group) bool { return g != nil && (of == nil || g.Name() == of.clientFilter) }
+	take := func(g *bus.Group, m *message, e backlogEntry, counts bool) {
 		out = append(out, redistribution{session: st, group: g, message: m, entry: e, counted: counts})
 		if counts {
 			st.persistent.backlog.startRedistributing(e)
@@ -310,7 +165,7 @@ func (st *sessionState) fetchRedistributions(page []redistribution) {
 // committed.
 func (st *sessionState) redistributeOne(w *workBatch, rd redistribution, online bool) bool {
 	res := bus.Result{Redelivered: true}
-	if rd.message == nil || !policy.Match(rd.group.treeEntry.Filter, rd.message.topic) {
+	if rd.message == nil || !policy.Match(rd.group.Filter(), rd.message.topic) {
 		switch {
 		case rd.writeFailed:
 			st.redistributed(rd.entry)
@@ -319,10 +174,8 @@ func (st *sessionState) redistributeOne(w *workBatch, rd redistribution, online 
 		}
 		return rd.writeFailed
 	}
-	if g := st.tenant.findGroup(rd.group.name); g != nil {
-		if wake := g.deliverToMember(rd.message, &res, st, online); wake != nil {
-			w.MarkForFlush(wake)
-		}
+	if g := st.tenant.bus.Group(rd.group.Name()); g != nil {
+		g.Offer(rd.message, st.number, online, &w.Batch, &res)
 	}
 	at := st.broker.commitOutcome(&res, nil, nil)
 	switch {
@@ -337,7 +190,7 @@ func (st *sessionState) redistributeOne(w *workBatch, rd redistribution, online 
 				st.redistributed(rd.entry)
 			} else {
 				st.undoRedistribution(&rd)
-				time.AfterFunc(fetchRetryDelay, rd.group.pull)
+				time.AfterFunc(fetchRetryDelay, rd.group.Pull)
 			}
 		}()
 	}
@@ -366,7 +219,7 @@ func (st *sessionState) undoRedistribution(rd *redistribution) {
 	defer st.mu.Unlock()
 	e, per := rd.entry, st.persistent
 	st.endRedistribution(e)
-	if per == nil || e.seq <= per.backlog.minSeq || st.subs[rd.group.name] == nil && e.seq > per.backlog.lastSent {
+	if per == nil || e.seq <= per.backlog.minSeq || st.subs[rd.group.Name()] == nil && e.seq > per.backlog.lastSent {
 		st.uncountOffline(e.stored, e.seq, int(e.size))
 		return
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/lockrank"
+	"github.com/watchword-iot/watchword/server/bus"
 )
 
 // stats counts events of the engine.
@@ -84,7 +85,7 @@ func (b *Broker) Stats() Stats {
 	for _, tn := range b.tenants {
 		tn.mu.Lock()
 		for _, st := range tn.clients {
-			if st.load.Load() != offlineLoad {
+			if st.load.Load() != bus.OfflineLoad {
 				out.Clients++
 			}
 		}

@@ -23,7 +23,35 @@ type subscription struct {
 	removed           bool
 	liveTopics        map[string]struct{} // topics received since a retained delivery began; else nil
 
-	memberOf *sharedGroup // for shared subscriptions
+	memberOf *bus.Group // for shared subscriptions
+}
+
+// AuthorityVersion is [bus.Authority]'s, as Subscribe is.
+func (st *sessionState) AuthorityVersion() uint64 {
+	if a := st.readAuthority(); a != nil {
+		return a.Serial()
+	}
+	return authorityUnknown
+}
+
+// authorityUnknown is the version of no authority; those of [session.Authority.Serial] are above it.
+const authorityUnknown = 1
+
+// Subscribe decides on a filter by the authority of the connection, after its end by that of the offline session. Where
+// neither is known, as after a restart, messages are stored; they are checked when they are sent.
+func (st *sessionState) Subscribe(filter string) policy.Decision {
+	if a := st.readAuthority(); a != nil {
+		return a.Subscribe(filter)
+	}
+	return policy.Decision{Allowed: true}
+}
+
+// readAuthority returns the authority under which the subscriptions are read, nil where it is not known.
+func (st *sessionState) readAuthority() *session.Authority {
+	if s := st.reads.Load(); s != nil {
+		return s.Authority()
+	}
+	return nil
 }
 
 // newSubscription returns a subscription of st by the filter name, which is without $share/group/.
@@ -58,7 +86,7 @@ func (s *subscription) Deliver(x bus.Message, subs []*bus.Subscription, b *bus.B
 // addSubscription adds a subscription. bounded is false for existing ones, which are not limited.
 // Code: busy, where a quota is used up. mu is held.
 func (st *sessionState) addSubscription(s *subscription, shared, bounded bool) error {
-	if err := st.tenant.chargeSubscription(s, shared, bounded); err != nil {
+	if err := st.tenant.joinBus(s, shared, bounded); err != nil {
 		return err
 	}
 	if st.subs == nil {
@@ -91,9 +119,9 @@ func (st *sessionState) replaceSubscription(old, s *subscription) {
 func (st *sessionState) removeSubscription(s *subscription) {
 	s.removed = true
 	delete(st.subs, s.clientFilter)
-	st.tenant.dischargeSubscription(s)
+	st.tenant.leaveBus(s)
 	if g := s.memberOf; g != nil {
-		st.groups = slices.DeleteFunc(st.groups, func(x *sharedGroup) bool { return x == g })
+		st.groups = slices.DeleteFunc(st.groups, func(x *bus.Group) bool { return x == g })
 	}
 	if st.persistent != nil {
 		st.persistent.rowChanged.changeFilter(s.clientFilter)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"github.com/watchword-iot/watchword/server/bus"
 )
 
 // teardown is what is to be done once a connection has lost its client.
@@ -11,10 +13,10 @@ type teardown struct {
 	publishWill     *will // to be published now
 	delayedWill     *will // to be published later; the guard must watch it
 	redistributions []redistribution
-	onlineOnly      bool           // redistribute to connected members only: the client may come back
-	generation      int            // generation of the offline session that the guard must watch; 0: none
-	removed         bool           // the session was removed
-	groups          []*sharedGroup // shared subscriptions that may have other members for its stored messages
+	onlineOnly      bool         // redistribute to connected members only: the client may come back
+	generation      int          // generation of the offline session that the guard must watch; 0: none
+	removed         bool         // the session was removed
+	groups          []*bus.Group // shared subscriptions that may have other members for its stored messages
 }
 
 // detachInReader detaches the session where the caller must not block; the reader finishes the teardown.
@@ -77,7 +79,7 @@ func (c *conn) runTeardown(ctx context.Context, td teardown) {
 	c.broker.wills.watchAuthority(ctx, td.delayedWill)
 	c.session.redistribute(td.redistributions, td.onlineOnly)
 	for _, g := range td.groups {
-		g.pull()
+		g.Pull()
 	}
 	if td.removed {
 		c.session.removeFromTenant()

@@ -11,9 +11,8 @@ import (
 
 // tenant holds the sessions, subscriptions and retained messages of one tenant.
 type tenant struct {
-	id     watchword.TenantID
-	bus    *bus.Tenant
-	groups sharedGroups
+	id  watchword.TenantID
+	bus *bus.Tenant
 
 	mu         lockrank.Mutex[tenantLock]
 	clients    map[string]*sessionState // by client identifier

@@ -99,6 +99,8 @@ func (h *testServer) reader(filter string) *bus.Reader {
 // anything is an authority that may read everything.
 type anything struct{}
 
+func (anything) AuthorityVersion() uint64 { return 1 }
+
 func (anything) Subscribe(string) policy.Decision { return policy.Decision{Allowed: true} }
 
 // crash ends the engine as kill -9 does: what is not in the store is gone, and nothing

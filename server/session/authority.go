@@ -2,6 +2,7 @@ package session
 
 import (
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -44,6 +45,7 @@ type Authority struct {
 	subject        policy.Subject
 	subjectVersion int64 // version of the subject
 	policy         *policy.Grant
+	serial         uint64
 }
 
 // skew is how far in the future the issue time of a token may lie, as package token has it.
@@ -51,6 +53,15 @@ const skew = time.Minute
 
 // errEarly is the end of what was issued by a clock that was ahead and has gone back.
 var errEarly = watchword.Refuse(watchword.TokenEarly, "iat is more than 60 seconds in the future")
+
+// authoritySerial is the serial of the newest authority, less firstSerial.
+var authoritySerial atomic.Uint64
+
+// firstSerial is above the numbers that stand for no authority.
+const firstSerial = 16
+
+// Serial returns the number of the authority, which no other one of this process has: equal numbers decide equally.
+func (a *Authority) Serial() uint64 { return a.serial }
 
 // Versions returns the versions that decisions under this authority are based on; the store
 // compares them.
@@ -76,7 +87,7 @@ func authorize(p Credentials, s *watchword.Subject, today *policy.Grant, now tim
 	if s.Incarnation != p.Incarnation {
 		return nil, watchword.Refuse(watchword.TokenRevoked, "the token was issued before %q was enrolled again", s.ID)
 	}
-	a := &Authority{credentials: p, subject: PolicySubject(s), subjectVersion: s.AuthorityVersion, policy: today}
+	a := &Authority{credentials: p, subject: PolicySubject(s), subjectVersion: s.AuthorityVersion, policy: today, serial: firstSerial + authoritySerial.Add(1)}
 	if p.offline && p.Key == "" { // an offline session without a key does not depend on the subject's keys
 		return a, nil
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/policy"
 )
 
 // Class is the kind of a session. Each class has its own limit for one subject.
@@ -95,6 +96,28 @@ func (s *Session) Class() Class { return s.options.Class }
 // Authority returns what the session may do now. It is never nil on a session of [Guard.Open];
 // after Done is closed it is no longer valid.
 func (s *Session) Authority() *Authority { return s.authority.Load() }
+
+// endedSerial is the version of the authority of a session that has ended.
+const endedSerial = 1
+
+// AuthorityVersion returns a number that changes when the authority of the session changes, or the session ends. It does not
+// wait, as Subscribe does not.
+func (s *Session) AuthorityVersion() uint64 {
+	a := s.authority.Load()
+	if a == nil || s.ended.Load() {
+		return endedSerial
+	}
+	return a.serial
+}
+
+// Subscribe decides on subscribing to a filter under the current authority of the session. Nothing is allowed after its end.
+func (s *Session) Subscribe(filter string) policy.Decision {
+	a := s.authority.Load()
+	if a == nil || s.ended.Load() {
+		return policy.Decision{}
+	}
+	return a.Subscribe(filter)
+}
 
 // Done returns a channel that is closed when the session has ended; Cause returns why.
 func (s *Session) Done() <-chan struct{} {
