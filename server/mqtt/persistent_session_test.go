@@ -188,6 +188,7 @@ func TestStoredMessagesArriveInOrder(t *testing.T) {
 				}
 				pub.publish(0, "a/x", "nobody waits for this")
 			}
+			synctest.Wait() // the last one with QoS 0 is handled before the client is back
 			sub := srv.reconnect(v, "sub")
 			if got := sub.receiveAll(700); !slices.Equal(got, sent) {
 				t.Errorf("got %v", got)
