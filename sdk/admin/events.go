@@ -92,7 +92,7 @@ func (c *Client) stream(ctx context.Context, path string, q url.Values, opened f
 			if err := json.Unmarshal([]byte(e.Data), &p); err != nil {
 				return err
 			}
-			return watchword.Refuse(p.Code, "%s", p.Detail)
+			return &watchword.Error{Code: p.Code, Detail: p.Detail, Field: p.Field, Rule: p.Rule}
 		default:
 			if f := on[e.Name]; f != nil {
 				if err := f([]byte(e.Data)); err != nil {
