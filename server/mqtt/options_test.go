@@ -9,7 +9,7 @@ import (
 // TestOptionsDefaults holds that every option has a default but for those whose zero value means
 // something, and that a default replaces nothing that was set.
 func TestOptionsDefaults(t *testing.T) {
-	zeroMeans := map[string]bool{"PublishRate": true, "ControlRate": true, "ConnectRate": true, "ControlCharacters": true, "HandshakeFailed": true}
+	zeroMeans := map[string]bool{"PublishRate": true, "ControlRate": true, "ConnectRate": true, "ControlCharacters": true, "HandshakeFailed": true, "Issuers": true}
 	filled := reflect.ValueOf(Options{}.withDefaults())
 	set := Options{}
 	for i := range filled.NumField() {
