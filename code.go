@@ -235,10 +235,10 @@ func Wrap(err error, c Code, format string, a ...any) error {
 	return &Error{Code: c, Detail: fmt.Sprintf(format, a...), Err: err}
 }
 
-// WrapRefusal refuses with code c what failed for the reason that err gives. what says what failed, such as "the signed
-// order is not valid"; the code, field and detail of err follow it, so that its reader can tell the reasons apart. An err
-// that is about this server, and not about what was sent (internal, unavailable, timed_out, busy, rate_limited, or an error of
-// another package), is returned as it is, and so is nil.
+// WrapRefusal returns a refusal with code c because of err. what names the rejected object, such as "the signed order is
+// not valid"; the code, field and detail of err follow it, so that its reader can distinguish the reasons. An err that
+// concerns this server, and not the request (internal, unavailable, timed_out, busy, rate_limited, or an error of another
+// package), is returned unchanged, and so is nil.
 func WrapRefusal(err error, c Code, what string) error {
 	e, ok := errors.AsType[*Error](err)
 	if !ok {

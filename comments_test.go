@@ -4,8 +4,10 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -103,4 +105,79 @@ func documented(d ast.Decl) (name string, doc *ast.CommentGroup) {
 		}
 	}
 	return "", nil
+}
+
+// Comments, texts of the programs and documents use the terms of the standards and plain technical English. A word or phrase of refusedWords is
+// a metaphor, or a relative clause without a noun. The first word of a comment is exempt, since it may be a name.
+func TestProseIsPlain(t *testing.T) {
+	refused := regexp.MustCompile(`(?i)\b(?:` + strings.Join(refusedWords, "|") + `)\b`)
+	quoted := regexp.MustCompile("`[^`]*`|\"[^\"]*\"|\\b[A-Za-z]*[a-z][A-Z][A-Za-z]*\\b")
+	testPrograms := regexp.MustCompile(`^(?:server/(?:attack|bench|storetest)|tools|peers|internal/(?:peers|testwait|testport))/`)
+	read := 0
+	check := func(path, text string) {
+		read++
+		for line := range strings.Lines(text) {
+			if m := refused.FindString(quoted.ReplaceAllString(line, "")); m != "" {
+				t.Errorf("%s: %q in: %.160s", path, m, strings.TrimSpace(line))
+			}
+		}
+	}
+	for _, s := range sources(t) {
+		if s.path == "comments_test.go" {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), filepath.FromSlash(s.path), nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasSuffix(s.path, "_test.go") && !testPrograms.MatchString(s.path) && !strings.HasPrefix(s.path, "server/sqlite/") { // statements have old names of tables
+			ast.Inspect(f, func(n ast.Node) bool {
+				if x, ok := n.(*ast.BasicLit); ok && x.Kind == token.STRING && strings.Contains(x.Value, " ") {
+					text, err := strconv.Unquote(x.Value)
+					if err != nil {
+						t.Fatal(err)
+					}
+					check(s.path, text)
+				}
+				return true
+			})
+		}
+		for _, group := range f.Comments {
+			_, text, _ := strings.Cut(strings.Join(strings.Fields(group.Text()), " "), " ")
+			check(s.path, text)
+		}
+	}
+	var pages []string
+	for _, pattern := range []string{"README.md", "docs/*.md", "docs/decisions/*.md"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages = append(pages, found...)
+	}
+	for _, page := range pages {
+		switch page = filepath.ToSlash(page); page {
+		case "docs/renamed-names.md": // has the old names
+		case "docs/mqtt-conformance.md": // paraphrases the statements of the standards, one a line
+		default:
+			b, err := os.ReadFile(page)
+			if err != nil {
+				t.Fatal(err)
+			}
+			check(page, string(b))
+		}
+	}
+	if read < 9000 || len(pages) < 30 {
+		t.Errorf("read %d texts, %d of them pages", read, len(pages))
+	}
+}
+
+// refusedWords are regular expressions of the words and phrases that TestProseIsPlain refuses.
+var refusedWords = []string{
+	"nobody", "somebody", "anybody", "everybody", "whoever", // name the subject: "no client", "a subject", "the caller"
+	"(?:of|to|for|those) who",         // name the noun: "a client that"
+	"hears?", "heard", "lies", "dies", // "receives", "is in", "ends"
+	"stands? (?:in|on|by|there|beside|behind|under|at|alone|twice)", "what stands", // "is in", "depends on", "existing"
+	"papers?", "doors?", "house", "strangers?", "in hand", // "credential", "endpoint", "system topic", "unauthenticated client", "in flight"
+	"believe[sd]?", "for ever", "(?:it|they|which|that) (?:is|are) over", // "trusts", "forever", "has expired"
 }

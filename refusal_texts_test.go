@@ -24,7 +24,7 @@ var updateTexts = flag.Bool("update-texts", false, "write testdata/refusals.txt 
 
 const textsFile = "testdata/refusals.txt"
 
-// refusal is one place of the code that makes a refusal. What is no constant stands between angle brackets.
+// refusal is one place of the code that makes a refusal. Parts that are not constant are written in angle brackets.
 type refusal struct {
 	dir, code, field, text string
 	at                     string // file:line
@@ -278,7 +278,7 @@ func paramOf(s scope, e ast.Expr) int {
 	return -1
 }
 
-// constantText returns a string constant that is written out; what is joined to it stands between angle brackets.
+// constantText returns the value of a string constant; parts that are not constant are written in angle brackets.
 func constantText(e ast.Expr) (string, bool) {
 	switch e := e.(type) {
 	case *ast.BasicLit:
@@ -329,9 +329,9 @@ func importedDir(f *ast.File, name string) string {
 	return ""
 }
 
-// Every refusal of the product stands in testdata/refusals.txt: folder, code, field and text. A new one without a row fails,
-// and so does a row without its refusal; `go test . -run Refusal -update-texts` writes the file anew, and its difference is
-// what a reviewer reads.
+// Every refusal of the product is in testdata/refusals.txt: folder, code, field and text. A new one without a row fails,
+// and so does a row without its refusal; `go test . -run Refusal -update-texts` writes the file again, and a reviewer reads
+// the difference.
 func TestEveryRefusalHasItsText(t *testing.T) {
 	var rows []string
 	at := map[string]string{}

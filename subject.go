@@ -20,8 +20,8 @@ const (
 // State is the state of a subject.
 type State string
 
-// The states of a subject. Suspended comes back with all it had; Revoked does
-// not: its keys are dead, and only a new enrollment brings the id back.
+// The states of a subject. A suspended subject gets all its keys and permissions back when it is resumed. A revoked one
+// does not: its keys are invalid, and only a new enrollment makes the id usable again.
 const (
 	New       State = "new"
 	Active    State = "active"
@@ -96,8 +96,8 @@ type Subject struct {
 	Keys []Key
 }
 
-// MaxKeysReturned is how many keys come with a subject, beside the active ones. That a
-// key was used is remembered for ever, of however many.
+// MaxKeysReturned is the maximum number of inactive keys that are returned with a subject. The store remembers every key
+// that was used, whatever their number.
 const MaxKeysReturned = 32
 
 // RequireProof is the [Subject.Proof] of a subject that gets nothing which works
@@ -159,8 +159,7 @@ const (
 // KeyState says whether a subject's key is valid.
 type KeyState string
 
-// The states of a subject's key. A retired key was replaced; a revoked one is
-// not to be believed for anything.
+// The states of a subject's key. A retired key was replaced; a revoked one is not trusted for anything.
 const (
 	KeyActive  KeyState = "active"
 	KeyRetired KeyState = "retired"

@@ -12,7 +12,8 @@ import (
 	"testing"
 )
 
-// A tenant is resolved once, at the door. Further in it comes with each call: no other code names the default one.
+// A tenant is resolved once, where a request arrives. From there it is an argument of each call: no other code names the
+// default one.
 func TestDefaultTenantIsNamedOnlyWhereRequestsEnter(t *testing.T) {
 	may := map[string]string{
 		"id.go":                           "declares it",

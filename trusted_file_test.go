@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// openers opens files by their names. A caller that believes what is in them reads them through internal/durable, which looks at
+// openers opens files by their names. Code that trusts their content reads them through internal/durable, which checks
 // owner, mode and folders first.
 var openers = map[string]bool{
 	"os.ReadFile": true, "os.Open": true, "os.OpenFile": true, "os.Create": true, "os.CreateTemp": true, "os.ReadDir": true, "os.DirFS": true, "os.OpenRoot": true,

@@ -561,7 +561,7 @@ func (x *tenantSide) connackReason(nc net.Conn, access string) packet.Reason {
 	return next[*packet.Connack](c).Code
 }
 
-// A connection for a tenant that does not exist is refused, and stands in nobody's audit log.
+// A connection for a tenant that does not exist is refused, and is in no tenant's audit log.
 func noTenantInNoLog(t *testing.T, a, b *tenantSide) {
 	forged := func(issuer string) string {
 		t.Helper()

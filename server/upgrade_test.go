@@ -414,7 +414,7 @@ func (u *upgraded) testMessages(t *testing.T) {
 	u = u.in(t)
 	_, away, err := u.admin.AllSessions(t.Context(), "lamp-1")
 	check(t, err)
-	// Its will is due, and waits for those who come back after the start, its own client among them.
+	// Its will is due, and waits for clients that reconnect after the start, including its own client.
 	if len(away) != 1 || away[0].MQTT.Client != "lamp-1/panel" || away[0].WillAt == nil {
 		t.Errorf("sessions left behind: %+v", away)
 	}

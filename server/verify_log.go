@@ -23,9 +23,9 @@ func IsData(dir string) bool {
 	return err == nil
 }
 
-// VerifyLog verifies the log of a data folder, whether a server runs on it or not. keys returns the
-// log's keys by its name; nil: the keys that the folder itself names, which whoever can write to
-// the folder can replace. Codes: log_invalid, not_found, unavailable.
+// VerifyLog verifies the log of a data folder, whether a server runs on it or not. keys returns the log's keys by its name;
+// nil: the keys that the folder itself names, which any user that can write to the folder can replace. Codes: log_invalid,
+// not_found, unavailable.
 func VerifyLog(ctx context.Context, dir string, keys func(origin string) []ledger.Key, against ...[]byte) (v audit.VerifyResult, err error) {
 	defer func() {
 		if sqlite.Damaged(err) {

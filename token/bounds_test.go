@@ -46,7 +46,7 @@ func wantCode(t *testing.T, what string, err error, want watchword.Code) {
 	}
 }
 
-// The longest lives are in the protocol: who changes one changes what others may rely on.
+// The maximum lifetimes are part of the protocol: other implementations rely on them.
 func TestMaximumLifetimes(t *testing.T) {
 	for name, c := range map[string]struct{ got, want time.Duration }{
 		"assertion": {token.AssertionLifetime, 5 * time.Minute}, "proof": {token.ProofLifetime, 5 * time.Minute}, "command": {token.CommandLifetime, 24 * time.Hour},
@@ -125,7 +125,7 @@ func TestACommandAnswersTheNonceThatTheDeviceWaitsFor(t *testing.T) {
 	}
 }
 
-// What a receipt must say, and that its result comes back as it was.
+// The mandatory claims of a receipt; its result is read back unchanged.
 func TestReceiptClaims(t *testing.T) {
 	s := signer(t, jose.P256)
 	keys := token.NewKeySet(s.Public())
@@ -345,8 +345,8 @@ func TestClaimsDigestIsUnambiguous(t *testing.T) {
 	}
 }
 
-// A grant that fits gives a token within the bound, whatever else stands in it; one that does
-// not would have been longer but for a few bytes.
+// A grant that fits gives a token within the bound, whatever else it contains; one that does not would have been longer but
+// for a few bytes.
 func TestCheckSizeMatchesTheBound(t *testing.T) {
 	s := signer(t, jose.P256)
 	g := token.Grant{Issuer: issuer, Subject: watchword.Subject{ID: dev, Kind: watchword.Device}}

@@ -33,7 +33,7 @@ func seeds(f *testing.F, name string, s *jose.Signer) kind {
 	return kind{}
 }
 
-// plain reads a payload as everybody does; false if that cannot be.
+// plain parses a payload with a generic parser; false if that is impossible.
 func plain(t *testing.T, payload string) map[string]any {
 	t.Helper()
 	var m map[string]any

@@ -192,7 +192,7 @@ func TestWellSignedInvalidClaimsAreRefused(t *testing.T) {
 	}
 }
 
-// A life is counted in seconds: as a time.Duration, 2^64 nanoseconds are none.
+// A lifetime is compared in seconds: as a time.Duration, 2^64 nanoseconds overflow to zero.
 func TestVeryLongLifetimesAreRefused(t *testing.T) {
 	s := signer(t, jose.P256)
 	keys := token.NewKeySet(s.Public())

@@ -8,9 +8,8 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// What we take as a JWT, golang-jwt and jwx take too: nothing that they know of
-// is passed over here. What they take and we refuse is each kind's own rule, and
-// stands in TestClaimsThatTheRightKeySignedAndNobodyTakes.
+// A JWT that we accept is accepted by golang-jwt and jwx too: no check that they make is missing here. Tokens that they
+// accept and we refuse violate a rule of their kind, and are in TestClaimsThatTheRightKeySignedAndNobodyTakes.
 func oracled(t *testing.T, k kind, s *jose.Signer, what, raw string) {
 	t.Helper()
 	iss := map[string]string{"access token": issuer, "assertion": string(dev), "command": issuer, "config": issuer}[k.name]

@@ -52,8 +52,7 @@ func FuzzSignReceipt(f *testing.F) {
 	})
 }
 
-// Whatever a caller gives to a function that signs, what comes out is taken by its reader, or
-// nothing comes out.
+// Whatever the arguments of a function that signs, its output is accepted by the verifier, or there is an error.
 func TestSignedTokensVerify(t *testing.T) {
 	s, other := signer(t, jose.P256), signer(t, jose.Ed)
 	keys := token.NewKeySet(s.Public())

@@ -209,8 +209,8 @@ func TestATokenOfAnotherTypeIsRefused(t *testing.T) {
 	}
 }
 
-// What is sealed is a credential for nobody until it is opened; and two in an array, or
-// one in a JSON serialization, are not a credential of these kinds.
+// An encrypted token is no credential until it is decrypted; and two in an array, or one in a JSON serialization, are not a
+// credential of these kinds.
 func TestWhatIsNoCompactSignatureIsRefusedEverywhere(t *testing.T) {
 	s := signer(t, jose.P256)
 	keys := token.NewKeySet(s.Public())

@@ -297,8 +297,7 @@ func (t *Trust) readTLS(name string, v jsontext.Value) error {
 	return nil
 }
 
-// ReadTrust reads a bundle without checking who signed it: one's own, or one that
-// was checked before.
+// ReadTrust parses a bundle without verifying its signatures: the caller's own, or one that was verified before.
 func ReadTrust(raw string) (Trust, error) {
 	t, _, err := readTrust(raw)
 	return t, err

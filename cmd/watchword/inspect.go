@@ -153,7 +153,7 @@ func (p *inspection) inspectJWS(now time.Time) {
 	p.encoding("signature", wrong)
 	switch {
 	case len(sig) == 0:
-		p.bad("form", watchword.TokenMalformed, "signature", "is empty: nobody signed this")
+		p.bad("form", watchword.TokenMalformed, "signature", "is empty: the token is not signed")
 	case len(sig) != 64:
 		p.bad("form", watchword.TokenMalformed, "signature", "has %d bytes; those of ES256 and Ed25519 have 64", len(sig))
 	}
@@ -222,7 +222,7 @@ func (p *inspection) header(encoded string) {
 		case "zip", "crit", "b64":
 			p.bad("header", watchword.TokenMalformed, where, "changes what the bytes mean, and is refused")
 		case "jku", "x5u", "x5c", "x5t", "x5t#S256":
-			p.bad("header", watchword.TokenMalformed, where, "brings along or fetches a key that nobody checked, and is refused (RFC 8725 §3)")
+			p.bad("header", watchword.TokenMalformed, where, "contains or refers to an unverified key, and is refused (RFC 8725 §3)")
 		}
 		if !isText && strings.Contains(" alg typ kid cty enc ", " "+m.name+" ") || isText && s == "" {
 			p.bad("header", watchword.TokenMalformed, where, "must be a text that is not empty")
@@ -234,9 +234,9 @@ func (p *inspection) algorithm(alg string) {
 	switch {
 	case alg == jose.ES256, alg == jose.Ed, alg == jose.EdDSA, alg == "ECDH-ES":
 	case strings.EqualFold(alg, "none"):
-		p.bad("algorithm", watchword.AlgorithmInvalid, "header.alg", "nobody signed this: anyone can have written it")
+		p.bad("algorithm", watchword.AlgorithmInvalid, "header.alg", "the token is not signed: anyone can have written it")
 	case strings.HasPrefix(alg, "HS"):
-		p.bad("algorithm", watchword.AlgorithmInvalid, "header.alg", "a shared secret: whoever can check it can make it")
+		p.bad("algorithm", watchword.AlgorithmInvalid, "header.alg", "a shared secret: every verifier can also sign")
 	default:
 		p.bad("algorithm", watchword.AlgorithmInvalid, "header.alg", "is not taken here: ES256 and Ed25519 sign, ECDH-ES seals")
 	}
@@ -291,7 +291,7 @@ func (p *inspection) claim(name string) string {
 
 // inspectJWE explains the header of a JWE, including which key can decrypt it.
 func (p *inspection) inspectJWE() {
-	p.Kind, p.Reader, p.MaxSize = "sealed", "whoever has the private key that kid names", watchword.MaxDocument
+	p.Kind, p.Reader, p.MaxSize = "sealed", "the holder of the private key that kid names", watchword.MaxDocument
 	parts := strings.Split(p.raw, ".")
 	p.header(parts[0])
 	for i, name := range []string{"", "encrypted key", "initialization vector", "text", "tag"} {

@@ -27,7 +27,7 @@ type tokenKind struct {
 var tokenKinds = []tokenKind{
 	{token.TypAssertion, "client assertion", "the subject's own key", "the token endpoint, and MQTT as a password", watchword.MaxToken, token.AssertionLifetime, "iss sub aud jti iat exp", ""},
 	{token.TypAccess, "access token", "the server's issuer key", "the server's endpoints, and services that check its tokens", watchword.MaxToken, 0, "iss sub aud jti iat exp key perm", "issuer"},
-	{token.TypDPoP, "DPoP proof", "the key in its header", "whoever takes the token beside it", watchword.MaxToken, 0, "jti htm htu iat", ""},
+	{token.TypDPoP, "DPoP proof", "the key in its header", "the verifier of the token that is sent with it", watchword.MaxToken, 0, "jti htm htu iat", ""},
 	{token.TypEnrollment, "enrollment proof", "the new key itself", "POST /v1/enroll", watchword.MaxToken, token.ProofLifetime, "aud code_hash seal_jkt jti iat exp", ""},
 	{token.TypRekey, "key change", "the old key, and the new one", "the server", watchword.MaxToken, token.RekeyLifetime, "iss sub aud jti iat exp sign_jkt seal_jkt", ""},
 	{token.TypCommand, "command", "the server's command key", "the device, if it was sealed to it", watchword.MaxDocument, token.CommandLifetime, "iss aud jti iat exp epoch seq cmd args", "command"},
@@ -61,7 +61,7 @@ func headerMeaning(name, v string) string {
 	case "epk":
 		return "the sender's key, made for this seal alone"
 	case "jwk":
-		return "the public key that signed: it proves itself and nobody else"
+		return "the public key that signed, which proves possession of its private key only"
 	}
 	return "a member that is not taken here"
 }
@@ -146,7 +146,7 @@ func (p *inspection) body(payload []byte, now time.Time) {
 		p.good("claims", "all that this kind must say")
 	}
 	if p.kind.typ != token.TypAccess && have["aud"].Kind() == '[' && len(items(have["aud"])) != 1 {
-		p.bad("claims", watchword.AudienceMismatch, "payload.aud", "must name one reader and nobody else")
+		p.bad("claims", watchword.AudienceMismatch, "payload.aud", "must name exactly one audience")
 	}
 	if jti, ok := text(have["jti"]); ok && (jti == "" || len(jti) > 128) {
 		p.bad("claims", watchword.TokenMalformed, "payload.jti", "must have 1 to 128 bytes")
@@ -169,7 +169,7 @@ func (p *inspection) times(have map[string]jsontext.Value, now time.Time) {
 	}
 	wrong := len(p.Checks)
 	if made && iat.After(now.Add(token.Skew)) {
-		p.bad("times", watchword.TokenEarly, "payload.iat", "lies in the future: %s", relativeTime(iat, now))
+		p.bad("times", watchword.TokenEarly, "payload.iat", "is in the future: %s", relativeTime(iat, now))
 	}
 	if begins && nbf.After(now.Add(token.Skew)) {
 		p.bad("times", watchword.TokenEarly, "payload.nbf", "it does not count yet: %s", relativeTime(nbf, now))

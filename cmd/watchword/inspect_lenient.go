@@ -101,7 +101,7 @@ func jsonErrorAt(err error) (path, what string) {
 			what = "ends too early"
 		}
 		if errors.Is(se.Err, jsontext.ErrDuplicateName) {
-			what = "stands twice"
+			what = "is a duplicate member"
 		}
 		return path, what
 	}

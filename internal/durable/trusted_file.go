@@ -10,10 +10,9 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// A trusted file is one whose content decides what this process does: configuration, keys, trust
-// anchors, state. Whoever can
-// write to it or replace it controls the process. All such files are read by the functions of this
-// file, which require that
+// A trusted file is one whose content decides what this process does: configuration, keys, trust anchors, state. A user
+// that can write to it or replace it controls the process. All such files are read by the functions of this file, which
+// require that
 //
 //   - the file belongs to the effective user of this process or to root; where root runs, to root alone,
 //   - no other user and no group but the user's own can write to it, and none can read it if it is private,

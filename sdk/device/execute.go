@@ -116,7 +116,7 @@ func (d *Device) handleKnown(t startedCommand, p position) (startedCommand, erro
 		t.receipt = known.Receipt
 		return t, err
 	default:
-		d.opts.Log.Error("ALARM: two commands with one number; somebody forges, or the server lost its counters",
+		d.opts.Log.Error("ALARM: two commands with one number; commands are forged, or the server lost its counters",
 			slog.Int64("seq", p.Seq), slog.String("first", string(known.ID)), slog.String("second", string(t.command.ID)))
 		var err error
 		t.receipt, err = d.signReceipt(p, t.command.ID, t.hash, watchword.StatusConflict, map[string]any{"code": "conflict", "first": known.ID})
@@ -147,7 +147,7 @@ func (d *Device) finish(ctx context.Context, t startedCommand) (string, error) {
 	receipt, err := d.signReceipt(p, c.ID, t.hash, st, result)
 	switch watchword.CodeOf(err) {
 	case watchword.BadRequest, watchword.TooLarge: // the function has run nevertheless
-		d.opts.Log.Warn("the result of a command cannot stand in a receipt", slog.String("command", string(c.ID)), slog.Any("err", err))
+		d.opts.Log.Warn("the result of a command is not valid in a receipt", slog.String("command", string(c.ID)), slog.Any("err", err))
 		receipt, err = d.signReceipt(p, c.ID, t.hash, invalidStatus(st), resultInvalid)
 	}
 	if err != nil {
@@ -172,7 +172,7 @@ func (d *Device) interrupt(a *execution) error {
 }
 
 // resultInvalid replaces a result that is not allowed in a receipt.
-var resultInvalid = failureResult{"result_invalid", "the function ended, but its result cannot stand in a receipt: it must be strict JSON, at most 7 deep, with which the receipt has 32 KiB"}
+var resultInvalid = failureResult{"result_invalid", "the function ended, but its result is not valid in a receipt: it must be strict JSON, at most 7 deep, and the receipt at most 32 KiB"}
 
 // invalidStatus returns the status of a receipt whose result was replaced. A refusal stays a refusal, because nothing was
 // done.

@@ -48,7 +48,7 @@ func (d *Device) readCheckpoint(t *token.Trust) (ledger.Checkpoint, error) {
 		}
 	}
 	if stored.Size == 0 {
-		d.opts.Log.Error("the log's checkpoint is lost in both places; the next one that comes is believed", slog.Any("err", err))
+		d.opts.Log.Error("the log's checkpoint is lost in both places; the next one is trusted", slog.Any("err", err))
 	}
 	return stored, nil
 }

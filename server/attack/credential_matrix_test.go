@@ -150,7 +150,7 @@ func (d endpoint) maxBytes() int {
 	return watchword.MaxToken
 }
 
-// Every credential at every endpoint: a credential of another endpoint is refused because of its kind, whoever signed it.
+// Every credential at every endpoint: a credential of another endpoint is refused because of its kind, whatever its signer.
 // And each refusal can be found in the answer, in the server's log and in the audit log, by one trace and one code.
 func TestEveryCredentialAtEveryEndpoint(t *testing.T) {
 	ep := newEndpoints(t, time.Now)

@@ -138,7 +138,7 @@ func (svc *Service) TokenSubject(ctx context.Context, t watchword.TenantID, jti 
 	return rec.Subject, err
 }
 
-// Revoke ends one token, and whatever session stands on it, before it returns. Codes: not_found, unavailable.
+// Revoke revokes one token, and ends its sessions, before it returns. Codes: not_found, unavailable.
 func (svc *Service) Revoke(ctx context.Context, by audit.Actor, jti string, now time.Time) error {
 	rec, err := svc.tokens.TokenRecord(ctx, by.Tenant, jti)
 	if err != nil {

@@ -29,7 +29,7 @@ type Reader struct {
 	position     uint64 // the number of the last event that was looked at
 	notifiedUpTo uint64 // the number up to which it was notified of possible further losses
 	next         *Event // that came since, if it is one alone
-	behind       bool   // there may be events, or lost ones, after position; ready was told so
+	behind       bool   // there may be events, or lost ones, after position; ready was signalled
 	gap          bool   // events were missed of which nothing is known
 	closed       bool
 

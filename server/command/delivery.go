@@ -295,7 +295,7 @@ func (dl *Delivery) handOver(ctx context.Context, r Row, nonce string) (SealedCo
 // errNotInCheckpoint means that the log's checkpoint does not have a hand-over's entry yet.
 var errNotInCheckpoint = errors.New("no checkpoint has it yet")
 
-// errLogRolledBack is what a device is told that has seen a longer log.
+// errLogRolledBack is the error for a device that has seen a longer log.
 var errLogRolledBack = watchword.Refuse(watchword.Conflict, "the device knows a longer log than this server has")
 
 // sealWithProof seals a version to the device, with the proof that the log has it.

@@ -66,7 +66,7 @@ func (svc *Service) expireCommands(ctx context.Context) error {
 	}
 }
 
-// scheduleExpiry tells Run of a new end, if it is nearer than the one Run waits for.
+// scheduleExpiry notifies Run of a new expiry, if it is earlier than the one Run waits for.
 func (svc *Service) scheduleExpiry(end time.Time) {
 	svc.mu.Lock()
 	sooner := svc.nextExpiry.IsZero() || end.Before(svc.nextExpiry)

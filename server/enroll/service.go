@@ -31,7 +31,7 @@ type Options struct {
 	// not give what it would have. CheckActOn refuses an act on a subject that has more than the actor. Code: exceeds_own.
 	CheckGiven func(ctx context.Context, by session.Actor, s watchword.Subject) error
 	CheckActOn func(ctx context.Context, by session.Actor, s watchword.Subject) error
-	// Live is told of each subject that has changed in the store, before the answer. It is a [session.Live].
+	// Live applies the change of each subject that has changed in the store, before the answer. It is a [session.Live].
 	Live interface {
 		Apply(ctx context.Context, c watchword.Change) error
 	}
@@ -66,8 +66,8 @@ func (svc *Service) issuer(t watchword.TenantID) string {
 	return watchword.Issuers(svc.opts.Issuer).Of(t)
 }
 
-// CreateDevice writes a new device down and returns the link by which it comes in. ttl 0
-// means [DefaultCodeLifetime]. Codes: bad_request, conflict, token_too_large.
+// CreateDevice stores a new device and returns its enrollment link. ttl 0 means [DefaultCodeLifetime]. Codes: bad_request,
+// conflict, token_too_large.
 func (svc *Service) CreateDevice(ctx context.Context, by session.Actor, id watchword.SubjectID, labels watchword.Labels, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
 	return svc.CreateDeviceWithProof(ctx, by, id, labels, "", ttl, now)
 }
@@ -105,8 +105,8 @@ func (svc *Service) CreateDeviceWithProof(ctx context.Context, by session.Actor,
 	return s, link, svc.opts.Live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.SubjectChanged, ID: string(id), Version: 1})
 }
 
-// CreateLink makes a new link for a device that is new or revoked; an older one dies.
-// Codes: bad_request, not_found, conflict.
+// CreateLink creates a new link for a device that is new or revoked; an older one becomes invalid. Codes: bad_request,
+// not_found, conflict.
 func (svc *Service) CreateLink(ctx context.Context, by session.Actor, id watchword.SubjectID, ttl time.Duration, now time.Time) (Link, error) {
 	s, err := svc.store.Subject(ctx, by.Tenant, id)
 	if err != nil {

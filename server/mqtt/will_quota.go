@@ -11,7 +11,7 @@ func newWillQuota(o *Options) *quota.Ledger[quota.Key] {
 	})
 }
 
-// reserveQuota charges a new will; nil is none. Code: busy.
+// reserveQuota charges a new will; nil costs nothing. Code: busy.
 func (ws *willStore) reserveQuota(w *will, of quota.Key) error {
 	if w == nil {
 		return nil

@@ -389,7 +389,7 @@ func TestMayGiveCounts(t *testing.T) {
 	}
 }
 
-// Owners and admins give topics that start with $, which # does not match; who gives # does not.
+// Owners and admins give topics that start with $, which # does not match; a subject that gives # does not.
 func TestTopicsThatStartWithADollarSign(t *testing.T) {
 	stats := parsed(t, "stats", "for = {}\n[[allow]]\npublish = [\"$stats/#\"]\n")
 	set := policy.NewSet(parsed(t, "boss", "role = \"boss\"\nmay_give = [\"topic:#\", \"fn:*/*\", \"api:/#\"]\n"))
@@ -408,7 +408,7 @@ func TestTopicsThatStartWithADollarSign(t *testing.T) {
 	}
 }
 
-// A requirement of a proof is part of what a subject has: who loses it gains all that it has without.
+// A requirement of a proof is part of a subject's authority: losing it gives everything that the subject has without.
 func TestLosingAProofGivesEverything(t *testing.T) {
 	proof := parsed(t, "proof", "for = { site = \"a\" }\nproof = \"required\"\n")
 	lux := parsed(t, "lux", "for = {}\n[[allow]]\npublish = [\"lux\"]\n")

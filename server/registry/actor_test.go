@@ -97,7 +97,7 @@ func (w *world) actor(id watchword.SubjectID) session.Actor {
 	}, Policy: p.Grant}
 }
 
-// Each act on another subject, by each role: nobody gives what they may not give, and nobody acts on a subject that has more.
+// Each act on another subject, by each role: no subject gives what it may not give, or acts on a subject that has more.
 func TestActsByRole(t *testing.T) {
 	acts := map[string]func(*world, session.Actor) error{
 		"suspend lamp-1": func(w *world, by session.Actor) error {

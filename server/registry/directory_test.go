@@ -195,7 +195,7 @@ func TestPrincipalBytes(t *testing.T) {
 			all := make([]*session.Principal, n)
 			var before, after runtime.MemStats
 			runtime.GC()
-			runtime.GC() // what other tests left with a finalizer goes in the second collection
+			runtime.GC() // objects of other tests with a finalizer are freed in the second collection
 			runtime.ReadMemStats(&before)
 			counted := 0
 			for i := range all {

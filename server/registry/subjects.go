@@ -114,7 +114,7 @@ func (r *Registry) SetProof(ctx context.Context, by session.Actor, id watchword.
 		return watchword.Subject{}, err
 	}
 	s, _, by, err := r.mayActOn(ctx, by, id)
-	if err == nil && proof == "" { // whoever has a token of the subject, without its key, gains what the subject has
+	if err == nil && proof == "" { // a holder of the subject's token, without its key, gains what the subject has
 		err = r.mayGive(ctx, by, nil, s)
 	}
 	if err != nil {

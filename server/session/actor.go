@@ -15,7 +15,7 @@ type Actor struct {
 	Policy *policy.Grant
 }
 
-// Actor returns who acts under this authority, with the versions that it was decided on.
+// Actor returns the subject that acts under this authority, with the versions that the authority was decided on.
 func (a *Authority) Actor(trace string) Actor {
 	return Actor{
 		Actor:  audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key(), Trace: trace, Versions: a.Versions()},
@@ -47,8 +47,8 @@ func (a Actor) MayGive(before, after *policy.Grant) error {
 	return nil
 }
 
-// MayEdit refuses the edit of a policy that may give somebody a permission that the actor may not give. before is nil for a new
-// document, after for one that is deleted. Code: exceeds_own, naming the permission.
+// MayEdit refuses the edit of a policy that may give a subject a permission that the actor may not give. before is nil for
+// a new document, after for a deleted one. Code: exceeds_own, naming the permission.
 func (a Actor) MayEdit(before, after *policy.Document) error {
 	if ok, err := a.unlimited(); ok || err != nil {
 		return err

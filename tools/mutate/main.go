@@ -1,12 +1,10 @@
-// Command mutate changes the code of the packages that decide about authority, one small
-// edit at a time, and runs the package's own tests against each: what no test notices is a
-// survivor, and either harmless or in want of a test.
+// Command mutate changes the code of the packages that decide about authority, one small edit at a time, and runs the
+// package's own tests against each: a change that no test notices is a survivor, and is either harmless or needs a test.
 //
-// The tree stays as it is: mutants are compiled through go's overlay, as many as can be into
-// one binary in which each can be switched on, the rest alone. The sample is drawn by a seed.
-// Each outcome is written to a state file at once; a further run goes on where the
-// last one stopped, and judges a mutant again only when its file has changed. Only the tests
-// that reach the edited place are run, by the coverage of each test alone.
+// The tree is not modified: mutants are compiled through go's overlay, as many as possible into one binary in which each
+// can be switched on, the rest separately. The sample is drawn by a seed. Each outcome is written to a state file at once;
+// a further run continues where the last one stopped, and tests a mutant again only when its file has changed. Only the
+// tests that reach the edited place are run, by the coverage of each test alone.
 package main
 
 import (
@@ -35,7 +33,7 @@ type target struct {
 	tests []string // the packages whose tests are run, in turn; nil: its own
 }
 
-// targets is what decides about authority, and is what a run goes over, in this order.
+// targets is the packages that decide about authority, in the order of a run.
 var targets = []target{
 	{dir: "server/policy"},
 	{dir: "internal/authz", tests: []string{"internal/authz", "server/policy"}},

@@ -30,9 +30,8 @@ func (m mutant) String() string {
 	return fmt.Sprintf("%s/%s:%d:%d: %s → %s", m.Dir, m.File, m.Line, m.Column, clip(m.Was), clip(now))
 }
 
-// insert is text that is put into a file so that a mutant can be switched on while the tests
-// run: then one build serves many mutants. Of what is put at one place, what belongs to the
-// outer expression stands outside.
+// insert is text that is inserted into a file so that a mutant can be switched on while the tests run: then one build
+// serves many mutants. At one place, the text of the outer expression is outside.
 type insert struct {
 	at     int
 	text   string
@@ -92,7 +91,7 @@ func (f *finder) at(p token.Pos) int { return f.set.Position(p).Offset }
 
 func (f *finder) text(n ast.Node) string { return string(f.src[f.at(n.Pos()):f.at(n.End())]) }
 
-// edit adds the mutant that has now in the place of what stands from one position to another.
+// edit adds the mutant that replaces the text between two positions with now.
 func (f *finder) edit(from, to token.Pos, now string, inserts ...insert) {
 	pos := f.set.Position(from)
 	f.found = append(f.found, candidate{mutant{

@@ -33,8 +33,8 @@ import (
 var switchedOn = func() int { n, _ := strconv.Atoi(os.Getenv(%q)); return n }()
 `
 
-// switched builds the binary with every mutant of all that can be switched. Those that keep
-// it from compiling, as a constant that is none any more does, are left out.
+// switched builds the binary with every mutant of all that can be switched. Mutants that do not compile, such as a constant
+// that is no longer constant, are left out.
 func (s *suite) switched(ctx context.Context, all []candidate) (*switches, error) {
 	var use []candidate
 	for _, c := range all {

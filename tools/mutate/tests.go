@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// What one run of a mutant's tests may take, so that a mutant that loops or grows harms
-// nobody: bytes of address space and of one file, in KiB and blocks of 512 bytes.
+// Limits of one run of a mutant's tests, so that a mutant that loops or grows does no harm: bytes of address space and of
+// one file, in KiB and blocks of 512 bytes.
 const (
 	maxMemory = 6 << 20
 	maxFile   = 4 << 20
@@ -183,8 +183,8 @@ func read(profile string) (map[string][]block, error) {
 	return out, lines.Err()
 }
 
-// reaching returns the tests that reach a mutant, fastest first. What lies in no block, as
-// a constant or a loop's head may, is taken as reached by all.
+// reaching returns the tests that reach a mutant, fastest first. A position in no block, such as a constant or a loop's
+// head, counts as reached by all.
 func (s *suite) reaching(m mutant) (out []test) {
 	has := func(bs []block) bool {
 		return slices.ContainsFunc(bs, func(b block) bool { return b.has(m.Line, m.Column) })
@@ -200,7 +200,7 @@ func (s *suite) reaching(m mutant) (out []test) {
 // The outcomes of a mutant.
 const (
 	killed    = "killed"
-	timeout   = "timeout" // killed by the limit: it looped, or waited for ever
+	timeout   = "timeout" // killed by the limit: it looped, or waited without end
 	survived  = "survived"
 	uncovered = "uncovered" // survived: no test reaches it
 	invalid   = "invalid"   // does not compile

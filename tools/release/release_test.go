@@ -37,8 +37,8 @@ var inGraph = map[string]int{"sdk/verify": 5, "sdk/admin": 5, "sdk/device": 0, "
 // maxZip is how many bytes the zips of the modules may have together.
 const maxZip = 4 << 20
 
-// What a release would be is served from a folder as a module proxy serves it: the program is installed from it, and
-// programs that use the SDK packages are built with it. All else comes from the module cache, and nothing from the network.
+// A release is served from a folder as a module proxy serves it: the program is installed from it, and programs that use
+// the SDK packages are built with it. All other modules are read from the module cache, and nothing from the network.
 func TestAReleaseInstalls(t *testing.T) {
 	p := newProxy(t)
 	bin := t.TempDir()
