@@ -102,7 +102,7 @@ func fetch(t *testing.T, method, url, body string) (int, string, error) {
 	if body != "" {
 		r.Header.Set("Content-Type", "application/json")
 	}
-	tr := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // the answer is looked at, not believed
+	tr := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // the answer is read, not trusted
 	a, err := tr.RoundTrip(r)
 	if err != nil {
 		return 0, "", err
@@ -212,8 +212,8 @@ func TestAClockThatIsSetWhileTheServerRuns(t *testing.T) {
 	stop()
 }
 
-// A server that starts by a clock that is far ahead makes no certificate: nobody is served until the clock is right, and then
-// everybody is, without a restart.
+// A server that starts by a clock that is far ahead makes no certificate: no client is served until the clock is right, and
+// then every client is, without a restart.
 func TestAStartByAWrongClock(t *testing.T) {
 	for _, tc := range []struct {
 		off    time.Duration

@@ -16,7 +16,7 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// Credentials that the right key signed, with claims that nobody honest writes. The
+// Credentials that the right key signed, with claims that no honest signer writes. The
 // signature holds in each, so that the reading of the claims alone refuses it.
 
 type claim struct {

@@ -119,7 +119,7 @@ func TestAnAuthorityThatIsNotValidIsReplaced(t *testing.T) {
 	}
 }
 
-// validates fails unless whoever has the bundle accepts the certificate.
+// validates fails unless a verifier with the bundle accepts the certificate.
 func validates(t *testing.T, c *tls.Certificate, b token.Trust, now time.Time) {
 	t.Helper()
 	pool := x509.NewCertPool()

@@ -538,7 +538,7 @@ func expiring(t *T) {
 	t.must(err)
 	equal(t, "the rest", len(rows), 1)
 	equal(t, "one goes on", t.state(4), watchword.Queued)
-	// The clock goes back so far that this end lies later than any command may have.
+	// The clock goes back so far that this end is later than any command may have.
 	back := t.now.Add(4*time.Minute - command.LatestEnd(t.now).Sub(t.now))
 	_, err = t.ExpireCommands(t.ctx, back, 2, func(_, _ command.Row) audit.Entry { return t.entry(audit.CommandExpire, "x") })
 	t.must(err)

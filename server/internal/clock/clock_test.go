@@ -130,7 +130,7 @@ func TestJumpsWhileTheServerRuns(t *testing.T) {
 	}
 }
 
-// What was trusted for a while without a confirmation binds nobody: the clock may be set back to the right time.
+// A time that was trusted for a while without a confirmation is not binding: the clock may be set back to the right time.
 func TestJumpsAcrossARestart(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
@@ -158,7 +158,7 @@ func TestJumpsAcrossARestart(t *testing.T) {
 			m.wants("later", tc.want)
 			m.goesBy("later", tc.by)
 			if tc.synced {
-				return // the kernel was believed, and the mark followed
+				return // the kernel was trusted, and the mark followed
 			}
 			m.off = 0
 			m.wants("once it is right", "")

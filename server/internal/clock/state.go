@@ -123,7 +123,7 @@ func (s *State) advance(r Reading) {
 	s.markedAt = r.Boot
 }
 
-// Accept returns the state after somebody vouched for the wall clock. The mark becomes its time, also where that is earlier. It
+// Accept returns the state after an operator vouched for the wall clock. The mark becomes its time, also where that is earlier. It
 // changes nothing where the wall clock is before the build date.
 func (s State) Accept(r Reading, built time.Time) State {
 	if r.Wall.Before(built.Add(-Skew)) {

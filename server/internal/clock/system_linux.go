@@ -15,11 +15,11 @@ func bootTime() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// timeError is the state of a clock that nobody synchronizes (adjtimex(2), TIME_ERROR).
+// timeError is the state of an unsynchronized clock (adjtimex(2), TIME_ERROR).
 const timeError = 5
 
-// synchronized reports whether the kernel says that a time service disciplines the wall clock. The kernel takes it back when
-// somebody sets the clock.
+// synchronized reports whether the kernel says that a time service disciplines the wall clock. The kernel clears it when the
+// clock is set.
 func synchronized() bool {
 	var t unix.Timex
 	state, err := unix.Adjtimex(&t)
