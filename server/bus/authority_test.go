@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
-// changing is an authority that changes without a word to anybody.
+// changing is an authority that changes without a notification.
 type changing struct {
 	version atomic.Uint64
 	denied  atomic.Bool

@@ -15,7 +15,7 @@ func (g *Group) MarkStored(number int64) {
 	g.stored.Store(true)
 }
 
-// Pull starts moving the stored messages of the group to connected members, if there are any and nobody does so already. It
+// Pull starts moving the stored messages of the group to connected members, if there are any and no other call does so already. It
 // does not wait.
 func (g *Group) Pull() {
 	if g.stored.Load() && g.pulling.CompareAndSwap(false, true) {
