@@ -79,20 +79,26 @@ func (s *Subject) MayEnroll() error {
 	return Refuse(Conflict, "%q is %s: only a new or revoked one can enroll; revoke it first", s.ID, s.State)
 }
 
-// Enroll gives a new or revoked subject its keys, and makes it active. The incarnation of a revoked one grows. Code: conflict.
+// Enroll gives a new or revoked subject its keys, and makes it active. The incarnation of a revoked one grows. Only a device
+// needs a sealing key; seal is the zero Key for none. Codes: conflict; bad_request for a device without a sealing key.
 func (s Subject) Enroll(sign, seal Key, now time.Time) (Subject, error) {
 	if err := s.MayEnroll(); err != nil {
 		return s, err
 	}
+	if s.Kind == Device && seal.ID == "" {
+		return s, RefuseField("keys.seal", "a device needs a sealing key: a public JWK on P-256 or X25519")
+	}
 	if s.State == Revoked {
 		s.Incarnation++
 	}
-	s.Keys = append(slices.Clip(s.Keys), sign, seal)
+	if s.Keys = append(slices.Clip(s.Keys), sign); seal.ID != "" {
+		s.Keys = append(s.Keys, seal)
+	}
 	return s.nextVersion(Active, now), nil
 }
 
 // ReplaceKeys makes sign and seal the active keys; the other active ones are retired as of now. A key that is active already
-// stays as it is.
+// stays as it is. seal is the zero Key for a subject without a sealing key.
 func (s Subject) ReplaceKeys(sign, seal Key, now time.Time) Subject {
 	s.Keys = slices.Clone(s.Keys)
 	for i := range s.Keys {
@@ -101,7 +107,7 @@ func (s Subject) ReplaceKeys(sign, seal Key, now time.Time) Subject {
 		}
 	}
 	for _, k := range []Key{sign, seal} {
-		if !slices.ContainsFunc(s.Keys, func(old Key) bool { return old.ID == k.ID && old.State == KeyActive }) {
+		if k.ID != "" && !slices.ContainsFunc(s.Keys, func(old Key) bool { return old.ID == k.ID && old.State == KeyActive }) {
 			s.Keys = append(s.Keys, k)
 		}
 	}
@@ -115,6 +121,32 @@ func (s Subject) Relabel(l Labels, ifVersion int64, now time.Time) (Subject, err
 	}
 	s.Labels = l
 	return s.nextVersion(s.State, now), nil
+}
+
+// SetRole gives an operator another role. Code: conflict for another kind of subject.
+func (s Subject) SetRole(role string, now time.Time) (_ Subject, changed bool, err error) {
+	if s.Kind != Operator {
+		return s, false, Refuse(Conflict, "%q is a %s: only operators have roles", s.ID, s.Kind)
+	}
+	if s.Role == role {
+		return s, false, nil
+	}
+	s.Role = role
+	return s.nextVersion(s.State, now), true, nil
+}
+
+// ErrLastOwner is the refusal of an act that would leave a tenant without an owner who can act.
+var ErrLastOwner = Refuse(Conflict, "this is the last owner with a valid key: make another owner first, with operator invite NAME --role owner")
+
+// OwnerRole is the role of operators who may do everything (package policy).
+const OwnerRole = "owner"
+
+// IsOwner reports whether the subject is an operator who may do everything.
+func (s *Subject) IsOwner() bool { return s.Kind == Operator && s.Role == OwnerRole }
+
+// CanAct reports whether the subject is active and has an active signing key.
+func (s *Subject) CanAct() bool {
+	return s.State == Active && slices.ContainsFunc(s.Keys, func(k Key) bool { return k.Purpose == Sign && k.State == KeyActive })
 }
 
 // SetProof says whether the subject gets anything without a proof of its key: proof is [RequireProof] or empty.

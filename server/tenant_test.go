@@ -49,7 +49,7 @@ func addOwner(t *testing.T, dir string, tenant watchword.TenantID, k *jose.Priva
 	}
 	must(st.CreateSubject(t.Context(), watchword.Subject{
 		Tenant: tenant, ID: "operator", Kind: watchword.Operator, State: watchword.New, Role: policy.RoleOwner, Created: now, Changed: now,
-	}, &enroll.Code{Tenant: tenant, Hash: hash, Subject: "operator", Expires: now.Add(time.Hour)}, entry(audit.OperatorCreate)))
+	}, &enroll.Code{Tenant: tenant, Hash: hash, Subject: "operator", Expires: now.Add(time.Hour)}, entry(audit.KindFor(watchword.Operator, audit.DeviceCreate))))
 	key := func(p *jose.PublicKey, of watchword.Purpose) watchword.Key {
 		return watchword.Key{ID: p.ID(), Purpose: of, JWK: p.JWK(), State: watchword.KeyActive, Added: now}
 	}

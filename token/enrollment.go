@@ -33,12 +33,15 @@ func (c *enrollmentClaims) member(name string, v jsontext.Value) error {
 }
 
 // SignEnrollment signs the proof that an unenrolled device holds the new signing key, for one code (as its base64url
-// SHA-256), one encryption key and one issuer. Codes: bad_request if the server would refuse it; unavailable.
+// SHA-256), one encryption key (empty: none, for an operator or a service) and one issuer. Codes: bad_request if the server would refuse it; unavailable.
 func SignEnrollment(s *jose.Signer, issuer, codeHash string, seal watchword.KeyID, now time.Time) (string, error) {
-	b, err := json.Marshal(map[string]any{
-		"aud": issuer, "code_hash": codeHash, "seal_jkt": seal,
-		"jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(ProofLifetime).Unix(),
-	})
+	claims := map[string]any{
+		"aud": issuer, "code_hash": codeHash, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(ProofLifetime).Unix(),
+	}
+	if seal != "" {
+		claims["seal_jkt"] = seal
+	}
+	b, err := json.Marshal(claims)
 	if err != nil {
 		return "", err
 	}

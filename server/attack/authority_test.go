@@ -171,6 +171,22 @@ func (b *fullAuthorityDevice) operations(t *testing.T, n *int) map[string]func()
 	at := func(path, body string) func() operation {
 		return func() operation { return operation{path: path, body: body} }
 	}
+	operator := func(format, body string) func() operation {
+		return func() operation {
+			id := name()
+			_, err := b.admin.CreateOperator(ctx, id, "viewer", 0)
+			must(t, err)
+			return operation{path: fmt.Sprintf("/v1/operators/"+format, id), body: body}
+		}
+	}
+	service := func(format, body string) func() operation {
+		return func() operation {
+			id := name()
+			_, err := b.admin.CreateService(ctx, id, nil, 0)
+			must(t, err)
+			return operation{path: fmt.Sprintf("/v1/services/"+format, id), body: body}
+		}
+	}
 	lamp := b.enroll("lamp-of-boss", device.Options{}, nil)
 	return map[string]func() operation{
 		"POST /v1/devices":              func() operation { return operation{path: "/v1/devices", body: fmt.Sprintf(`{"id":%q}`, name())} },
@@ -180,8 +196,23 @@ func (b *fullAuthorityDevice) operations(t *testing.T, n *int) map[string]func()
 		"POST /v1/devices/{id}/suspend": of("/v1/devices/%s/suspend", `{"reason":"r"}`),
 		"POST /v1/devices/{id}/resume":  of("/v1/devices/%s/resume", `{"reason":"r"}`),
 		"POST /v1/devices/{id}/revoke":  of("/v1/devices/%s/revoke", `{"reason":"r"}`),
-		"PUT /v1/devices/{id}/config":   of("/v1/devices/%s/config", `{"a":1}`),
-		"POST /v1/commands":             at("/v1/commands", fmt.Sprintf(`{"device":%q,"function":"f","args":{}}`, lamp.ID())),
+		"POST /v1/operators": func() operation {
+			return operation{path: "/v1/operators", body: fmt.Sprintf(`{"id":%q,"role":"viewer"}`, name())}
+		},
+		"PUT /v1/operators/{id}/labels":   operator("%s/labels", `{"labels":{"a":"b"}}`),
+		"PUT /v1/operators/{id}/role":     operator("%s/role", `{"role":"auditor"}`),
+		"POST /v1/operators/{id}/link":    operator("%s/link", `{"ttl":"1h"}`),
+		"POST /v1/operators/{id}/suspend": operator("%s/suspend", `{"reason":"r"}`),
+		"POST /v1/operators/{id}/resume":  operator("%s/resume", `{"reason":"r"}`),
+		"POST /v1/operators/{id}/revoke":  operator("%s/revoke", `{"reason":"r"}`),
+		"POST /v1/services":               func() operation { return operation{path: "/v1/services", body: fmt.Sprintf(`{"id":%q}`, name())} },
+		"PUT /v1/services/{id}/labels":    service("%s/labels", `{"labels":{"a":"b"}}`),
+		"POST /v1/services/{id}/link":     service("%s/link", `{"ttl":"1h"}`),
+		"POST /v1/services/{id}/suspend":  service("%s/suspend", `{"reason":"r"}`),
+		"POST /v1/services/{id}/resume":   service("%s/resume", `{"reason":"r"}`),
+		"POST /v1/services/{id}/revoke":   service("%s/revoke", `{"reason":"r"}`),
+		"PUT /v1/devices/{id}/config":     of("/v1/devices/%s/config", `{"a":1}`),
+		"POST /v1/commands":               at("/v1/commands", fmt.Sprintf(`{"device":%q,"function":"f","args":{}}`, lamp.ID())),
 		"PUT /v1/policies/{name}": func() operation {
 			*n++
 			return operation{path: fmt.Sprint("/v1/policies/p", *n), body: "subjects = [\"nobody\"]\n[[allow]]\npublish = [\"a\"]\n", contentType: "application/toml"}

@@ -25,7 +25,7 @@ const (
 	Refused Outcome = "refused"
 )
 
-// The kinds of entries. A name never gets another meaning.
+// The kinds of entries. A name never gets another meaning. Those of acts on operators and services are made by [KindFor].
 const (
 	ServerStart      = "server.start"
 	KeyCreate        = "key.create"
@@ -36,7 +36,7 @@ const (
 	KeyMove          = "key.move"
 	BundleSign       = "bundle.sign"
 	DeviceCreate     = "device.create"
-	OperatorCreate   = "operator.create"
+	OperatorRole     = "operator.role"
 	DeviceLink       = "device.link"
 	DeviceEnroll     = "device.enroll"
 	DeviceRekey      = "device.rekey"
@@ -74,20 +74,20 @@ const (
 )
 
 // Kinds is the list of all kinds.
-var Kinds = []string{
+var Kinds = withSubjects([]string{
 	ServerStart, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign, DeviceCreate,
-	OperatorCreate, DeviceLink, DeviceEnroll, DeviceRekey, PairingReject, DeviceLabel, DeviceProof, DeviceSuspend,
+	OperatorRole, DeviceLink, DeviceEnroll, DeviceRekey, PairingReject, DeviceLabel, DeviceProof, DeviceSuspend,
 	DeviceResume, DeviceRevoke, DeviceDelete, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
 	CommandCancel, CommandSettle, CommandExpire, CommandConflict, CommandUndeliver, ConfigSet, CommandHandOver, SessionOpen,
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
 	ClockRefuse, ClockTrust, ClockAccept,
-}
+})
 
 // NeedsAuthority reports whether a subject's act of this kind is authorized by versions that the store compares
 // ([watchword.AuthorityVersions]). The other kinds are not authorized by policy: an enrollment code or an assertion that is
 // redeemed, which the transaction itself checks, and entries of the server about a session.
 func NeedsAuthority(kind string) bool {
-	switch kind {
+	switch kindOfDevice(kind) {
 	case DeviceEnroll, TokenIssue, SessionOpen, SessionClose:
 		return false
 	}

@@ -112,8 +112,11 @@ func (v *LogVerifier) CheckPruning() error {
 // Permanent reports whether bodies of a kind are never pruned: which subject had which key when, the server's own keys, the
 // policies, and the prunings. Evidence of commands depends on them.
 func Permanent(kind string) bool {
-	switch kind {
-	case DeviceEnroll, DeviceRekey, DeviceRevoke, DeviceDelete, OperatorCreate, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign,
+	if kind == KindFor(watchword.Operator, DeviceCreate) { // of the first operator, with its key
+		return true
+	}
+	switch kindOfDevice(kind) {
+	case DeviceEnroll, DeviceRekey, DeviceRevoke, DeviceDelete, OperatorRole, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign,
 		PolicyApply, PolicyDelete, LogPrune, ServerStart, ClockRefuse, ClockTrust, ClockAccept:
 		return true
 	}

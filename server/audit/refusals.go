@@ -107,7 +107,7 @@ func ShouldRecord(kind string, code watchword.Code, known bool) bool {
 		when := requestRefusals[code]
 		return when == always || when == authenticatedOnly && known
 	}
-	codes, named := actRefusals[kind]
+	codes, named := actRefusals[kindOfDevice(kind)]
 	switch {
 	case named && codes != nil:
 		return slices.Contains(codes, code)

@@ -156,7 +156,11 @@ func (w entryProver) keyOf(id watchword.SubjectID, key watchword.KeyID) (string,
 }
 
 // enrollingKinds are the entries that bring a signing key.
-var enrollingKinds = []string{audit.DeviceEnroll, audit.DeviceRekey, audit.OperatorCreate}
+var enrollingKinds = []string{
+	audit.DeviceEnroll, audit.DeviceRekey, audit.KindFor(watchword.Operator, audit.DeviceCreate),
+	audit.KindFor(watchword.Operator, audit.DeviceEnroll), audit.KindFor(watchword.Operator, audit.DeviceRekey),
+	audit.KindFor(watchword.Service, audit.DeviceEnroll), audit.KindFor(watchword.Service, audit.DeviceRekey),
+}
 
 // Marshal writes it as a file.
 func (e Evidence) Marshal() ([]byte, error) {

@@ -129,7 +129,7 @@ func newForge(t *testing.T, p parties) *evidenceBuilder {
 		return map[string]string{"sign": string(s.Public().ID()), "sign_jwk": string(s.Public().JWK())}
 	}
 	f.entries = map[string]audit.Entry{
-		orderer:    entry(audit.OperatorCreate, "alice", -200, key(f.operator)),
+		orderer:    entry(audit.KindFor(watchword.Operator, audit.DeviceCreate), "alice", -200, key(f.operator)),
 		enrollment: entry(audit.DeviceEnroll, "lamp-1", -100, key(f.device)),
 		ordered:    entry(audit.CommandOrder, "cmd_1", 0, map[string]string{"device": "lamp-1", "function": "lamp.set", "epoch": "1", "seq": "7"}),
 		handed:     entry(audit.CommandHandOver, "cmd_1", 1, map[string]string{"device": "lamp-1"}),

@@ -94,7 +94,7 @@ func TestEvidenceOfAFinishedCommand(t *testing.T) {
 		v.OrderKey != s.signs["alice"].Public().ID() || v.Enrolled.Kind != audit.DeviceRekey || len(e.Versions) != 2 {
 		t.Errorf("got %+v", v)
 	}
-	for _, kind := range []string{audit.CommandOrder, audit.CommandHandOver, audit.CommandSettle, audit.DeviceRekey, audit.OperatorCreate} {
+	for _, kind := range []string{audit.CommandOrder, audit.CommandHandOver, audit.CommandSettle, audit.DeviceRekey, audit.KindFor(watchword.Operator, audit.DeviceCreate)} {
 		_, err := evidence(row.ID, withoutKind{s.store, kind})
 		wantCode(t, "without the entries "+kind, err, watchword.NotFound)
 	}

@@ -119,7 +119,7 @@ func (s *setup) subject(id watchword.SubjectID, kind watchword.Kind, labels watc
 	s.t.Helper()
 	created := audit.DeviceCreate
 	if kind != watchword.Device {
-		created = audit.OperatorCreate
+		created = audit.KindFor(watchword.Operator, audit.DeviceCreate)
 	}
 	hash := sha256.Sum256([]byte(id))
 	must(s.t, s.store.CreateSubject(s.t.Context(), watchword.Subject{Tenant: tenant, ID: id, Kind: kind, State: watchword.New, Labels: labels, Created: s.now(), Changed: s.now()},

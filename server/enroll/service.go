@@ -66,6 +66,52 @@ func (svc *Service) issuer(t watchword.TenantID) string {
 	return watchword.Issuers(svc.opts.Issuer).Of(t)
 }
 
+// NewSubject is a subject that is to be added.
+type NewSubject struct {
+	ID     watchword.SubjectID
+	Kind   watchword.Kind
+	Role   string // of an operator, which needs one; empty for other kinds
+	Labels watchword.Labels
+	Proof  string        // [watchword.RequireProof] or empty
+	TTL    time.Duration // lifetime of the link; 0 means [DefaultCodeLifetime]
+}
+
+// Create adds a subject and returns the one-time link with which it enrolls. Codes: bad_request, conflict, token_too_large,
+// exceeds_own.
+func (svc *Service) Create(ctx context.Context, by session.Actor, n NewSubject, now time.Time) (watchword.Subject, Link, error) {
+	s := watchword.Subject{
+		Tenant: by.Tenant, ID: n.ID, Kind: n.Kind, Role: n.Role, State: watchword.New, Labels: n.Labels, Proof: n.Proof,
+		Version: 1, Incarnation: 1, Created: now, Changed: now,
+	}
+	if err := watchword.CheckName("id", string(n.ID)); err != nil {
+		return s, Link{}, err
+	}
+	if err := watchword.CheckLabels(n.Labels); err != nil {
+		return s, Link{}, err
+	}
+	if err := watchword.CheckProof(n.Proof); err != nil {
+		return s, Link{}, err
+	}
+	if err := svc.opts.CheckGiven(ctx, by, s); err != nil {
+		return s, Link{}, err
+	}
+	code, link, err := svc.newCode(by, n.ID, n.TTL, now)
+	if err != nil {
+		return s, Link{}, err
+	}
+	data := map[string]string{"labels": n.Labels.String()}
+	if n.Proof != "" {
+		data["proof"] = n.Proof
+	}
+	if n.Role != "" {
+		data["role"] = n.Role
+	}
+	if err := svc.store.CreateSubject(ctx, s, &code, by.DoneEntry(audit.KindFor(n.Kind, audit.DeviceCreate), string(n.ID), now, data)); err != nil {
+		return s, Link{}, err
+	}
+	return s, link, svc.opts.Live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.SubjectChanged, ID: string(n.ID), Version: 1})
+}
+
 // CreateDevice stores a new device and returns its enrollment link. ttl 0 means [DefaultCodeLifetime]. Codes: bad_request,
 // conflict, token_too_large.
 func (svc *Service) CreateDevice(ctx context.Context, by session.Actor, id watchword.SubjectID, labels watchword.Labels, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
@@ -75,34 +121,7 @@ func (svc *Service) CreateDevice(ctx context.Context, by session.Actor, id watch
 // CreateDeviceWithProof is [Service.CreateDevice] for a device that gets nothing without a proof of its
 // key, where proof is [watchword.RequireProof].
 func (svc *Service) CreateDeviceWithProof(ctx context.Context, by session.Actor, id watchword.SubjectID, labels watchword.Labels, proof string, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
-	s := watchword.Subject{
-		Tenant: by.Tenant, ID: id, Kind: watchword.Device, State: watchword.New, Labels: labels, Proof: proof,
-		Version: 1, Incarnation: 1, Created: now, Changed: now,
-	}
-	if err := watchword.CheckName("id", string(id)); err != nil {
-		return s, Link{}, err
-	}
-	if err := watchword.CheckLabels(labels); err != nil {
-		return s, Link{}, err
-	}
-	if err := watchword.CheckProof(proof); err != nil {
-		return s, Link{}, err
-	}
-	if err := svc.opts.CheckGiven(ctx, by, s); err != nil {
-		return s, Link{}, err
-	}
-	code, link, err := svc.newCode(by, id, ttl, now)
-	if err != nil {
-		return s, Link{}, err
-	}
-	data := map[string]string{"labels": labels.String()}
-	if proof != "" {
-		data["proof"] = proof
-	}
-	if err := svc.store.CreateSubject(ctx, s, &code, by.DoneEntry(audit.DeviceCreate, string(id), now, data)); err != nil {
-		return s, Link{}, err
-	}
-	return s, link, svc.opts.Live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.SubjectChanged, ID: string(id), Version: 1})
+	return svc.Create(ctx, by, NewSubject{ID: id, Kind: watchword.Device, Labels: labels, Proof: proof, TTL: ttl}, now)
 }
 
 // CreateLink creates a new link for a device that is new or revoked; an older one becomes invalid. Codes: bad_request,
@@ -120,7 +139,7 @@ func (svc *Service) CreateLink(ctx context.Context, by session.Actor, id watchwo
 	if err != nil {
 		return Link{}, err
 	}
-	return link, svc.store.AddCode(ctx, code, by.DoneEntry(audit.DeviceLink, string(id), now, nil))
+	return link, svc.store.AddCode(ctx, code, by.DoneEntry(audit.KindFor(s.Kind, audit.DeviceLink), string(id), now, nil))
 }
 
 // checkComesBack refuses to let a subject enroll for an actor that may not act on it or may not give what it has.
@@ -167,10 +186,13 @@ func (svc *Service) Enroll(ctx context.Context, t watchword.TenantID, r EnrollRe
 		var s watchword.Subject
 		entry := func(before, after watchword.Subject) audit.Entry {
 			by := audit.Actor{Tenant: t, Subject: after.ID, Key: redemption.Sign.ID, Trace: trace}
-			return by.DoneEntry(audit.DeviceEnroll, string(after.ID), now, map[string]string{
-				"sign": string(redemption.Sign.ID), "seal": string(redemption.Seal.ID), "sign_jwk": string(redemption.Sign.JWK), "seal_jwk": string(redemption.Seal.JWK),
-				"before": string(before.State), "after": string(after.State),
+			e := by.DoneEntry(audit.KindFor(after.Kind, audit.DeviceEnroll), string(after.ID), now, map[string]string{
+				"sign": string(redemption.Sign.ID), "sign_jwk": string(redemption.Sign.JWK), "before": string(before.State), "after": string(after.State),
 			})
+			if redemption.Seal.ID != "" {
+				e = e.With("seal", string(redemption.Seal.ID), "seal_jwk", string(redemption.Seal.JWK))
+			}
+			return e
 		}
 		var replay bool
 		if s, replay, err = svc.store.RedeemCode(ctx, redemption, now, entry); err == nil {
@@ -190,20 +212,34 @@ func (svc *Service) verifyRequest(ctx context.Context, t watchword.TenantID, r E
 	if !token.WellFormedCode(r.Code) {
 		return Redemption{}, watchword.Refuse(watchword.CodeInvalid, "the code is unknown, used or expired")
 	}
-	sign, seal, err := parseKeys("keys.sign", r.Sign, "keys.seal", r.Seal)
+	sign, seal, err := parseEnrollmentKeys(r, now)
 	if err != nil {
 		return Redemption{}, err
 	}
 	if err := svc.opts.Semaphore.Do(ctx, func() error {
-		return proofInvalid(token.VerifyEnrollment(r.Proof, sign, svc.issuer(t), token.CodeHashClaim(r.Code), seal.ID(), now))
+		return proofInvalid(token.VerifyEnrollment(r.Proof, sign, svc.issuer(t), token.CodeHashClaim(r.Code), seal.ID, now))
 	}); err != nil {
 		return Redemption{}, err
 	}
 	return Redemption{
 		Tenant: t, Hash: token.CodeDigest(r.Code),
 		Sign: watchword.Key{ID: sign.ID(), Purpose: watchword.Sign, JWK: sign.JWK(), State: watchword.KeyActive, Added: now},
-		Seal: watchword.Key{ID: seal.ID(), Purpose: watchword.Seal, JWK: seal.JWK(), State: watchword.KeyActive, Added: now},
+		Seal: seal,
 	}, nil
+}
+
+// parseEnrollmentKeys reads the public keys of an enrollment. The sealing key is the zero Key where the request has none, which
+// [watchword.Subject.Enroll] refuses to devices. Code: bad_request.
+func parseEnrollmentKeys(r EnrollRequest, now time.Time) (sign *jose.PublicKey, seal watchword.Key, err error) {
+	if r.Seal == nil {
+		sign, err = parseKey("keys.sign", r.Sign, jose.ForSigning)
+		return sign, seal, err
+	}
+	sign, public, err := parseKeys("keys.sign", r.Sign, "keys.seal", r.Seal)
+	if err != nil {
+		return nil, seal, err
+	}
+	return sign, watchword.Key{ID: public.ID(), Purpose: watchword.Seal, JWK: public.JWK(), State: watchword.KeyActive, Added: now}, nil
 }
 
 // parseKeys reads the two public keys of a device that is not enrolled. Code: bad_request.

@@ -124,6 +124,47 @@ func (s *setup) entry(kind string) audit.Entry {
 	return es[len(es)-1]
 }
 
+// Operators and services enroll by a link too, with a signing key alone.
+func TestOperatorsAndServicesEnrollWithoutASealingKey(t *testing.T) {
+	s := newSetup(t, enroll.Options{})
+	for _, n := range []enroll.NewSubject{
+		{ID: "alice", Kind: watchword.Operator, Role: "viewer"},
+		{ID: "billing", Kind: watchword.Service, Labels: watchword.Labels{"site": "a"}},
+	} {
+		_, link, err := s.Create(t.Context(), by, n, s.now)
+		must(t, err)
+		created := s.entry(audit.KindFor(n.Kind, audit.DeviceCreate))
+		if created.Object != string(n.ID) || created.Data["role"] != n.Role || created.Data["labels"] != n.Labels.String() {
+			t.Errorf("%s: the entry of the creation is %+v", n.ID, created)
+		}
+		d := newDevice(t)
+		proof, err := token.SignEnrollment(d.sign, issuer, token.CodeHashClaim(link.Code), "", s.now)
+		must(t, err)
+		r := enroll.EnrollRequest{Code: link.Code, Sign: d.sign.Public().JWK(), Proof: proof}
+		for range 2 { // the same request again has the same answer
+			sub, err := s.Enroll(t.Context(), here, r, nearby, "", s.now)
+			must(t, err)
+			if sub.ID != n.ID || sub.State != watchword.Active || sub.Role != n.Role || len(sub.Keys) != 1 || sub.Keys[0].ID != d.sign.Public().ID() {
+				t.Errorf("%s enrolled as %+v", n.ID, sub)
+			}
+		}
+		enrolled := s.entries(audit.KindFor(n.Kind, audit.DeviceEnroll))
+		if len(enrolled) != 1 || enrolled[0].Data["sign"] != string(d.sign.Public().ID()) || enrolled[0].Data["after"] != "active" {
+			t.Errorf("%s: the entries of the enrollment are %+v", n.ID, enrolled)
+		}
+		if _, has := enrolled[0].Data["seal"]; has {
+			t.Errorf("%s: the entry names a sealing key", n.ID)
+		}
+		other := newDevice(t)
+		proof, err = token.SignEnrollment(other.sign, issuer, token.CodeHashClaim(link.Code), other.seal.ID(), s.now)
+		must(t, err)
+		_, err = s.Enroll(t.Context(), here, enroll.EnrollRequest{Code: link.Code, Sign: other.sign.Public().JWK(), Seal: other.seal.JWK(), Proof: proof}, nearby, "", s.now)
+		if watchword.CodeOf(err) != watchword.CodeInvalid {
+			t.Errorf("other keys with a used code: %v", err)
+		}
+	}
+}
+
 // device is the two keys of one.
 type device struct {
 	sign *jose.Signer
@@ -232,7 +273,12 @@ func TestEnrollByLink(t *testing.T) {
 		"no code":                      {func(r *enroll.EnrollRequest) { r.Code = "" }, watchword.CodeInvalid},
 		"half a code":                  {func(r *enroll.EnrollRequest) { r.Code = r.Code[:21] }, watchword.CodeInvalid},
 		"no signing key":               {func(r *enroll.EnrollRequest) { r.Sign = nil }, watchword.BadRequest},
-		"no sealing key":               {func(r *enroll.EnrollRequest) { r.Seal = nil }, watchword.BadRequest},
+		"no sealing key": {func(r *enroll.EnrollRequest) {
+			proof, err := token.SignEnrollment(d.sign, issuer, token.CodeHashClaim(r.Code), "", s.now)
+			must(t, err)
+			r.Seal, r.Proof = nil, proof
+		}, watchword.BadRequest},
+		"a sealing key in the proof alone": {func(r *enroll.EnrollRequest) { r.Seal = nil }, watchword.ProofInvalid},
 		"the signing key twice":        {func(r *enroll.EnrollRequest) { r.Seal = r.Sign }, watchword.BadRequest},
 		"a signing key to seal":        {func(r *enroll.EnrollRequest) { r.Sign = r.Seal }, watchword.BadRequest},
 		"a proof by another key":       {func(r *enroll.EnrollRequest) { r.Proof = other.request(t, r.Code, s.now).Proof }, watchword.ProofInvalid},
@@ -696,7 +742,7 @@ func TestRekey(t *testing.T) {
 	must(t, s.store.CreateSubject(t.Context(), watchword.Subject{
 		Tenant: here, ID: "bob", Kind: watchword.Operator, State: watchword.Active, Created: s.now, Changed: s.now,
 		Keys: []watchword.Key{{ID: id(k), Purpose: watchword.Sign, JWK: k.sign.Public().JWK(), State: watchword.KeyActive}},
-	}, nil, by.DoneEntry(audit.OperatorCreate, "bob", s.now, nil)))
+	}, nil, by.DoneEntry(audit.KindFor(watchword.Operator, audit.DeviceCreate), "bob", s.now, nil)))
 	_, err = s.Rekey(t.Context(), audit.Actor{Tenant: here, Subject: "bob", Key: id(k)}, change(k, other), s.now)
 	wantCode(t, "an operator", err, watchword.Denied)
 	_, err = s.Rekey(t.Context(), audit.Actor{Tenant: here, Subject: "nobody", Key: id(k)}, change(k, other), s.now)

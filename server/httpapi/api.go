@@ -159,6 +159,8 @@ func New(p Dependencies) *API {
 	a.selfCommandRoutes()
 	a.rekeyRoutes()
 	a.deviceRoutes()
+	a.operatorRoutes()
+	a.serviceRoutes()
 	a.twinRoutes()
 	a.policyRoutes()
 	a.commandRoutes()

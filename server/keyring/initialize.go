@@ -37,7 +37,7 @@ func Initialize(ctx context.Context, st Store, f InitOptions) error {
 		sealed = append(sealed, s)
 		entries = append(entries, instance.DoneEntry(audit.KeyCreate, string(s.ID), f.Now, auditData(s, nil)))
 	}
-	entries = append(entries, instance.DoneEntry(audit.OperatorCreate, string(f.Operator.ID), f.Now, map[string]string{
+	entries = append(entries, instance.DoneEntry(audit.KindFor(watchword.Operator, audit.DeviceCreate), string(f.Operator.ID), f.Now, map[string]string{
 		"role": f.Operator.Role, "labels": f.Operator.Labels.String(), "sign": string(f.Operator.Keys[0].ID), "sign_jwk": string(f.Operator.Keys[0].JWK),
 	}))
 	return st.Initialize(ctx, Instance{Issuer: f.Issuer, Epoch: 1, At: f.Now}, sealed, f.Operator, entries)

@@ -3,17 +3,18 @@ package policy
 import (
 	"slices"
 
+	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/authz"
 )
 
 // Built-in roles of operators. A role is a field of the subject; labels and documents cannot give
 // one of these. Any other role is a custom one: the documents with role = "NAME" say what it may do.
 const (
-	RoleOwner    = "owner"    // everything; no document takes anything from it
-	RoleAdmin    = "admin"    // devices, policies, services and commands; may give topics, functions and /v1/self
-	RoleOperator = "operator" // sees devices and orders commands; may give nothing
-	RoleViewer   = "viewer"   // sees devices, commands and policies; may give nothing
-	RoleAuditor  = "auditor"  // reads the audit log; may give nothing
+	RoleOwner    = watchword.OwnerRole // everything; no document takes anything from it
+	RoleAdmin    = "admin"             // devices, policies, services and commands; may give topics, functions and /v1/self
+	RoleOperator = "operator"          // sees devices and orders commands; may give nothing
+	RoleViewer   = "viewer"            // sees devices, commands and policies; may give nothing
+	RoleAuditor  = "auditor"           // reads the audit log; may give nothing
 )
 
 // BuiltInRoles lists the built-in roles, the widest first.

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -17,6 +18,8 @@ type Store interface {
 	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
 	SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	// SetRole, Suspend, Revoke and DeleteSubject leave at least one owner who can act ([watchword.ErrLastOwner]).
+	SetRole(ctx context.Context, by audit.Actor, id watchword.SubjectID, role string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	Suspend(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	Resume(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
@@ -102,7 +105,7 @@ func (r *Registry) SetLabels(ctx context.Context, by session.Actor, id watchword
 		return s, err
 	}
 	return r.notifySubjectChanged(ctx)(r.store.SetLabels(ctx, by.Actor, id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
-		return by.DoneEntry(audit.DeviceLabel, string(id), now, map[string]string{"before": before.Labels.String(), "after": after.Labels.String()})
+		return by.DoneEntry(audit.KindFor(after.Kind, audit.DeviceLabel), string(id), now, map[string]string{"before": before.Labels.String(), "after": after.Labels.String()})
 	}))
 }
 
@@ -121,7 +124,41 @@ func (r *Registry) SetProof(ctx context.Context, by session.Actor, id watchword.
 		return s, err
 	}
 	return r.notifySubjectChanged(ctx)(r.store.SetProof(ctx, by.Actor, id, proof, now, func(before, after watchword.Subject) audit.Entry {
-		return by.DoneEntry(audit.DeviceProof, string(id), now, map[string]string{"before": before.Proof, "after": after.Proof})
+		return by.DoneEntry(audit.KindFor(after.Kind, audit.DeviceProof), string(id), now, map[string]string{"before": before.Proof, "after": after.Proof})
+	}))
+}
+
+// CheckRole refuses a role that is neither built in nor that of a policy. Codes: bad_request, unavailable.
+func (r *Registry) CheckRole(ctx context.Context, t watchword.TenantID, role string) error {
+	set, err := r.directory.Policies(ctx, t)
+	if err != nil {
+		return err
+	}
+	if !set.HasRole(role) {
+		return watchword.RefuseField("role", "must be %s, or a role that a policy defines (role = %q); see docs/policies.md", strings.Join(policy.BuiltInRoles, ", "), role)
+	}
+	return nil
+}
+
+// SetRole gives an operator another role, and recomputes what it decides. Codes: bad_request for an unknown role, not_found,
+// conflict for the last owner and for another kind of subject, exceeds_own, token_too_large.
+func (r *Registry) SetRole(ctx context.Context, by session.Actor, id watchword.SubjectID, role string, now time.Time) (watchword.Subject, error) {
+	if err := r.CheckRole(ctx, by.Tenant, role); err != nil {
+		return watchword.Subject{}, err
+	}
+	s, before, by, err := r.mayActOn(ctx, by, id)
+	if err != nil {
+		return s, err
+	}
+	s.Role = role
+	if err := r.CheckTokenSize(ctx, s); err != nil {
+		return s, err
+	}
+	if err := r.mayGive(ctx, by, before, s); err != nil {
+		return s, err
+	}
+	return r.notifySubjectChanged(ctx)(r.store.SetRole(ctx, by.Actor, id, role, now, func(before, after watchword.Subject) audit.Entry {
+		return by.DoneEntry(audit.OperatorRole, string(id), now, map[string]string{"before": before.Role, "after": after.Role})
 	}))
 }
 
@@ -159,11 +196,11 @@ func (r *Registry) Revoke(ctx context.Context, by session.Actor, id watchword.Su
 // Delete revokes a subject and leaves a tombstone: no id means two things over
 // time. Code: not_found.
 func (r *Registry) Delete(ctx context.Context, by session.Actor, id watchword.SubjectID, now time.Time) error {
-	_, _, by, err := r.mayActOn(ctx, by, id)
+	s, _, by, err := r.mayActOn(ctx, by, id)
 	if err != nil {
 		return err
 	}
-	err = r.store.DeleteSubject(ctx, by.Actor, id, now, audit.FixedEntry[watchword.Subject](by.DoneEntry(audit.DeviceDelete, string(id), now, nil)))
+	err = r.store.DeleteSubject(ctx, by.Actor, id, now, audit.FixedEntry[watchword.Subject](by.DoneEntry(audit.KindFor(s.Kind, audit.DeviceDelete), string(id), now, nil)))
 	if err != nil {
 		return err
 	}
@@ -244,6 +281,6 @@ func stateChangeEntry(by session.Actor, kind, reason string, now time.Time) audi
 		if reason != "" {
 			data["reason"] = reason
 		}
-		return by.DoneEntry(kind, string(after.ID), now, data)
+		return by.DoneEntry(audit.KindFor(after.Kind, kind), string(after.ID), now, data)
 	}
 }

@@ -198,6 +198,11 @@ func (t *tx) putRow(before, after watchword.Subject) error {
 	if err != nil {
 		return err
 	}
+	if before.IsOwner() && before.CanAct() && !(after.IsOwner() && after.CanAct()) {
+		if err := t.checkOtherOwner(after.Tenant, after.ID); err != nil {
+			return err
+		}
+	}
 	if _, err := t.exec(`UPDATE subjects SET role = ?, state = ?, labels = ?, proof = ?, version = ?, incarnation = ?, changed = ? WHERE tenant = ? AND id = ?`,
 		after.Role, after.State, labels, after.Proof, after.Version, after.Incarnation, toMillis(after.Changed), after.Tenant, after.ID); err != nil {
 		return err
@@ -211,7 +216,29 @@ func (t *tx) putRow(before, after watchword.Subject) error {
 	return t.addLabels(after.Tenant, after.ID, after.Labels)
 }
 
-// putKeys adds the keys that follow those of before, and writes the changes of the others.
+// checkOtherOwner refuses the end of an owner if no other owner of the tenant can act. Code: conflict.
+func (t *tx) checkOtherOwner(tenant watchword.TenantID, id watchword.SubjectID) error {
+	owners, err := queryAll(context.Background(), t, func(r scanner) (o watchword.SubjectID, err error) { return o, r.Scan(&o) },
+		`SELECT id FROM subjects INDEXED BY subjects_owners WHERE tenant = ? AND role = 'owner' AND deleted = 0`, tenant)
+	if err != nil {
+		return err
+	}
+	for _, o := range owners {
+		if o == id {
+			continue
+		}
+		other, err := t.subject(tenant, o)
+		if err != nil {
+			return err
+		}
+		if other.IsOwner() && other.CanAct() {
+			return nil
+		}
+	}
+	return watchword.ErrLastOwner
+}
+
+// putKeys adds the keys that follow those of before, and writes what changed of the others.
 func (t *tx) putKeys(before, after watchword.Subject) error {
 	for i, k := range after.Keys {
 		switch {
@@ -242,6 +269,13 @@ func (s *Store) SetProof(ctx context.Context, by audit.Actor, id watchword.Subje
 	return s.changeSubject(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
 		after, changes := before.SetProof(proof, truncateToMillis(now))
 		return after, changes, nil
+	}, entry)
+}
+
+// SetRole gives an operator another role.
+func (s *Store) SetRole(ctx context.Context, by audit.Actor, id watchword.SubjectID, role string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return s.changeSubject(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
+		return before.SetRole(role, truncateToMillis(now))
 	}, entry)
 }
 

@@ -55,6 +55,11 @@ func (t *T) Suspend(ctx context.Context, tenant watchword.TenantID, id watchword
 	return t.Store.Suspend(ctx, in(tenant, e), id, now, audit.FixedEntry[watchword.Subject](e))
 }
 
+// SetRole is [Store.SetRole].
+func (t *T) SetRole(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, role string, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.SetRole(ctx, in(tenant, e), id, role, now, audit.FixedEntry[watchword.Subject](e))
+}
+
 // Resume is [Store.Resume].
 func (t *T) Resume(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error) {
 	return t.Store.Resume(ctx, in(tenant, e), id, now, audit.FixedEntry[watchword.Subject](e))

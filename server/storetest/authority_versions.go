@@ -30,6 +30,7 @@ func (t *T) authorizedSteps(e audit.Entry) map[string]error {
 	}
 	_, out["SetLabels"] = t.SetLabels(t.ctx, tenant, "lamp-1", nil, 0, t.now, e)
 	_, out["SetProof"] = t.SetProof(t.ctx, tenant, "lamp-1", watchword.RequireProof, t.now, e)
+	_, out["SetRole"] = t.SetRole(t.ctx, tenant, "lamp-1", "viewer", t.now, e)
 	_, out["Suspend"] = t.Suspend(t.ctx, tenant, "lamp-1", t.now, e)
 	_, out["Resume"] = t.Resume(t.ctx, tenant, "lamp-1", t.now, e)
 	_, out["Revoke"] = t.Revoke(t.ctx, tenant, "lamp-1", t.now, e)

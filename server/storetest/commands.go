@@ -83,7 +83,7 @@ func sequenceNumbers(t *T) {
 	_, _, err = t.AddCommand(t.ctx, t.row(31, "lamp-3"), command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
 	t.wantCode(watchword.SubjectRevoked, err)
 	op := watchword.Subject{Tenant: tenant, ID: "alice", Kind: watchword.Operator, State: watchword.New}
-	t.must(t.CreateSubject(t.ctx, op, nil, t.entry(audit.OperatorCreate, "alice")))
+	t.must(t.CreateSubject(t.ctx, op, nil, t.entry(audit.KindFor(watchword.Operator, audit.DeviceCreate), "alice")))
 	_, _, err = t.AddCommand(t.ctx, t.row(32, "alice"), command.Idempotency{}, unbounded, t.entry(audit.CommandOrder, "x"))
 	t.wantCode(watchword.NotFound, err)
 }

@@ -256,7 +256,7 @@ func pairingExisting(t *T) {
 
 	// An operator is no device, and a tombstone is no subject.
 	op := watchword.Subject{Tenant: tenant, ID: "alice", Kind: watchword.Operator, State: watchword.New, Created: t.now, Changed: t.now}
-	t.must(t.CreateSubject(t.ctx, op, nil, t.entry(audit.OperatorCreate, "alice")))
+	t.must(t.CreateSubject(t.ctx, op, nil, t.entry(audit.KindFor(watchword.Operator, audit.DeviceCreate), "alice")))
 	three := t.askPairing("keys-3", "DDDDDDDD")
 	t.wantCode(watchword.Conflict, existing(three, op))
 	gone := t.add("gone", nil)

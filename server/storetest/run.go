@@ -38,6 +38,8 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"each edit of labels says what it replaced", labelsOfManyEditors},
 		{"a proof is required or not", proofRequired},
 		{"suspending keeps, revoking ends", revocationEndsAccess},
+		{"a role is set, and moves the authority version", rolesAreSet},
+		{"the last owner stays", lastOwnerStays},
 		{"a code is redeemed once", codeOnce},
 		{"of two racing devices one wins", codeRace},
 		{"a code of a suspended subject is refused", codeRefused},

@@ -56,6 +56,9 @@ type Store interface {
 	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
 	// SetLabels replaces the labels. ifVersion 0 means any; another version than today's: precondition_failed.
 	SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	// SetRole writes Role (the same as it was: no change, no entry). Codes: not_found, conflict for another kind of subject and for
+	// the last owner who can act ([watchword.ErrLastOwner]), which Suspend, Revoke and DeleteSubject refuse too.
+	SetRole(ctx context.Context, by audit.Actor, id watchword.SubjectID, role string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// SetProof writes Proof (the same as it was: no change, no entry).
 	SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// Suspend: new or active becomes suspended (already suspended: no change, no entry, no error); revoked: conflict.

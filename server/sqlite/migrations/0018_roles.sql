@@ -3,6 +3,7 @@
 ALTER TABLE subjects ADD COLUMN role TEXT NOT NULL DEFAULT '';
 UPDATE subjects SET role = 'owner', labels = json_remove(labels, '$.role') WHERE kind = 'operator' AND json_extract(labels, '$.role') = 'owner';
 DELETE FROM labels WHERE key = 'role' AND EXISTS (SELECT 1 FROM subjects s WHERE s.tenant = labels.tenant AND s.id = labels.subject AND s.role = 'owner');
+CREATE INDEX subjects_owners ON subjects (tenant) WHERE role = 'owner' AND deleted = 0;
 
 -- +goose StatementBegin
 CREATE TRIGGER role_changed AFTER UPDATE OF role ON subjects WHEN new.role <> old.role BEGIN
@@ -11,6 +12,7 @@ END;
 -- +goose StatementEnd
 
 -- +goose Down
+DROP INDEX subjects_owners;
 DROP TRIGGER role_changed;
 UPDATE subjects SET labels = json_set(labels, '$.role', 'owner') WHERE role = 'owner';
 INSERT INTO labels (tenant, key, value, subject) SELECT tenant, 'role', 'owner', id FROM subjects WHERE role = 'owner';

@@ -1,0 +1,131 @@
+package admin
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
+	"github.com/watchword-iot/watchword/internal/rest"
+)
+
+const (
+	operatorsPath = "/v1/operators"
+	servicesPath  = "/v1/services"
+)
+
+// Subjects manages the operators or the services of a tenant; see [Client.Operators] and [Client.Services]. It is safe for
+// concurrent use.
+type Subjects struct {
+	c    *Client
+	base string
+}
+
+// Operators manages operators.
+func (c *Client) Operators() Subjects { return Subjects{c, operatorsPath} }
+
+// Services manages services: back ends, which have no sealing key and announce no functions.
+func (c *Client) Services() Subjects { return Subjects{c, servicesPath} }
+
+// CreateOperator adds an operator and returns its one-time link. role is a built-in role or one that a policy defines
+// (docs/policies.md). ttl is the lifetime of the link; 0 means 24 h. Codes: bad_request, conflict, denied, exceeds_own.
+func (c *Client) CreateOperator(ctx context.Context, id watchword.SubjectID, role string, ttl time.Duration) (s api.Subject, err error) {
+	in := api.CreateOperatorRequest{ID: string(id), Role: role}
+	if ttl > 0 {
+		in.TTL = ttl.String()
+	}
+	err = c.call(ctx, http.MethodPost, operatorsPath, nil, in, &s)
+	return s, err
+}
+
+// CreateService adds a service and returns its one-time link. ttl is the lifetime of the link; 0 means 24 h. Codes:
+// bad_request, conflict, token_too_large, denied, exceeds_own.
+func (c *Client) CreateService(ctx context.Context, id watchword.SubjectID, l watchword.Labels, ttl time.Duration) (s api.Subject, err error) {
+	in := api.CreateServiceRequest{ID: string(id), Labels: l}
+	if ttl > 0 {
+		in.TTL = ttl.String()
+	}
+	err = c.call(ctx, http.MethodPost, servicesPath, nil, in, &s)
+	return s, err
+}
+
+// SetRole gives an operator another role. The change is effective for its live sessions when SetRole returns. Codes:
+// bad_request for an unknown role, not_found, conflict for the last owner, exceeds_own.
+func (c *Client) SetRole(ctx context.Context, id watchword.SubjectID, role string) (s api.Subject, err error) {
+	err = c.call(ctx, http.MethodPut, c.Operators().path(id, "/role"), nil, api.RoleRequest{Role: role}, &s)
+	return s, err
+}
+
+func (m Subjects) path(id watchword.SubjectID, rest string) string {
+	return m.base + "/" + url.PathEscape(string(id)) + rest
+}
+
+// List calls f for each subject that has every label of sel and the state (empty: any), sorted by ID.
+func (m Subjects) List(ctx context.Context, sel watchword.Labels, state watchword.State, f func(api.Subject) error) error {
+	q := url.Values{}
+	for k, v := range sel {
+		q.Add("label", k+"="+v)
+	}
+	if state != "" {
+		q.Set("state", string(state))
+	}
+	if m.base == operatorsPath {
+		return list(ctx, m.c, m.base, q, func(p api.OperatorList) ([]api.Subject, string) { return p.Operators, p.NextPageToken }, f)
+	}
+	return list(ctx, m.c, m.base, q, func(p api.ServiceList) ([]api.Subject, string) { return p.Services, p.NextPageToken }, f)
+}
+
+// Get returns all data of one. Code: not_found.
+func (m Subjects) Get(ctx context.Context, id watchword.SubjectID) (s api.Subject, err error) {
+	err = m.c.call(ctx, http.MethodGet, m.path(id, ""), nil, nil, &s)
+	return s, err
+}
+
+// SetLabels replaces the labels. ifVersion 0 means any. Codes: precondition_failed, exceeds_own.
+func (m Subjects) SetLabels(ctx context.Context, id watchword.SubjectID, l watchword.Labels, ifVersion int64) (s api.Subject, err error) {
+	if l == nil {
+		l = watchword.Labels{}
+	}
+	r := rest.Request{Method: http.MethodPut, Path: m.path(id, "/labels")}
+	if ifVersion > 0 {
+		r.Header = map[string]string{"If-Match": etag(ifVersion)}
+	}
+	_, err = m.c.rest.JSON(ctx, r, api.LabelsRequest{Labels: l}, &s)
+	return s, err
+}
+
+// Link creates a new one-time link; the previous one becomes invalid. Codes: conflict for an active subject, exceeds_own.
+func (m Subjects) Link(ctx context.Context, id watchword.SubjectID, ttl time.Duration) (e api.Enrollment, err error) {
+	var in api.LinkRequest
+	if ttl > 0 {
+		in.TTL = ttl.String()
+	}
+	err = m.c.call(ctx, http.MethodPost, m.path(id, "/link"), nil, in, &e)
+	return e, err
+}
+
+// Suspend, Resume and Revoke change the state. The change is effective for live sessions when they return. Codes: not_found,
+// conflict (also for the last owner), exceeds_own.
+func (m Subjects) Suspend(ctx context.Context, id watchword.SubjectID, reason string) (s api.Subject, err error) {
+	err = m.c.call(ctx, http.MethodPost, m.path(id, "/suspend"), nil, api.ReasonRequest{Reason: reason}, &s)
+	return s, err
+}
+
+// Resume makes a suspended subject active again, with its earlier keys and permissions.
+func (m Subjects) Resume(ctx context.Context, id watchword.SubjectID) (s api.Subject, err error) {
+	err = m.c.call(ctx, http.MethodPost, m.path(id, "/resume"), nil, api.ReasonRequest{}, &s)
+	return s, err
+}
+
+// Revoke permanently invalidates the keys.
+func (m Subjects) Revoke(ctx context.Context, id watchword.SubjectID, reason string) (s api.Subject, err error) {
+	err = m.c.call(ctx, http.MethodPost, m.path(id, "/revoke"), nil, api.ReasonRequest{Reason: reason}, &s)
+	return s, err
+}
+
+// Delete revokes a subject; its ID can never be used again.
+func (m Subjects) Delete(ctx context.Context, id watchword.SubjectID) error {
+	return m.c.call(ctx, http.MethodDelete, m.path(id, ""), nil, nil, nil)
+}

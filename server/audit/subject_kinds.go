@@ -1,0 +1,42 @@
+package audit
+
+import (
+	"strings"
+
+	"github.com/watchword-iot/watchword"
+)
+
+const devicePrefix = "device."
+
+// KindFor returns the kind of an act on a subject of that kind, where device is the kind of the same act on a device:
+// [DeviceSuspend] of an operator is "operator.suspend".
+func KindFor(subject watchword.Kind, device string) string {
+	act, ok := strings.CutPrefix(device, devicePrefix)
+	if !ok || subject == watchword.Device {
+		return device
+	}
+	return string(subject) + "." + act
+}
+
+// kindOfDevice returns the kind of the same act on a device; any other kind is returned as it is.
+func kindOfDevice(kind string) string {
+	for _, subject := range []watchword.Kind{watchword.Operator, watchword.Service} {
+		if act, ok := strings.CutPrefix(kind, string(subject)+"."); ok && act != "role" {
+			return devicePrefix + act
+		}
+	}
+	return kind
+}
+
+// withSubjects adds the kinds of acts on operators and services to those of acts on devices.
+func withSubjects(kinds []string) []string {
+	all := kinds
+	for _, subject := range []watchword.Kind{watchword.Operator, watchword.Service} {
+		for _, k := range kinds {
+			if other := KindFor(subject, k); other != k {
+				all = append(all, other)
+			}
+		}
+	}
+	return all
+}
