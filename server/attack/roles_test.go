@@ -1,0 +1,188 @@
+package attack_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/sdk/device"
+	"github.com/watchword-iot/watchword/server"
+	"github.com/watchword-iot/watchword/server/policy"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// enrollSubject redeems the link of an operator or a service with a signing key alone, and returns a token.
+func (srv *testServer) enrollSubject(s api.Subject) string {
+	srv.t.Helper()
+	k, err := jose.GenerateKey(jose.P256)
+	must(srv.t, err)
+	signer, err := k.Signer()
+	must(srv.t, err)
+	proof, err := token.SignEnrollment(signer, srv.info.URL, token.CodeHashClaim(s.Enrollment.Code), "", time.Now())
+	must(srv.t, err)
+	body, err := json.Marshal(map[string]any{"code": s.Enrollment.Code, "keys": map[string]any{"sign": json.RawMessage(k.Public().JWK())}, "proof": proof})
+	must(srv.t, err)
+	if a := srv.request("POST", "/v1/enroll", "", string(body), "Content-Type: application/json"); a.status != http.StatusOK {
+		srv.t.Fatalf("%s did not enroll: %d %s", s.ID, a.status, a.body)
+	}
+	assertion, err := token.SignAssertion(signer, s.ID, srv.info.URL, time.Now(), token.AssertionLifetime)
+	must(srv.t, err)
+	var out struct {
+		AccessToken string `json:"access_token"`
+	}
+	must(srv.t, json.Unmarshal([]byte(srv.exchangeAssertion(assertion).body), &out))
+	return out.AccessToken
+}
+
+// Every operation of the OpenAPI document that needs a token, by each built-in role: what a role may do is let through, and
+// everything else is denied. A new operation fails here until it is in the table, or is in no role but the owner's.
+func TestRolesByOperation(t *testing.T) {
+	srv := serve(t, func(c *server.Config) { c.Limits.IssueRate = 1 << 20 })
+	tokens := map[string]string{}
+	for _, role := range policy.BuiltInRoles {
+		s, err := srv.admin.CreateOperator(t.Context(), watchword.SubjectID("a-"+role), role, 0)
+		must(t, err)
+		tokens[role] = srv.enrollSubject(s)
+	}
+	srv.enroll("lamp-1", device.Options{}, nil)
+
+	see := "owner admin operator viewer"
+	may := map[string]string{
+		"GET /v1/audit": "owner admin auditor", "GET /v1/audit/export": "owner admin auditor", "GET /v1/audit/{seq}": "owner admin auditor", "GET /v1/audit/{seq}/proof": "owner admin auditor",
+		"GET /v1/keys": "owner admin", "GET /v1/operators": "owner admin", "GET /v1/operators/{id}": "owner admin",
+		"POST /v1/commands": "owner admin operator", "POST /v1/commands/{id}/cancel": "owner admin operator",
+		"GET /v1/commands/{id}/evidence": see, "POST /v1/explain": see, "POST /v1/policies/check": see,
+	}
+	for _, p := range []string{"devices", "devices/{id}", "devices/{id}/twin", "services", "services/{id}", "enrollments", "enrollments/{user_code}", "commands", "commands/{id}", "sessions", "policies", "policies/{name}", "events", "retained", "retained/{topic}"} {
+		may["GET /v1/"+p] = see
+	}
+	for _, p := range []string{
+		"POST devices", "DELETE devices/{id}", "PUT devices/{id}/config", "PUT devices/{id}/labels", "POST devices/{id}/link", "PUT devices/{id}/proof", "POST devices/{id}/resume", "POST devices/{id}/revoke", "POST devices/{id}/suspend",
+		"POST services", "DELETE services/{id}", "PUT services/{id}/labels", "POST services/{id}/link", "POST services/{id}/resume", "POST services/{id}/revoke", "POST services/{id}/suspend",
+		"POST enrollments/{user_code}/approve", "POST enrollments/{user_code}/reject", "PUT policies/{name}", "DELETE policies/{name}", "DELETE retained/{topic}", "DELETE sessions/{id}", "DELETE tokens/{jti}",
+	} {
+		method, path, _ := strings.Cut(p, " ")
+		may[method+" /v1/"+path] = "owner admin"
+	}
+	everybody := strings.Join(policy.BuiltInRoles, " ")
+	_, all := srv.tokenOperations()
+	seen := map[string]bool{}
+	for _, op := range all {
+		method, path, _ := strings.Cut(op, " ")
+		want, known := may[op]
+		if seen[op] = true; strings.HasPrefix(path, "/v1/self") || strings.HasPrefix(path, "/oauth/") {
+			want, known = everybody, true
+		}
+		if !known {
+			want = "owner"
+		}
+		switch path {
+		case "/oauth/introspect", "/v1/self/keys", "/v1/events", "/v1/audit/export":
+			continue // forms, proofs and streams: their own tests
+		case "/v1/self/commands", "/v1/self/config", "/v1/self/events/{stream}", "/v1/self/state", "/v1/self/receipts":
+			continue // decided by the topics of a device
+		}
+		if op == "POST /v1/commands" {
+			continue // decided by the function, below
+		}
+		for _, role := range policy.BuiltInRoles {
+			// A thing that does not exist, so that what passes changes nothing: 404 and 400 are answers to somebody who may.
+			at := strings.NewReplacer("{id}", "no-such", "{user_code}", "BBBB-BBBB", "{name}", "no-such", "{topic}", "no/such", "{jti}", "no-such", "{seq}", "999999", "{role}", "no-such", "{stream}", "s").Replace(path)
+			body, kind := "", ""
+			if method == "POST" || method == "PUT" {
+				if body, kind = `{"no-such-member":1}`, "application/json"; strings.HasPrefix(path, "/v1/policies") {
+					body, kind = "no-such-member = 1", "application/toml"
+				}
+			}
+			headers := []string{}
+			if kind != "" {
+				headers = append(headers, "Content-Type: "+kind)
+			}
+			a := srv.request(method, at, tokens[role], body, headers...)
+			allowed := slices.Contains(strings.Fields(want), role)
+			if denied := a.status == http.StatusForbidden && strings.Contains(a.body, `"denied"`); denied == allowed {
+				t.Errorf("%s by the %s: %d %s, allowed %v", op, role, a.status, a.body, allowed)
+			}
+			if a.status == http.StatusUnauthorized {
+				t.Errorf("%s by the %s: %d %s", op, role, a.status, a.body)
+			}
+		}
+	}
+	for _, role := range policy.BuiltInRoles {
+		a := srv.request("POST", "/v1/commands", tokens[role], `{"device":"lamp-1","function":"f","args":{}}`)
+		if allowed := slices.Contains(strings.Fields(may["POST /v1/commands"]), role); allowed != (a.status == http.StatusCreated || a.status == http.StatusAccepted) {
+			t.Errorf("a command by the %s: %d %s, allowed %v", role, a.status, a.body, allowed)
+		}
+	}
+	for op := range may {
+		if !seen[op] {
+			t.Errorf("%s is in the table, and is no operation", op)
+		}
+	}
+}
+
+// Who may make and change whom over the API: the refusals name the permission, and leave nothing behind.
+func TestNobodyGivesMoreOverTheAPI(t *testing.T) {
+	srv := serve(t, nil)
+	ctx := t.Context()
+	_, err := srv.admin.ApplyPolicy(ctx, "installers", []byte("role = \"installer\"\nmay_give = [\"topic:plant/#\"]\n[[allow]]\nget = [\"/v1/#\"]\npost = [\"/v1/#\"]\nput = [\"/v1/#\"]\ndelete = [\"/v1/#\"]\n"), -1)
+	must(t, err)
+	_, err = srv.admin.ApplyPolicy(ctx, "meters", []byte("for = { kind = \"meter\" }\n[[allow]]\npublish = [\"meter/power\"]\n"), -1)
+	must(t, err)
+	s, err := srv.admin.CreateOperator(ctx, "ina", "installer", 0)
+	must(t, err)
+	ina := srv.enrollSubject(s)
+	srv.enroll("meter-1", device.Options{}, watchword.Labels{"kind": "meter"})
+	before := len(srv.allEntries())
+	for _, tc := range []struct{ method, path, body, permission string }{
+		{"POST", "/v1/devices", `{"id":"meter-2","labels":{"kind":"meter"}}`, "topic:meter/power"},
+		{"POST", "/v1/operators", `{"id":"eve","role":"owner"}`, "topic:#"},
+		{"POST", "/v1/operators", `{"id":"eve","role":"viewer"}`, "topic:devices/+/events/#"},
+		{"PUT", "/v1/operators/ina/role", `{"role":"owner"}`, "topic:#"},
+		{"POST", "/v1/operators/operator/suspend", `{}`, "topic:#"},
+		{"POST", "/v1/devices/meter-1/suspend", `{}`, "topic:meter/power"},
+		{"PUT", "/v1/devices/meter-1/labels", `{"labels":{}}`, "topic:meter/power"},
+		{"DELETE", "/v1/devices/meter-1", "", "topic:meter/power"},
+		{"PUT", "/v1/policies/installers", "role = \"installer\"\n[[allow]]\nget = [\"/#\"]\n", "api:/#"},
+		{"PUT", "/v1/policies/everybody", "for = {}\n[[allow]]\npublish = [\"meter/power\"]\n", "topic:meter/power"},
+		{"DELETE", "/v1/policies/meters", "", "topic:meter/power"},
+	} {
+		kind := "application/json"
+		if strings.HasPrefix(tc.path, "/v1/policies") {
+			kind = "application/toml"
+		}
+		a := srv.request(tc.method, tc.path, ina, tc.body, "Content-Type: "+kind)
+		if a.status != http.StatusForbidden || !strings.Contains(a.body, `"exceeds_own"`) || !strings.Contains(a.body, tc.permission) {
+			t.Errorf("%s %s %s: %d %s, want exceeds_own with %s", tc.method, tc.path, tc.body, a.status, a.body, tc.permission)
+		}
+	}
+	if a := srv.request("POST", "/v1/devices", ina, `{"id":"lamp-2"}`, "Content-Type: application/json"); a.status != http.StatusCreated {
+		t.Errorf("a device without further permissions: %d %s", a.status, a.body)
+	}
+	logged := false // the log records refusals of one subject within a rate, and counts the others
+	for _, e := range srv.allEntries()[before:] {
+		if e.Actor == "ina" && e.Outcome == "done" && e.Kind != "token.issue" && e.Object != "lamp-2" {
+			t.Errorf("a refused act is in the log: %+v", e)
+		}
+		logged = logged || e.Actor == "ina" && e.Code == watchword.ExceedsOwn
+	}
+	if !logged {
+		t.Error("no refusal is in the log")
+	}
+	// The last owner, by an owner.
+	if _, err := srv.admin.Operators().Suspend(ctx, "operator", ""); watchword.CodeOf(err) != watchword.Conflict {
+		t.Errorf("suspending the last owner: %v", err)
+	}
+	if _, err := srv.admin.Operators().Revoke(ctx, "operator", ""); watchword.CodeOf(err) != watchword.Conflict {
+		t.Errorf("revoking the last owner: %v", err)
+	}
+	if _, err := srv.admin.SetRole(ctx, "operator", "viewer"); watchword.CodeOf(err) != watchword.Conflict {
+		t.Errorf("another role for the last owner: %v", err)
+	}
+}
