@@ -86,7 +86,7 @@ func (s Subject) Enroll(sign, seal Key, now time.Time) (Subject, error) {
 		return s, err
 	}
 	if s.Kind == Device && seal.ID == "" {
-		return s, RefuseField("keys.seal", "a device needs a sealing key: a public JWK on P-256 or X25519")
+		return s, RefuseField("keys.seal", "must be a public JWK on P-256 or X25519: a device needs a sealing key")
 	}
 	if s.State == Revoked {
 		s.Incarnation++

@@ -11,6 +11,7 @@ import (
 type Self struct {
 	ID          watchword.SubjectID `json:"id"`
 	Kind        watchword.Kind      `json:"kind"`
+	Role        string              `json:"role,omitempty" doc:"of an operator"`
 	State       watchword.State     `json:"state"`
 	Labels      watchword.Labels    `json:"labels"`
 	Incarnation int64               `json:"incarnation"`

@@ -217,7 +217,11 @@ func (a *app) whoamiCommand() *cobra.Command {
 			return err
 		}
 		return a.print(s, func(w *terminal.Writer) {
-			w.Printf("%s\t%s, %s  %s\nserver\t%s\nkey\t%s\n", s.ID, s.Kind, s.State, s.Labels, cl.URL(), s.Token.Key)
+			w.Printf("%s\t%s, %s  %s\n", s.ID, s.Kind, s.State, s.Labels)
+			if s.Role != "" {
+				w.Printf("role\t%s\n", s.Role)
+			}
+			w.Printf("server\t%s\nkey\t%s\n", cl.URL(), s.Token.Key)
 			for _, p := range s.Permissions.Perm {
 				w.Printf("may\t%s\n", p)
 			}

@@ -92,7 +92,7 @@ func TestRolesByOperation(t *testing.T) {
 			continue // decided by the function, below
 		}
 		for _, role := range policy.BuiltInRoles {
-			// A thing that does not exist, so that what passes changes nothing: 404 and 400 are answers to somebody who may.
+			// The thing does not exist, so a request that passes changes nothing: an allowed one gets 404 or 400.
 			at := strings.NewReplacer("{id}", "no-such", "{user_code}", "BBBB-BBBB", "{name}", "no-such", "{topic}", "no/such", "{jti}", "no-such", "{seq}", "999999", "{role}", "no-such", "{stream}", "s").Replace(path)
 			body, kind := "", ""
 			if method == "POST" || method == "PUT" {

@@ -270,24 +270,24 @@ func TestEnrollByLink(t *testing.T) {
 		edit func(r *enroll.EnrollRequest)
 		code watchword.Code
 	}{
-		"no code":                      {func(r *enroll.EnrollRequest) { r.Code = "" }, watchword.CodeInvalid},
-		"half a code":                  {func(r *enroll.EnrollRequest) { r.Code = r.Code[:21] }, watchword.CodeInvalid},
-		"no signing key":               {func(r *enroll.EnrollRequest) { r.Sign = nil }, watchword.BadRequest},
+		"no code":        {func(r *enroll.EnrollRequest) { r.Code = "" }, watchword.CodeInvalid},
+		"half a code":    {func(r *enroll.EnrollRequest) { r.Code = r.Code[:21] }, watchword.CodeInvalid},
+		"no signing key": {func(r *enroll.EnrollRequest) { r.Sign = nil }, watchword.BadRequest},
 		"no sealing key": {func(r *enroll.EnrollRequest) {
 			proof, err := token.SignEnrollment(d.sign, issuer, token.CodeHashClaim(r.Code), "", s.now)
 			must(t, err)
 			r.Seal, r.Proof = nil, proof
 		}, watchword.BadRequest},
 		"a sealing key in the proof alone": {func(r *enroll.EnrollRequest) { r.Seal = nil }, watchword.ProofInvalid},
-		"the signing key twice":        {func(r *enroll.EnrollRequest) { r.Seal = r.Sign }, watchword.BadRequest},
-		"a signing key to seal":        {func(r *enroll.EnrollRequest) { r.Sign = r.Seal }, watchword.BadRequest},
-		"a proof by another key":       {func(r *enroll.EnrollRequest) { r.Proof = other.request(t, r.Code, s.now).Proof }, watchword.ProofInvalid},
-		"a proof for another code":     {func(r *enroll.EnrollRequest) { r.Proof = d.request(t, first.Code, s.now).Proof }, watchword.ProofInvalid},
-		"another sealing key":          {func(r *enroll.EnrollRequest) { r.Seal = other.seal.JWK() }, watchword.ProofInvalid},
-		"a proof that is over":         {func(r *enroll.EnrollRequest) { r.Proof = d.request(t, r.Code, s.now.Add(-time.Hour)).Proof }, watchword.ProofInvalid},
-		"no proof":                     {func(r *enroll.EnrollRequest) { r.Proof = "" }, watchword.ProofInvalid},
-		"the proof of a key change":    {func(r *enroll.EnrollRequest) { r.Proof = "x.y.z" }, watchword.ProofInvalid},
-		"a code that nobody has given": {func(r *enroll.EnrollRequest) { *r = d.request(t, watchword.NewNonce(), s.now) }, watchword.CodeInvalid},
+		"the signing key twice":            {func(r *enroll.EnrollRequest) { r.Seal = r.Sign }, watchword.BadRequest},
+		"a signing key to seal":            {func(r *enroll.EnrollRequest) { r.Sign = r.Seal }, watchword.BadRequest},
+		"a proof by another key":           {func(r *enroll.EnrollRequest) { r.Proof = other.request(t, r.Code, s.now).Proof }, watchword.ProofInvalid},
+		"a proof for another code":         {func(r *enroll.EnrollRequest) { r.Proof = d.request(t, first.Code, s.now).Proof }, watchword.ProofInvalid},
+		"another sealing key":              {func(r *enroll.EnrollRequest) { r.Seal = other.seal.JWK() }, watchword.ProofInvalid},
+		"a proof that is over":             {func(r *enroll.EnrollRequest) { r.Proof = d.request(t, r.Code, s.now.Add(-time.Hour)).Proof }, watchword.ProofInvalid},
+		"no proof":                         {func(r *enroll.EnrollRequest) { r.Proof = "" }, watchword.ProofInvalid},
+		"the proof of a key change":        {func(r *enroll.EnrollRequest) { r.Proof = "x.y.z" }, watchword.ProofInvalid},
+		"a code that nobody has given":     {func(r *enroll.EnrollRequest) { *r = d.request(t, watchword.NewNonce(), s.now) }, watchword.CodeInvalid},
 	} {
 		r := good
 		c.edit(&r)

@@ -46,7 +46,7 @@ func (a *API) selfRoutes() {
 			}
 			d := viewDevice(s)
 			out := &selfOut{api.Self{
-				ID: s.ID, Kind: s.Kind, State: s.State, Labels: d.Labels, Incarnation: s.Incarnation, Issuer: a.Auth.Issuer(c.Tenant()),
+				ID: s.ID, Kind: s.Kind, Role: s.Role, State: s.State, Labels: d.Labels, Incarnation: s.Incarnation, Issuer: a.Auth.Issuer(c.Tenant()),
 				Token: api.SelfToken{JTI: c.JTI(), ExpiresAt: c.Expires().UTC(), Key: c.Key()},
 			}}
 			if out.Body.Permissions.Perm, err = viewPermissions(c.Policy().Perm()); err != nil {
