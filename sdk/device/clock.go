@@ -24,13 +24,13 @@ const (
 	timeRoundTrip    = 10 * time.Second // maximum duration of a request; half of it is the maximum error
 	timeRefreshEvery = 4 * time.Hour    // interval of requests: oscillators drift
 	timeValid        = 48 * time.Hour   // how long a signed time is used without a newer one
-	timeRetry        = time.Minute      // pause after a request without an answer
+	timeRetry        = 20 * time.Second // pause after a request without an answer
 	maxClockOffset   = 30 * time.Second // a device clock within this offset of the signed time is not corrected
 )
 
 // signedClock is the time that the server signed last, and the monotonic time that has passed since then.
 type signedClock struct {
-	requestMu sync.Mutex // one request at a time; locked before mu
+	requestMu requestLock // one request at a time; locked before mu
 
 	mu          sync.Mutex
 	signed      time.Time // zero: there is no valid signed time
@@ -42,6 +42,24 @@ type signedClock struct {
 
 	mono func() time.Time // nil means time.Now
 }
+
+// requestLock is a mutex whose holder may wait for the server, so that waiting for it ends with a context.
+type requestLock struct {
+	once sync.Once
+	held chan struct{}
+}
+
+func (l *requestLock) lock(ctx context.Context) bool {
+	l.once.Do(func() { l.held = make(chan struct{}, 1) })
+	select {
+	case l.held <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (l *requestLock) unlock() { <-l.held }
 
 func (c *signedClock) monotonic() time.Time {
 	if c.mono != nil {
@@ -152,8 +170,10 @@ func (d *Device) syncTimeIfDue(ctx context.Context) {
 	if d.identity == nil {
 		return
 	}
-	d.clock.requestMu.Lock()
-	defer d.clock.requestMu.Unlock()
+	if !d.clock.requestMu.lock(ctx) {
+		return
+	}
+	defer d.clock.requestMu.unlock()
 	if !d.timeDue() {
 		return
 	}
@@ -187,8 +207,10 @@ func (d *Device) timeRejected(ctx context.Context, err error) bool {
 	default:
 		return false
 	}
-	d.clock.requestMu.Lock()
-	defer d.clock.requestMu.Unlock()
+	if !d.clock.requestMu.lock(ctx) {
+		return false
+	}
+	defer d.clock.requestMu.unlock()
 	if !d.clock.lastRequestBefore(timeRetry) || d.hasExpired(d.trust.Load().Expires) {
 		return false // an expired bundle does not prove that the clock is wrong
 	}
@@ -210,8 +232,18 @@ func (d *Device) withTime(ctx context.Context, get func(context.Context) error) 
 }
 
 // trySyncTime calls [Device.requestTime]; an error is ignored, and the device continues unchanged.
+//
+// A signed time outside the life of the trust bundle needs a second confirmation: a newer bundle, which the root signed, whose
+// life contains it. The device fetches that bundle and asks again.
 func (d *Device) trySyncTime(ctx context.Context, server string, t *token.Trust) bool {
 	changed, err := d.requestTime(ctx, server, t)
+	if errors.Is(err, errOutsideTrust) && d.client != nil {
+		if rerr := d.renewTrust(ctx); rerr != nil {
+			err = errors.Join(err, rerr)
+		} else if newer := d.trust.Load(); newer.Version > t.Version {
+			changed, err = d.requestTime(ctx, server, newer)
+		}
+	}
 	if err != nil && ctx.Err() == nil {
 		d.opts.Log.Info("no signed time", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 	}
@@ -220,8 +252,8 @@ func (d *Device) trySyncTime(ctx context.Context, server string, t *token.Trust)
 
 // requestTime requests the time from a server, signed by a time key of t for a new nonce, and reports whether the device's
 // time has changed. The network is not trusted: it can delay the answer by at most [timeRoundTrip], and cannot replace it.
-// The caller holds requestMu. Codes: those of [token.VerifyTime]; timed_out; token_expired if the answer is earlier than
-// times that the root has signed.
+// The caller holds requestMu. Codes: those of [token.VerifyTime]; timed_out; token_expired and token_early if the answer is
+// outside the life of t ([errOutsideTrust]).
 func (d *Device) requestTime(ctx context.Context, server string, t *token.Trust) (changed bool, err error) {
 	c := &d.clock
 	start := c.monotonic()
@@ -248,11 +280,63 @@ func (d *Device) requestTime(ctx context.Context, server string, t *token.Trust)
 	if err != nil {
 		return false, err
 	}
-	if isBeforeTrust(at, t) {
-		return false, watchword.Refuse(watchword.TokenExpired, "the signed time is before iat of the trust bundle")
+	switch {
+	case isBeforeTrust(at, t):
+		return false, watchword.Wrap(errOutsideTrust, watchword.TokenExpired, "the signed time is before iat of the trust bundle")
+	case at.After(t.Expires.Add(token.Skew)):
+		return false, watchword.Wrap(errOutsideTrust, watchword.TokenEarly, "the signed time is after exp of the trust bundle")
 	}
 	// The time is between request and answer, and tokens have whole seconds.
 	return d.applyTime(at.Add(time.Second/2+duration/2), t)
+}
+
+// errOutsideTrust is the cause of a refusal of signed time that only a newer trust bundle can confirm.
+var errOutsideTrust = errors.New("the trust bundle does not confirm the time")
+
+// usesOwnClock reports whether the device's time is that of its own clock.
+func (d *Device) usesOwnClock() bool {
+	_, signed := d.clock.reading(d.opts.Now())
+	return !signed && !d.now().IsZero()
+}
+
+// dropTimeOutside forgets signed times that are outside the life of a newer bundle: what the root signed later counts more than what
+// a server said of the time before. The time is requested again.
+func (d *Device) dropTimeOutside(t *token.Trust) error {
+	at, known := d.clock.reading(d.opts.Now())
+	c := &d.clock
+	c.mu.Lock()
+	outside := func(at time.Time) bool {
+		return at.Before(t.Issued.Add(-token.Skew)) || at.After(t.Expires.Add(token.Skew))
+	}
+	floor := c.floor
+	if known && outside(at) {
+		c.signed = time.Time{}
+	}
+	if c.signed.IsZero() {
+		c.lastRequest = time.Time{}
+	}
+	if floor.After(t.Expires.Add(token.Skew)) {
+		floor = t.Issued
+	}
+	changed := !floor.Equal(c.floor)
+	c.floor = floor
+	c.mu.Unlock()
+	if known && outside(at) {
+		d.opts.Log.Warn("the trust bundle contradicts the time that the server signed before", slog.Time("from", at), slog.Time("to", t.Issued))
+		d.tokens.Forget() // their expiry was computed by that time
+	}
+	if !changed || d.lock == nil {
+		return nil
+	}
+	return d.storeFloor(floor)
+}
+
+// storeFloor stores the last signed time for the next start.
+func (d *Device) storeFloor(at time.Time) error {
+	if err := durable.WriteFile(d.path(clockFile), strconv.AppendInt(nil, at.Unix(), 10), 0o600); err != nil || d.identity == nil {
+		return err
+	}
+	return d.counters.update(func(c *counters) { c.Time = at.Unix() })
 }
 
 // applyTime uses a signed current time, and stores it for the next start.
@@ -288,10 +372,7 @@ func (d *Device) applyTime(at time.Time, t *token.Trust) (changed bool, err erro
 	if d.lock == nil {
 		return changed, nil
 	}
-	if err := durable.WriteFile(d.path(clockFile), strconv.AppendInt(nil, at.Unix(), 10), 0o600); err != nil || d.identity == nil {
-		return changed, err
-	}
-	return changed, d.counters.update(func(c *counters) { c.Time = at.Unix() })
+	return changed, d.storeFloor(at)
 }
 
 // readFloor returns the last signed time of an earlier run; zero if there was none. The counters file has it too, with a

@@ -254,3 +254,117 @@ func TestAClockThatIsPlainlyWrong(t *testing.T) {
 		}
 	})
 }
+
+// rootServer is the server of [hours] with trust bundles: each that it is asked for is signed anew, by its clock of that moment.
+func (h *hours) rootServer(root *jose.Signer, off *time.Duration) {
+	h.t.Helper()
+	version := int64(1)
+	bundle := func() token.Trust {
+		at := h.server.Add(*off)
+		return token.Trust{
+			Issuer: h.identity.Issuer, Version: version, Epoch: 1, Roots: []*jose.PublicKey{root.Public()}, Time: []*jose.PublicKey{h.signer.Public()},
+			Issuers: []*jose.PublicKey{h.signer.Public()}, Command: []*jose.PublicKey{h.signer.Public()}, Issued: at, Expires: at.Add(token.TrustLifetime),
+		}
+	}
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/trust" {
+			version++
+			raw, err := token.SignTrust(bundle(), root)
+			if err != nil {
+				h.t.Error(err)
+			}
+			_, _ = io.WriteString(w, raw)
+			return
+		}
+		var q struct{ Nonce string }
+		if err := json.NewDecoder(r.Body).Decode(&q); err != nil {
+			h.t.Error(err)
+		}
+		raw, err := token.SignTime(h.signer, h.identity.Issuer, q.Nonce, h.server.Add(*off))
+		if err != nil {
+			h.t.Error(err)
+		}
+		_, _ = io.WriteString(w, raw)
+	}))
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
+	srv.StartTLS()
+	h.t.Cleanup(srv.Close)
+	h.identity.Issuer, h.identity.HTTPS = srv.URL, srv.URL
+	h.identity.Pin = token.TrustPin(root.Public())
+	h.Device.signer.Store(h.signer)
+	t := bundle()
+	if err := h.useTrust(&t); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// A server whose clock is wrong, and says so in bundles and signed times, shuts no device out: once it is right, the next round of
+// what [Device.Run] does after a refusal brings the right time back. A device whose own clock is right never leaves it for longer
+// than that, and never beyond the end of its bundle.
+func TestAServerWhoseClockWasWrong(t *testing.T) {
+	const day = 24 * time.Hour
+	early := watchword.Refuse(watchword.TokenEarly, "iat lies in the future")
+	for _, off := range []time.Duration{time.Hour, -time.Hour, 29 * day, -29 * day, 400 * day, -400 * day, -1_789_990_000 * time.Second} {
+		for _, reboot := range []bool{true, false} {
+			noClock := reboot
+			t.Run(off.String()+map[bool]string{true: ", no clock, rebooted meanwhile", false: ", own clock right"}[noClock], func(t *testing.T) {
+				h := newHours(t, Options{NoClock: noClock})
+				if !noClock {
+					h.wall = h.server
+				}
+				var wrong time.Duration
+				h.rootServer(testSigner(t), &wrong)
+				h.syncTimeIfDue(t.Context())
+				h.knows("at first", true)
+				round := func() {
+					h.pass(timeRetry + time.Second)
+					_ = h.renewTrust(t.Context()) // what it cannot take it goes without
+					h.syncTimeIfDue(t.Context())
+					_ = h.timeRejected(t.Context(), early)
+				}
+				wrong = off
+				if reboot { // nobody has said what time it is
+					h.clock.mu.Lock()
+					h.clock.signed, h.clock.lastRequest = time.Time{}, time.Time{}
+					h.clock.mu.Unlock()
+				}
+				for range 3 {
+					round()
+					if ahead := h.Time().Sub(h.trust.Load().Expires); ahead > token.Skew {
+						t.Errorf("the device goes by a time %s after the end of its bundle", ahead)
+					}
+					if !noClock && off.Abs() > token.TrustLifetime && !h.Time().IsZero() && h.Time().Sub(h.server).Abs() > time.Minute {
+						t.Errorf("a device whose clock is right goes by %s", h.Time())
+					}
+				}
+				wrong = 0
+				h.pass(timeRetry + time.Second)
+				if err := h.renewTrust(t.Context()); err == nil && h.hasExpired(h.trust.Load().Expires) {
+					t.Error("the newer bundle is shut out by a time that a server signed before it")
+				}
+				round()
+				if h.Time().IsZero() || h.Time().Sub(h.server).Abs() > time.Minute {
+					round() // the second within a minute
+				}
+				h.knows("once the server is right", true)
+				if h.hasExpired(h.server.Add(time.Minute)) {
+					t.Error("what ends in a minute has expired")
+				}
+				floor := h.clock.lowerBound()
+				h.pass(time.Second)
+				dir := h.dir
+				if err := h.Device.Close(); err != nil {
+					t.Fatal(err)
+				}
+				again, err := OpenWith(dir, Options{NoClock: noClock, Log: h.opts.Log, Now: h.opts.Now})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer again.Close()
+				if got := again.clock.lowerBound(); got.After(h.server.Add(time.Minute)) || floor.After(h.server.Add(time.Minute)) {
+					t.Errorf("after a restart it takes nothing before %s", got)
+				}
+			})
+		}
+	}
+}

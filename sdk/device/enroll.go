@@ -109,8 +109,10 @@ func notABundle(err error) error {
 // syncFirstTime requests signed time from a server before enrollment, and reports whether the device's time has changed.
 // Without an answer the device continues unchanged.
 func (d *Device) syncFirstTime(ctx context.Context, server string, t *token.Trust) bool {
-	d.clock.requestMu.Lock()
-	defer d.clock.requestMu.Unlock()
+	if !d.clock.requestMu.lock(ctx) {
+		return false
+	}
+	defer d.clock.requestMu.unlock()
 	return d.trySyncTime(ctx, server, t)
 }
 

@@ -45,7 +45,10 @@ func (r *run) executeLoop(ctx, handlers context.Context) {
 		}
 		select {
 		case h := <-acting:
-			r.executeReceived(handlers, h)
+			switch watchword.CodeOf(r.executeReceived(handlers, h)) {
+			case watchword.CommandExpired, watchword.TokenEarly:
+				r.doubtTime() // the server signed it just now, by its clock
+			}
 			r.receipts.trigger()
 		case <-r.receiptAnswered: // there may be room for further commands
 		case <-ctx.Done():
@@ -54,7 +57,7 @@ func (r *run) executeLoop(ctx, handlers context.Context) {
 	}
 }
 
-func (d *Device) executeReceived(ctx context.Context, h receivedCommand) {
+func (d *Device) executeReceived(ctx context.Context, h receivedCommand) error {
 	d.executeMu.Lock()
 	defer d.executeMu.Unlock()
 	t, err := d.begin(h.jwe)
@@ -69,6 +72,7 @@ func (d *Device) executeReceived(ctx context.Context, h receivedCommand) {
 	if err != nil {
 		d.opts.Log.Warn("command not obeyed", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
 	}
+	return err
 }
 
 // resendReceipt sends the receipt again of a command that was received twice.

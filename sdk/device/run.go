@@ -237,10 +237,18 @@ func (r *run) refreshAfterError(err error) {
 	switch code := watchword.CodeOf(err); {
 	case isUnknownAuthority(err), code == watchword.KeyUnknown, code == watchword.BundleInvalid:
 		r.bundle.trigger() // the server's key or authority may be newer than the bundle
+		if isUnknownAuthority(err) {
+			r.doubtTime() // or its certificate is not valid at the device's time
+		}
 	case code == watchword.TokenEarly, code == watchword.TokenExpired:
-		r.timeDoubted.Store(true)
-		r.time.trigger()
+		r.doubtTime()
 	}
+}
+
+// doubtTime has the server asked for the time, unless that was done just now.
+func (r *run) doubtTime() {
+	r.timeDoubted.Store(true)
+	r.time.trigger()
 }
 
 // refreshTime requests signed time if the time is unknown, or if the server refuses it.

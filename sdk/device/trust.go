@@ -35,7 +35,9 @@ func (d *Device) renewTrust(ctx context.Context) error {
 		return watchword.Refuse(watchword.Unavailable, "the server has no valid certificate, and returned no newer trust bundle")
 	}
 	if t.Version > known.Version || lost {
-		if d.hasExpired(t.Expires) {
+		// A newer bundle counts more than a time that a server signed; only the device's own clock, if it is not plainly wrong,
+		// counts more than the bundle.
+		if (t.Version <= known.Version || d.usesOwnClock()) && d.hasExpired(t.Expires) {
 			return watchword.Refuse(watchword.BundleInvalid, "the trust bundle expired before this device started")
 		}
 		if d.lock != nil { // a folder that another process has locked is repaired by that process
@@ -47,6 +49,9 @@ func (d *Device) renewTrust(ctx context.Context) error {
 			return err
 		}
 		d.opts.Log.Info("a newer trust bundle", slog.Int64("version", t.Version))
+		if err := d.dropTimeOutside(&t); err != nil {
+			return err
+		}
 	}
 	return d.updatePin(d.trust.Load()) // by the stored bundle: another one of the same version is not used
 }
@@ -78,10 +83,17 @@ func (d *Device) readTrust() (t token.Trust, err error) {
 // isLostTrust reports whether a bundle is the placeholder of a lost one.
 func isLostTrust(t *token.Trust) bool { return t != nil && len(t.Roots) == 0 }
 
-// verifyNext verifies the bundle that follows known.
+// verifyNext verifies the bundle that follows known. One with a higher version may be outside the time that a server signed, but
+// not outside that of the device's own clock.
 func (d *Device) verifyNext(raw string, known *token.Trust) (token.Trust, error) {
 	if !isLostTrust(known) {
-		return token.VerifyNextTrust(raw, *known, d.now())
+		t, err := token.VerifyNextTrust(raw, *known, d.now())
+		if watchword.CodeOf(err) == watchword.BundleInvalid && !d.usesOwnClock() {
+			if newer, nerr := token.VerifyNextTrust(raw, *known, time.Time{}); nerr == nil && newer.Version > known.Version {
+				return newer, nil
+			}
+		}
+		return t, err
 	}
 	t, err := token.VerifyTrust(raw, d.identity.Pin, d.now())
 	if err == nil && (t.Issuer != known.Issuer || t.Version < known.Version || t.Epoch < known.Epoch) {
