@@ -11,6 +11,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
 	"github.com/watchword-iot/watchword/server/policy"
@@ -185,4 +186,77 @@ func TestNobodyGivesMoreOverTheAPI(t *testing.T) {
 	if _, err := srv.admin.SetRole(ctx, "operator", "viewer"); watchword.CodeOf(err) != watchword.Conflict {
 		t.Errorf("another role for the last owner: %v", err)
 	}
+}
+
+// The life of an operator and of a service over the SDK: each change counts for their tokens at once.
+func TestLifeOfOperatorsAndServices(t *testing.T) {
+	srv := serve(t, nil)
+	ctx := t.Context()
+	for _, tc := range []struct {
+		name   string
+		manage admin.Subjects
+		create func() (api.Subject, error)
+	}{
+		{"operator", srv.admin.Operators(), func() (api.Subject, error) { return srv.admin.CreateOperator(ctx, "vera", "viewer", time.Hour) }},
+		{"service", srv.admin.Services(), func() (api.Subject, error) {
+			return srv.admin.CreateService(ctx, "billing", watchword.Labels{"site": "a"}, time.Hour)
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s, err := tc.create()
+			must(t, err)
+			e, err := tc.manage.Link(ctx, s.ID, time.Hour)
+			must(t, err)
+			s.Enrollment = &e
+			tok := srv.enrollSubject(s)
+			_, err = tc.manage.Link(ctx, s.ID, 0)
+			wants(t, "a link for an active one", err, watchword.Conflict)
+			s, err = tc.manage.SetLabels(ctx, s.ID, watchword.Labels{"site": "b"}, 0)
+			must(t, err)
+			_, err = tc.manage.SetLabels(ctx, s.ID, nil, s.Version-1)
+			wants(t, "labels under an old version", err, watchword.PreconditionFailed)
+			self := func(want int) {
+				t.Helper()
+				if a := srv.request("GET", "/v1/self", tok, ""); a.status != want {
+					t.Errorf("its own request: %d %s, want %d", a.status, a.body, want)
+				}
+			}
+			self(http.StatusOK)
+			_, err = tc.manage.Suspend(ctx, s.ID, "away")
+			must(t, err)
+			self(http.StatusUnauthorized)
+			_, err = tc.manage.Resume(ctx, s.ID)
+			must(t, err)
+			self(http.StatusOK)
+			var listed []watchword.SubjectID
+			must(t, tc.manage.List(ctx, watchword.Labels{"site": "b"}, watchword.Active, func(s api.Subject) error {
+				listed = append(listed, s.ID)
+				return nil
+			}))
+			if len(listed) != 1 || listed[0] != s.ID {
+				t.Errorf("listed %v", listed)
+			}
+			if s, err = tc.manage.Get(ctx, s.ID); err != nil || len(s.Keys) != 1 || s.Labels["site"] != "b" {
+				t.Errorf("got %+v, %v", s, err)
+			}
+			_, err = tc.manage.Revoke(ctx, s.ID, "left")
+			must(t, err)
+			self(http.StatusUnauthorized)
+			must(t, tc.manage.Delete(ctx, s.ID))
+			_, err = tc.manage.Get(ctx, s.ID)
+			wants(t, "a deleted one", err, watchword.NotFound)
+			_, err = tc.create()
+			wants(t, "the id of a deleted one", err, watchword.Conflict)
+		})
+	}
+	// A device is no operator, and the other way round.
+	srv.enroll("lamp-1", device.Options{}, nil)
+	_, err := srv.admin.Operators().Suspend(ctx, "lamp-1", "")
+	wants(t, "a device as an operator", err, watchword.NotFound)
+	_, err = srv.admin.Services().Suspend(ctx, "operator", "")
+	wants(t, "an operator as a service", err, watchword.NotFound)
+	_, err = srv.admin.Suspend(ctx, "operator", "")
+	wants(t, "an operator as a device", err, watchword.NotFound)
+	_, err = srv.admin.CreateOperator(ctx, "x", "no-such-role", 0)
+	wants(t, "an unknown role", err, watchword.BadRequest)
 }
