@@ -1,6 +1,7 @@
 package watchword_test
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -81,5 +82,25 @@ func TestLinksOfDocumentsLeadSomewhere(t *testing.T) {
 	}
 	if links < 100 {
 		t.Errorf("looked at %d links", links)
+	}
+}
+
+// Each decision has a number of its own, which its title repeats.
+func TestDecisionsAreNumbered(t *testing.T) {
+	files, err := filepath.Glob("docs/decisions/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, f := range files { // sorted by name
+		if want := fmt.Sprintf("%04d-", i+1); !strings.HasPrefix(filepath.Base(f), want) {
+			t.Errorf("%s must begin with %s", f, want)
+		}
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if title := strings.TrimLeft(strings.TrimPrefix(string(text), "# "), "0"); !strings.HasPrefix(title, fmt.Sprint(i+1)) {
+			t.Errorf("%s: the title does not begin with the number %d", f, i+1)
+		}
 	}
 }

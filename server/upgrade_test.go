@@ -403,6 +403,11 @@ func (u *upgraded) testPolicies(t *testing.T) {
 			t.Errorf("lamp.set with %s: allowed %v", args, e.Allowed)
 		}
 	}
+	owner, err := u.admin.Operators().Get(ctx, "operator") // whose role was a label
+	check(t, err)
+	if _, labelled := owner.Labels["role"]; owner.Role != "owner" || labelled {
+		t.Errorf("the first operator has role %q and labels %s", owner.Role, owner.Labels)
+	}
 	p, err := u.admin.ApplyPolicy(ctx, "lamps", append(text, "\n# edited\n"...), 2)
 	check(t, err)
 	if p.Version != 3 {
