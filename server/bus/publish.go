@@ -17,6 +17,19 @@ type Batch struct {
 
 	subs    []*Subscription // of the current publication
 	toFlush []Flusher
+
+	// The lock of the last topic since Flush: a publisher that repeats a topic does not hash it again.
+	bus   *Bus
+	topic string
+	order *topicOrder
+}
+
+// orderLock returns the lock of a topic.
+func (b *Batch) orderLock(of *Bus, topic string) *topicOrder {
+	if b.bus != of || b.topic != topic {
+		b.bus, b.topic, b.order = of, topic, &of.order[maphash.String(of.seed, topic)%orderLocks]
+	}
+	return b.order
 }
 
 // Flusher is a connection with messages that wait to be written.
@@ -47,6 +60,7 @@ func (b *Batch) Flush() {
 		b.toFlush[i] = nil
 	}
 	b.toFlush, b.Offers = b.toFlush[:0], 0
+	b.bus, b.topic, b.order = nil, "", nil // so that a pool of batches keeps neither in memory
 }
 
 var batches = sync.Pool{New: func() any { return &Batch{} }}
@@ -74,7 +88,7 @@ type Retain struct {
 // if no receiver had room for p. Codes: busy; subject_revoked; unavailable.
 func (t *Tenant) Publish(p Publication, b *Batch, r *Result) error {
 	topic := p.Message.Topic()
-	l := &t.bus.order[maphash.String(t.bus.seed, topic)%orderLocks]
+	l := b.orderLock(t.bus, topic)
 	l.Lock()
 	defer l.Unlock()
 	var undo func()
@@ -148,6 +162,15 @@ func allowed(subs []*Subscription) []*Subscription {
 // deliver hands m to the subscriptions that were collected.
 func (t *Tenant) deliver(m Message, filters int, b *Batch, r *Result) {
 	n := len(b.subs)
+	if n == 1 { // usually: nothing is to be arranged
+		if s := b.subs[0]; s.mayRead() {
+			s.Subscriber.Deliver(m, b.subs, b, r)
+		}
+		b.Offers++
+		b.subs[0] = nil
+		b.subs = b.subs[:0]
+		return
+	}
 	for i := 0; i < n; { // those with one subscription come last, groups among them: their copy is their own
 		if b.subs[i].Number != 0 {
 			i++

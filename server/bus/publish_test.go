@@ -103,6 +103,59 @@ func TestAllSubscribersHaveTheSameOrder(t *testing.T) {
 	}
 }
 
+// A batch may be used for several topics, and for several buses, in turn: publications of a topic have one order, whatever
+// their batches were used for before.
+func TestOneBatchKeepsTheOrderOfSeveralTopics(t *testing.T) {
+	tenant := bus.New(bus.Options{}).Tenant("t")
+	var all [2]recorder
+	for i := range all {
+		subscribe(t, tenant, &all[i], int64(i+1), "a")
+	}
+	for name, before := range map[string]func(publisher int) (*bus.Tenant, string){
+		"another topic": func(n int) (*bus.Tenant, string) { return tenant, fmt.Sprint("before/", n) },
+		"another bus":   func(int) (*bus.Tenant, string) { return bus.New(bus.Options{}).Tenant("t"), "a" },
+	} {
+		const publishers, each = 4, 200
+		var wg sync.WaitGroup
+		for n := range publishers {
+			wg.Go(func() {
+				var batch bus.Batch
+				other, topic := before(n)
+				for i := range each {
+					if err := other.Publish(bus.Publication{Message: &bus.Document{Name: topic}}, &batch, &bus.Result{}); err != nil {
+						t.Error(err)
+					}
+					d := &bus.Document{Name: "a", Payload: fmt.Appendf(nil, "%d.%d", n, i)}
+					if err := tenant.Publish(bus.Publication{Message: d}, &batch, &bus.Result{}); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if n := len(all[0].heard); n != publishers*each || !slices.Equal(all[0].heard, all[1].heard) {
+			t.Errorf("after %s: two subscribers have %d and %d messages, or different orders", name, n, len(all[1].heard))
+		}
+		all[0].heard, all[1].heard = nil, nil
+	}
+}
+
+// One subscription is offered each message once, and counted as one offer.
+func TestOneSubscriptionIsOfferedEachMessageOnce(t *testing.T) {
+	tenant := bus.New(bus.Options{}).Tenant("t")
+	var batch bus.Batch
+	one := &recorder{}
+	subscribe(t, tenant, one, 1, "a")
+	for n := range 2 {
+		if err := tenant.Publish(bus.Publication{Message: &bus.Document{Name: "a"}}, &batch, &bus.Result{}); err != nil {
+			t.Fatal(err)
+		}
+		if len(one.heard) != n+1 || one.subs != n+1 || batch.Offers != n+1 {
+			t.Errorf("publication %d: %d messages for %d subscriptions, %d offers", n+1, len(one.heard), one.subs, batch.Offers)
+		}
+	}
+}
+
 // A reader has every event once and in order while it reads, whatever else is published at the same time.
 func TestAReaderHasEveryEventOnceWhileOthersPublish(t *testing.T) {
 	b := bus.New(bus.Options{})

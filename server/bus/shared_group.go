@@ -228,6 +228,9 @@ func (g *Group) choose(list []member, from int, tried []*Subscription, m Message
 	for i := range list {
 		x := &list[(from+i)%len(list)]
 		n := x.Load()
+		if best != nil && n >= least && n < OfflineLoad-1 { // connected, and not better: nothing below changes that
+			continue
+		}
 		if except != 0 && x.sub.Number == except || slices.Contains(tried, x.sub) {
 			continue
 		}
