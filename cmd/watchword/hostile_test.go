@@ -335,6 +335,8 @@ var hostileCases = map[string]hostileCase{
 	"serve":                {args: []string{"--config", "{file}"}, quiet: true},
 	"demo":                 {args: []string{"--devices", "1"}, quiet: true}, // its server is its own
 	"version":              {quiet: true},
+	"clock show":           {args: []string{"--config", "{file}"}, quiet: true}, // asks the socket of the data folder, not the server of this test
+	"clock accept":         {args: []string{"--config", "{file}", "--yes"}, quiet: true},
 	"whoami":               {},
 	"device create":        {args: []string{"lamp-1", "-l", "a=b", "--qr"}},
 	"device link":          {args: []string{"lamp-1", "--qr"}},
