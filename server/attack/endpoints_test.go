@@ -42,7 +42,7 @@ type observed struct {
 }
 
 // detail is what the answer says beside its code: of a problem document or OAuth error,
-// or of a reason string. Of a mistake in a form, which is no refusal of a credential and
+// or of a reason string, without the page that it may name. Of a mistake in a form, which is no refusal of a credential and
 // names its field beside, it is nothing.
 func (s observed) detail() string {
 	if s.code == watchword.BadRequest {
@@ -53,10 +53,13 @@ func (s observed) detail() string {
 		Description string `json:"error_description"`
 	}
 	if json.Unmarshal([]byte(s.text), &p) == nil {
-		return cmp.Or(p.Detail, p.Description)
+		return withoutPage(cmp.Or(p.Detail, p.Description))
 	}
-	return strings.TrimPrefix(strings.TrimPrefix(s.text, string(s.code)), ": ")
+	return withoutPage(strings.TrimPrefix(strings.TrimPrefix(s.text, string(s.code)), ": "))
 }
+
+// withoutPage is a refusal's text without the page that some name at its end: an OAuth error always does.
+func withoutPage(text string) string { return strings.TrimSuffix(text, "; see docs/errors.md") }
 
 // endpoint is one place that takes credentials of one kind.
 type endpoint struct {

@@ -120,7 +120,7 @@ func (ep *endpointFixture) inspect(t *testing.T, bin, raw string) (said map[refu
 	said = map[refusalText]bool{}
 	for _, v := range p.Checks {
 		if v.Check == "refusal" {
-			said[refusalText{v.Code, oauthText(v.Detail)}] = true
+			said[refusalText{v.Code, oauthText(withoutPage(v.Detail))}] = true
 		}
 	}
 	return said, p.Kind

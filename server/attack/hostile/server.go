@@ -46,6 +46,8 @@ type Server struct {
 	web       *http.Server
 	requests  *handover
 	running   sync.WaitGroup
+	closing   context.Context // ends with Close
+	close     context.CancelFunc
 
 	mu          sync.Mutex
 	closed      bool
@@ -78,6 +80,7 @@ func New(https, mqtts net.Listener) (*Server, error) {
 		keys: keys, stranger: other, code: watchword.NewNonce(), listeners: [2]net.Listener{https, mqtts}, version: 1, wake: make(chan struct{}),
 		connections: map[*connection]struct{}{}, tokens: map[string]bool{}, requests: newHandover(https.Addr()),
 	}
+	s.closing, s.close = context.WithCancel(context.Background())
 	s.web = &http.Server{Handler: http.HandlerFunc(s.serveHTTP), ErrorLog: log.New(io.Discard, "", 0), MaxHeaderBytes: 1 << 20, ConnContext: s.counting}
 	s.running.Go(func() { _ = s.web.Serve(s.requests) }) // ends with its handover listener
 	for door, l := range s.listeners {
@@ -91,6 +94,7 @@ func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
+	s.close()
 	err := errors.Join(s.listeners[HTTPS].Close(), s.listeners[MQTT].Close(), s.requests.Close())
 	s.Cut()
 	err = errors.Join(err, s.web.Close())

@@ -1,6 +1,7 @@
 package hostile
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -35,6 +36,11 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.attempts = append(s.attempts, time.Now())
 	s.mu.Unlock()
+	// The context ends with the server too: net/http ends it with the connection only once the body of the request is read.
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(s.closing, cancel)()
+	r = r.WithContext(ctx)
 	w, end := s.counted(w, r)
 	defer end()
 	if mode, _ := s.state(); mode != nil && mode.Request != nil && mode.Request(s, w, r) {
