@@ -88,7 +88,7 @@ func (r *Registry) checkTokenSize(set *policy.Set, s watchword.Subject) error {
 }
 
 // SetLabels replaces the labels and recomputes what they decide. Codes:
-// bad_request, not_found, precondition_failed, token_too_large.
+// bad_request, not_found, precondition_failed, token_too_large, exceeds_own.
 func (r *Registry) SetLabels(ctx context.Context, by session.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time) (watchword.Subject, error) {
 	if err := watchword.CheckLabels(l); err != nil {
 		return watchword.Subject{}, err
@@ -111,7 +111,7 @@ func (r *Registry) SetLabels(ctx context.Context, by session.Actor, id watchword
 
 // SetProof says whether a subject gets anything without a proof of its key: proof is
 // [watchword.RequireProof] or empty. Sessions without one end at once. Codes:
-// bad_request, not_found.
+// bad_request, not_found, exceeds_own.
 func (r *Registry) SetProof(ctx context.Context, by session.Actor, id watchword.SubjectID, proof string, now time.Time) (watchword.Subject, error) {
 	if err := watchword.CheckProof(proof); err != nil {
 		return watchword.Subject{}, err
@@ -162,7 +162,7 @@ func (r *Registry) SetRole(ctx context.Context, by session.Actor, id watchword.S
 	}))
 }
 
-// Suspend stops everything of a subject until Resume. Codes: not_found, conflict.
+// Suspend stops everything of a subject until Resume. Codes: not_found, conflict (also for the last owner), exceeds_own.
 func (r *Registry) Suspend(ctx context.Context, by session.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
 	s, _, by, err := r.mayActOn(ctx, by, id)
 	if err != nil {
@@ -171,7 +171,7 @@ func (r *Registry) Suspend(ctx context.Context, by session.Actor, id watchword.S
 	return r.notifySubjectChanged(ctx)(r.store.Suspend(ctx, by.Actor, id, now, stateChangeEntry(by, audit.DeviceSuspend, reason, now)))
 }
 
-// Resume gives a suspended subject back all it had. Codes: not_found, conflict.
+// Resume gives a suspended subject back all it had. Codes: not_found, conflict, exceeds_own.
 func (r *Registry) Resume(ctx context.Context, by session.Actor, id watchword.SubjectID, now time.Time) (watchword.Subject, error) {
 	s, _, by, err := r.mayActOn(ctx, by, id)
 	if err == nil {
@@ -184,7 +184,7 @@ func (r *Registry) Resume(ctx context.Context, by session.Actor, id watchword.Su
 }
 
 // Revoke ends a subject's keys, tokens and sessions permanently. When it returns,
-// nothing of the subject passes any more. Code: not_found.
+// nothing of the subject passes any more. Codes: not_found, conflict for the last owner, exceeds_own.
 func (r *Registry) Revoke(ctx context.Context, by session.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
 	s, _, by, err := r.mayActOn(ctx, by, id)
 	if err != nil {
@@ -194,7 +194,7 @@ func (r *Registry) Revoke(ctx context.Context, by session.Actor, id watchword.Su
 }
 
 // Delete revokes a subject and leaves a tombstone: no id means two things over
-// time. Code: not_found.
+// time. Codes: not_found, conflict for the last owner, exceeds_own.
 func (r *Registry) Delete(ctx context.Context, by session.Actor, id watchword.SubjectID, now time.Time) error {
 	s, _, by, err := r.mayActOn(ctx, by, id)
 	if err != nil {

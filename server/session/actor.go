@@ -15,14 +15,6 @@ type Actor struct {
 	Policy *policy.Grant
 }
 
-// Actor returns the subject that acts under this authority, with the versions that the authority was decided on.
-func (a *Authority) Actor(trace string) Actor {
-	return Actor{
-		Actor:  audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key(), Trace: trace, Versions: a.Versions()},
-		Policy: a.policy,
-	}
-}
-
 // unlimited reports whether the actor may give everything: it is not a subject. An act of a subject without its policy is a
 // programming error, and refused.
 func (a Actor) unlimited() (bool, error) {
