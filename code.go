@@ -152,6 +152,8 @@ const (
 	ConfigInvalid Code = "config_invalid"
 	// FolderInUse means another process holds the data or state folder.
 	FolderInUse Code = "folder_in_use"
+	// FolderNewer means that the data folder has a schema that this build does not know: another build upgraded it.
+	FolderNewer Code = "folder_newer"
 	// KeyExposed means a key file that others can read.
 	KeyExposed Code = "key_exposed"
 	// FileUntrusted means a file or folder that decides something and that others own or can write to.
@@ -183,7 +185,7 @@ var Codes = []Code{
 	PairingPending, PairingSlow, PairingRejected, PairingExpired, PinMismatch, BundleInvalid, PeerUntrusted,
 	PolicyInvalid, ArgsInvalid, FunctionUnknown, OrderInvalid,
 	CommandUnsealed, CommandStale, CommandExpired, NonceMismatch, ReceiptInvalid, CommandRefused, CommandFailed, CommandUnlogged, LogInvalid,
-	ConfigInvalid, FolderInUse, KeyExposed, FileUntrusted, KeyMissing, KeyUnwrap, KeyDamaged, Internal,
+	ConfigInvalid, FolderInUse, FolderNewer, KeyExposed, FileUntrusted, KeyMissing, KeyUnwrap, KeyDamaged, Internal,
 }
 
 // Error is a refusal. Code, Detail, Field, Rule and RetryAfter are safe to show

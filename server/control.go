@@ -16,7 +16,6 @@ import (
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/server/internal/clock"
 	"github.com/watchword-iot/watchword/server/internal/localsocket"
-	"github.com/watchword-iot/watchword/server/sqlite"
 )
 
 // ClockStatus is what is known of the clock of a server's machine.
@@ -77,14 +76,14 @@ func (s *Server) serveControl(l net.Listener) error {
 }
 
 // ReadClock returns the state of the clock of the server that runs on a data folder, or, where none does, what a server that starts
-// now would find. Codes: not_found before the first start, unavailable, folder_in_use.
+// now would find. Codes: not_found before the first start, unavailable, folder_in_use, folder_newer.
 func ReadClock(ctx context.Context, cfg Config, o Options) (ClockStatus, error) {
 	return clockAt(ctx, cfg, o, http.MethodGet, "/clock", func(s *Server) (clock.Status, error) { return s.clock.Read(), nil })
 }
 
 // AcceptClock vouches for the clock of this machine as it is now: for the server that runs on a data folder, or for the next that
 // starts on it. It needs the rights of the server's user, and writes an entry of the first operator. Codes: not_found before the
-// first start; clock_untrusted before the build date of the program; unavailable, folder_in_use.
+// first start; clock_untrusted before the build date of the program; unavailable, folder_in_use, folder_newer.
 func AcceptClock(ctx context.Context, cfg Config, o Options) (ClockStatus, error) {
 	return clockAt(ctx, cfg, o, http.MethodPost, "/clock/accept", func(s *Server) (clock.Status, error) { return s.acceptClock(ctx) })
 }
@@ -103,10 +102,7 @@ func clockAt(ctx context.Context, cfg Config, o Options, method, path string, do
 	if s.lock, err = openData(cfg.Data); err != nil {
 		return ClockStatus{}, err
 	}
-	if s.store, err = sqlite.Open(ctx, filepath.Join(cfg.Data, databaseFile), sqlite.Options{}); err != nil {
-		return ClockStatus{}, err
-	}
-	if err := s.openClock(ctx); err != nil {
+	if err := s.openStore(ctx); err != nil {
 		return ClockStatus{}, err
 	}
 	found, err := do(s)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/server/keyring"
 	"github.com/watchword-iot/watchword/server/policy"
+	"github.com/watchword-iot/watchword/server/sqlite"
 )
 
 // File names in a data folder (mode 0700).
@@ -66,6 +68,22 @@ func openData(dir string) (*os.File, error) {
 		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the data folder %s cannot be created or read", dir)
 	}
 	return durable.Lock(filepath.Join(dir, lockFile))
+}
+
+// openStore opens the database of the data folder, which is locked, and the clock that has its mark. Every program that opens a
+// data folder to write calls it. Codes: folder_newer, unavailable.
+func (s *Server) openStore(ctx context.Context) (err error) {
+	if s.store, err = sqlite.Open(ctx, filepath.Join(s.cfg.Data, databaseFile), sqlite.Options{WithoutAuditLog: s.o.WithoutAuditLog}); err != nil {
+		return err
+	}
+	if u := s.store.Upgrade(); u != nil {
+		s.o.Log.WarnContext(ctx, "the data folder was upgraded; to go back to the earlier build, use the copy (docs/operations.md, Upgrades)",
+			slog.Int64("from_schema", u.From), slog.Int64("schema", u.To), slog.String("copy", u.Copy))
+		if u.Others != nil {
+			s.o.Log.WarnContext(ctx, "copies from before earlier upgrades remain", slog.Any("err", u.Others))
+		}
+	}
+	return s.openClock(ctx)
 }
 
 // initializeIfNew creates keys, store and first operator if there are none.

@@ -13,7 +13,6 @@ import (
 	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/keyring"
 	"github.com/watchword-iot/watchword/server/session"
-	"github.com/watchword-iot/watchword/server/sqlite"
 )
 
 // startKeyRotation starts the rotation of keys and registers the receivers of its changes.
@@ -78,7 +77,7 @@ func (t *trust) HandleChange(ctx context.Context, c watchword.Change) error {
 // TakeRootOffline moves the root's private key from a data folder, whose server must not run, to a
 // new file (mode 0600).
 //
-// Codes: folder_in_use, key_unwrap and others of the key, conflict if the file exists.
+// Codes: folder_in_use, folder_newer, key_unwrap and others of the key, conflict if the file exists.
 func TakeRootOffline(ctx context.Context, cfg Config, file string, o Options) error {
 	return withRotator(ctx, cfg, o, func(k *keyring.Rotator, s *Server) error {
 		return k.ExportRoot(ctx, operator(), func(jwk []byte) error { return durable.Create(file, jwk, 0o600) }, s.o.Now())
@@ -113,10 +112,7 @@ func withRotator(ctx context.Context, cfg Config, o Options, f func(*keyring.Rot
 	if s.lock, err = openData(cfg.Data); err != nil {
 		return err
 	}
-	if s.store, err = sqlite.Open(ctx, filepath.Join(cfg.Data, databaseFile), sqlite.Options{}); err != nil {
-		return err
-	}
-	if err = s.openClock(ctx); err != nil {
+	if err = s.openStore(ctx); err != nil {
 		return err
 	}
 	if err = s.openRing(ctx); err != nil {

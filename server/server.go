@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -131,7 +130,7 @@ type Server struct {
 }
 
 // New opens the data folder, initializes it if it is empty, and listens, but does not serve yet.
-// Codes: config_invalid, folder_in_use, key_exposed, file_untrusted, key_unwrap, unavailable; clock_untrusted where the folder is
+// Codes: config_invalid, folder_in_use, folder_newer, key_exposed, file_untrusted, key_unwrap, unavailable; clock_untrusted where the folder is
 // empty and the clock says a time before the program was built.
 func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
 	s := &Server{cfg: cfg, o: o.filled(), hosts: o.tenantHosts(), ready: make(chan struct{}), maintainNow: make(chan struct{}, 1)}
@@ -146,10 +145,7 @@ func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
 	if err = s.listen(); err != nil {
 		return nil, err
 	}
-	if s.store, err = sqlite.Open(ctx, filepath.Join(cfg.Data, databaseFile), sqlite.Options{WithoutAuditLog: o.WithoutAuditLog}); err != nil {
-		return nil, err
-	}
-	if err = s.openClock(ctx); err != nil {
+	if err = s.openStore(ctx); err != nil {
 		return nil, err
 	}
 	if err = s.initialize(ctx); err != nil {
@@ -289,10 +285,14 @@ func (s *Server) writeServerFile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	e := audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(audit.ServerStart, s.info.URL, s.o.Now(), map[string]string{
+	data := map[string]string{
 		"version": s.o.Version, "https": s.info.HTTPS, "mqtts": s.info.MQTTS, "mqtt": s.info.MQTT, "pid": strconv.Itoa(os.Getpid()),
 		"config": string(config),
-	})
+	}
+	if u := s.store.Upgrade(); u != nil { // at this start
+		data["from_schema"], data["schema"], data["copy"] = strconv.FormatInt(u.From, 10), strconv.FormatInt(u.To, 10), u.Copy
+	}
+	e := audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(audit.ServerStart, s.info.URL, s.o.Now(), data)
 	if err := s.store.AddEntry(ctx, e); err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ func IsData(dir string) bool {
 
 // VerifyLog verifies the log of a data folder, whether a server runs on it or not. keys returns the log's keys by its name;
 // nil: the keys that the folder itself names, which any user that can write to the folder can replace. Codes: log_invalid,
-// not_found, unavailable.
+// not_found, folder_newer, unavailable.
 func VerifyLog(ctx context.Context, dir string, keys func(origin string) []ledger.Key, against ...[]byte) (v audit.VerifyResult, err error) {
 	defer func() {
 		if sqlite.Damaged(err) {

@@ -124,6 +124,7 @@ var exitStatusByCode = map[watchword.Code]int{
 	watchword.LogInvalid:           8,
 	watchword.ConfigInvalid:        2,
 	watchword.FolderInUse:          4,
+	watchword.FolderNewer:          4,
 	watchword.KeyExposed:           1,
 	watchword.FileUntrusted:        1,
 	watchword.KeyMissing:           1,

@@ -83,6 +83,7 @@ var requestRefusals = map[watchword.Code]recording{
 	watchword.LogInvalid:           never,
 	watchword.ConfigInvalid:        never,
 	watchword.FolderInUse:          never,
+	watchword.FolderNewer:          never,
 	watchword.KeyExposed:           never,
 	watchword.FileUntrusted:        never,
 	watchword.KeyMissing:           never,

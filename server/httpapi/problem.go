@@ -84,6 +84,7 @@ var statusOf = map[watchword.Code]int{
 	watchword.LogInvalid:           http.StatusInternalServerError,
 	watchword.ConfigInvalid:        http.StatusInternalServerError,
 	watchword.FolderInUse:          http.StatusInternalServerError,
+	watchword.FolderNewer:          http.StatusInternalServerError,
 	watchword.KeyExposed:           http.StatusInternalServerError,
 	watchword.FileUntrusted:        http.StatusInternalServerError,
 	watchword.KeyMissing:           http.StatusInternalServerError,

@@ -76,6 +76,7 @@ var reasonByCode = map[watchword.Code]packet.Reason{
 	watchword.LogInvalid:           packet.UnspecifiedError,
 	watchword.ConfigInvalid:        packet.UnspecifiedError,
 	watchword.FolderInUse:          packet.UnspecifiedError,
+	watchword.FolderNewer:          packet.UnspecifiedError,
 	watchword.KeyExposed:           packet.UnspecifiedError,
 	watchword.FileUntrusted:        packet.UnspecifiedError,
 	watchword.KeyMissing:           packet.UnspecifiedError,

@@ -20,23 +20,23 @@ type LogFile struct {
 	conn *sql.Conn
 }
 
-// OpenLog opens the log in the database at path. Codes: not_found, unavailable.
+// OpenLog opens the log in the database at path. Codes: not_found, folder_newer, unavailable.
 func OpenLog(ctx context.Context, path string) (_ *LogFile, err error) {
 	if _, err := os.Stat(path); err != nil {
 		return nil, watchword.Wrap(err, watchword.NotFound, "the database %s does not exist", path)
 	}
-	f, err := openLog(ctx, dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "cache_size(-16000)"))
-	if err != nil { // read-only medium
-		still, again := openLog(ctx, dsn(path, "ro", "query_only(1)")+"&immutable=1")
+	f, err := openLog(ctx, path, dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "cache_size(-16000)"))
+	if err != nil && watchword.CodeOf(err) != watchword.FolderNewer { // read-only medium
+		still, again := openLog(ctx, path, dsn(path, "ro", "query_only(1)")+"&immutable=1")
 		if again != nil {
 			return nil, unavailable(errors.Join(err, again))
 		}
-		f = still
+		return still, nil
 	}
-	return f, nil
+	return f, err
 }
 
-func openLog(ctx context.Context, dsn string) (_ *LogFile, err error) {
+func openLog(ctx context.Context, path, dsn string) (_ *LogFile, err error) {
 	f := &LogFile{}
 	if f.db, err = sql.Open("sqlite", dsn); err != nil {
 		return nil, err
@@ -45,6 +45,9 @@ func openLog(ctx context.Context, dsn string) (_ *LogFile, err error) {
 		if _, err = f.conn.ExecContext(ctx, `BEGIN`); err == nil {
 			var n int
 			err = f.conn.QueryRowContext(ctx, `SELECT count(*) FROM audit_checkpoints`).Scan(&n) // the first read starts the snapshot
+		}
+		if refused := checkSchema(ctx, f.conn, path); refused != nil { // also where a newer schema has no such table
+			err = refused
 		}
 	}
 	if err != nil {

@@ -6,24 +6,17 @@ package sqlite
 import (
 	"context"
 	"database/sql"
-	"embed"
 	"errors"
-	"fmt"
-	"io/fs"
 	"net/url"
 	"os"
 	"sync"
 	"time"
 
-	"github.com/pressly/goose/v3"
 	driver "modernc.org/sqlite" // registers "sqlite"; pure Go
 	codes "modernc.org/sqlite/lib"
 
 	"github.com/watchword-iot/watchword"
 )
-
-//go:embed migrations/*.sql
-var migrations embed.FS
 
 // readConnections is the number of connections for reading, beside the one that writes.
 const readConnections = 4
@@ -43,10 +36,13 @@ type Store struct {
 	w    *writer
 	mu   sync.RWMutex
 	read map[string]*sql.Stmt // statements by their text, which is constant
+
+	upgrade *Upgrade
 }
 
 // Open opens the database file at path, creates it (mode 0600) if it does not exist, and migrates
-// its schema. Code: unavailable.
+// its schema, after it has copied a database of an earlier one: see [Upgrade].
+// Codes: folder_newer, with nothing changed; unavailable.
 func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	if o.MaxGroup == 0 {
 		o.MaxGroup = 512
@@ -58,13 +54,16 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	if err := f.Close(); err != nil {
 		return nil, unavailable(err)
 	}
+	if err := checkSchemaOf(ctx, path); err != nil {
+		return nil, unavailable(err)
+	}
 	w, err := sql.Open("sqlite", dsn(path, "rwc", "journal_mode(WAL)", "synchronous(FULL)", "busy_timeout(5000)", "cache_size(-16000)"))
 	if err != nil {
 		return nil, unavailable(err)
 	}
 	w.SetMaxOpenConns(1)
 	s := &Store{read: map[string]*sql.Stmt{}}
-	if err := migrate(ctx, w); err != nil {
+	if s.upgrade, err = migrate(ctx, w, path); err != nil {
 		return nil, errors.Join(unavailable(err), w.Close())
 	}
 	if s.w, err = newWriter(ctx, w, o); err != nil {
@@ -89,28 +88,6 @@ func dsn(path, mode string, pragmas ...string) string {
 	}
 	u.RawQuery = q.Encode()
 	return u.String()
-}
-
-func migrate(ctx context.Context, db *sql.DB) error {
-	p, err := provider(db)
-	if err != nil {
-		return err
-	}
-	if _, err := p.Up(ctx); err != nil {
-		return fmt.Errorf("bringing the tables up to date: %w", err)
-	}
-	return nil
-}
-
-func provider(db *sql.DB) (*goose.Provider, error) {
-	files, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return nil, err
-	}
-	// Out of order: migration 15 was added after 16 and 19, so some databases have those and lack
-	// it.
-	return goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithAllowOutofOrder(true), goose.WithGoMigrations(
-		goose.NewGoMigration(8, &goose.GoFunc{RunTx: buildLog}, &goose.GoFunc{RunTx: dropLog})))
 }
 
 // Ping returns nil if a write transaction can commit.
