@@ -28,10 +28,14 @@ type Trust struct {
 	// number of cosignatures that a device requires if it executes only logged commands.
 	Witnesses []string
 	Quorum    int64
-	CAs       [][]byte // DER of the server's own authority's certificates, if any
-	WebPKI    bool     // the server's certificate is of the public Web PKI
-	Issued    time.Time
-	Expires   time.Time
+	// History is every issuer identifier that the server has had, in the order of their first use, with Issuer among them, at most
+	// 16; empty if there was no other than Issuer. MQTTS is HOST:PORT of MQTT over TLS; both are stated once the address moved.
+	History []IssuerPeriod
+	MQTTS   string
+	CAs     [][]byte // DER of the server's own authority's certificates, if any
+	WebPKI  bool     // the server's certificate is of the public Web PKI
+	Issued  time.Time
+	Expires time.Time
 }
 
 type trustTLS struct {
@@ -105,6 +109,12 @@ func (t Trust) payload() ([]byte, error) {
 	if len(t.Witnesses) > 0 {
 		m["witnesses"], m["quorum"] = t.Witnesses, t.Quorum
 	}
+	if len(t.History) > 1 {
+		m["issuers"] = issuerClaims(t.History)
+		if t.MQTTS != "" {
+			m["mqtts"] = t.MQTTS
+		}
+	}
 	return json.Marshal(m)
 }
 
@@ -128,7 +138,7 @@ func VerifyTrust(raw, pin string, now time.Time) (Trust, error) {
 }
 
 // VerifyNextTrust verifies a bundle that follows known: signed by a root of known and by each root that it names, with the
-// same issuer, and not older. So a new root is introduced by a bundle that the old one signed too. Codes: as [VerifyTrust].
+// same issuer or one that follows it in History, and not older. So a new root is introduced by a bundle that the old one signed too. Codes: as [VerifyTrust].
 func VerifyNextTrust(raw string, known Trust, now time.Time) (Trust, error) {
 	t, signatures, err := readTrust(raw)
 	if err != nil {
@@ -137,8 +147,8 @@ func VerifyNextTrust(raw string, known Trust, now time.Time) (Trust, error) {
 	if err := t.verifySignatures(signatures, NewKeySet(known.Roots...), now); err != nil {
 		return Trust{}, err
 	}
-	if t.Issuer != known.Issuer || t.Version < known.Version || t.Epoch < known.Epoch {
-		return Trust{}, watchword.Refuse(watchword.BundleInvalid, "iss of the trust bundle must be the known issuer, and epoch and ver must not be lower than the known ones; see docs/errors.md")
+	if !t.HasIssuer(known.Issuer) || t.Version < known.Version || t.Epoch < known.Epoch {
+		return Trust{}, watchword.Refuse(watchword.BundleInvalid, "iss of the trust bundle must be the known issuer or follow it (issuers), and epoch and ver must not be lower than the known ones; see docs/errors.md")
 	}
 	return t, nil
 }
@@ -222,6 +232,10 @@ func parseTrust(payload []byte) (Trust, error) {
 			return jose.Each(v, t.readWitness)
 		case "quorum":
 			return readInt(&t.Quorum, v)
+		case "issuers":
+			return jose.Each(v, t.readIssuer)
+		case "mqtts":
+			return readString(&t.MQTTS, v)
 		}
 		return w.member(name, v)
 	})
@@ -233,6 +247,9 @@ func parseTrust(payload []byte) (Trust, error) {
 	}
 	if t.Quorum < 0 || t.Quorum > int64(len(t.Witnesses)) {
 		return Trust{}, watchword.Refuse(watchword.TokenMalformed, "quorum must not be larger than the number of witnesses")
+	}
+	if err := t.checkHistory(); err != nil {
+		return Trust{}, err
 	}
 	t.Issued, t.Expires = w.iat.time(), w.exp.time()
 	return t, checkJTI(jti)

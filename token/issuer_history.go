@@ -1,0 +1,105 @@
+package token
+
+import (
+	"slices"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
+)
+
+// IssuerPeriod is an issuer identifier that a server has or had.
+type IssuerPeriod struct {
+	Issuer string
+	Until  time.Time // until when the server accepts what names this issuer; zero: it is the current one
+}
+
+// Limits of a bundle's issuer history.
+const (
+	MaxIssuers = 16  // issuers
+	maxAddress = 512 // bytes of an issuer, or of an MQTT address
+)
+
+// HasIssuer reports whether the server of the bundle has or had this issuer identifier.
+func (t Trust) HasIssuer(issuer string) bool {
+	return issuer == t.Issuer || slices.ContainsFunc(t.History, func(p IssuerPeriod) bool { return p.Issuer == issuer })
+}
+
+// FirstIssuer returns the issuer identifier of the server's first start.
+func (t Trust) FirstIssuer() string {
+	if len(t.History) > 0 {
+		return t.History[0].Issuer
+	}
+	return t.Issuer
+}
+
+// NamedIssuer returns the issuer that something of this server names: claimed if the server has or had it, and else the current
+// one, which a verification then expects.
+func (t Trust) NamedIssuer(claimed string) string {
+	if t.HasIssuer(claimed) {
+		return claimed
+	}
+	return t.Issuer
+}
+
+type issuerClaim struct {
+	Issuer string `json:"iss"`
+	Until  int64  `json:"until,omitempty"`
+}
+
+func issuerClaims(history []IssuerPeriod) (out []issuerClaim) {
+	for _, p := range history {
+		c := issuerClaim{Issuer: p.Issuer}
+		if !p.Until.IsZero() {
+			c.Until = p.Until.Unix()
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// readIssuer parses one of the issuers.
+func (t *Trust) readIssuer(item jsontext.Value) error {
+	var p IssuerPeriod
+	var until numericDate
+	err := jose.Walk(item, func(name string, v jsontext.Value) error {
+		switch name {
+		case "iss":
+			return readString(&p.Issuer, v)
+		case "until":
+			return readInt(&until, v)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if until != 0 {
+		p.Until = until.time()
+	}
+	t.History = append(t.History, p)
+	if len(t.History) > MaxIssuers {
+		return refuse(watchword.TokenMalformed, "issuers must be at most %d", MaxIssuers)
+	}
+	return nil
+}
+
+// checkHistory refuses a history that contradicts itself or iss.
+func (t Trust) checkHistory() error {
+	current, seen := 0, map[string]bool{}
+	for _, p := range t.History {
+		if p.Issuer == "" || len(p.Issuer) > maxAddress || seen[p.Issuer] || (p.Issuer == t.Issuer) != p.Until.IsZero() {
+			return refuse(watchword.TokenMalformed, "issuers must be distinct, each but iss with its until")
+		}
+		seen[p.Issuer] = true
+		if p.Issuer == t.Issuer {
+			current++
+		}
+	}
+	if len(t.History) > 0 && current != 1 || len(t.MQTTS) > maxAddress {
+		return refuse(watchword.TokenMalformed, "issuers must contain iss, and mqtts must have at most %d bytes", maxAddress)
+	}
+	return nil
+}
