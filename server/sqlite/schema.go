@@ -57,7 +57,12 @@ func migrate(ctx context.Context, db *sql.DB, path string) (*Upgrade, error) {
 	}
 	known := knownMigrations(p)
 	var up *Upgrade
-	if len(applied) > 0 && len(applied) < len(known) {
+	switch {
+	case len(applied) == 0:
+		if err := createSchema(ctx, db, p); err != nil {
+			return nil, fmt.Errorf("making the tables of a new database: %w", err)
+		}
+	case len(applied) < len(known):
 		up = &Upgrade{To: known[len(known)-1]}
 		up.Copy = copyPath(path, up.To)
 		if up.From, err = copyBefore(ctx, db, up.Copy, applied); err != nil {

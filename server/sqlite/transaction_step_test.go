@@ -172,6 +172,8 @@ var refusals = map[string]string{
 	"OpenLog":     "NotFound",    // the file is missing
 	"unavailable": "Unavailable", // SQLite fails
 	"submit":      "Unavailable", // the store is closed, or the caller's context ends
+	"migrate":     "Unavailable", // the copy before an upgrade cannot be written
+	"checkSchema": "FolderNewer", // the file has a migration of another build
 	"add":         "Busy",        // the index of spent assertions is full
 	// The content of the file was changed from outside:
 	"load": "LogInvalid", "checkSingleWriter": "LogInvalid", "tile": "LogInvalid", "commitments": "LogInvalid", "scanRecord": "LogInvalid",
