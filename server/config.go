@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -33,10 +32,11 @@ type Config struct {
 }
 
 // ServerConfig holds the addresses of the listeners. PublicURL defaults to https://, the first of
-// Names or else localhost, and the port of HTTPS. The server's own CA issues a certificate for
-// Names, unless TLSCert and TLSKey name one.
+// Names or else localhost, and the port of HTTPS; PublicMQTTS to its host and the port of MQTTS. The server's own CA issues a
+// certificate for Names and the hosts of both, unless TLSCert and TLSKey name one.
 type ServerConfig struct {
 	PublicURL     string   `toml:"public_url"`
+	PublicMQTTS   string   `toml:"public_mqtts"`
 	HTTPS         string   `toml:"https"`
 	MQTTS         string   `toml:"mqtts"`
 	MQTT          string   `toml:"mqtt"` // without TLS; loopback addresses only
@@ -192,28 +192,6 @@ func Defaults() Config {
 	}
 }
 
-// PublicURL returns the URL of the server for its clients, without a trailing slash.
-func (c Config) PublicURL() string {
-	if c.Server.PublicURL != "" {
-		return strings.TrimRight(c.Server.PublicURL, "/")
-	}
-	name := "localhost"
-	if len(c.Server.Names) > 0 {
-		name = c.Server.Names[0]
-	}
-	_, port, err := net.SplitHostPort(c.Server.HTTPS)
-	if err != nil || port == "443" {
-		port = ""
-	}
-	if strings.Contains(name, ":") {
-		name = "[" + name + "]"
-	}
-	if port != "" {
-		name += ":" + port
-	}
-	return "https://" + name
-}
-
 func configError(key, format string, a ...any) error {
 	return &watchword.Error{Code: watchword.ConfigInvalid, Field: key, Detail: fmt.Sprintf(format, a...)}
 }
@@ -245,13 +223,8 @@ func (c Config) checkListeners() error {
 	if len(s.proxies()) != len(s.ProxyProtocol) {
 		return configError("server.proxy_protocol", `must be addresses or prefixes, such as "10.0.0.0/8"`)
 	}
-	for _, n := range s.Names {
-		if !hostName(n) {
-			return configError("server.names", "must be host names or IP addresses")
-		}
-	}
-	if p := s.PublicURL; p != "" && !publicURL(p) {
-		return configError("server.public_url", "must be https://HOST[:PORT], without path, query or user")
+	if err := s.checkAddresses(); err != nil {
+		return err
 	}
 	for _, d := range []struct{ key, address string }{{"server.https", s.HTTPS}, {"server.mqtts", s.MQTTS}, {"server.mqtt", s.MQTT}, {"metrics.listen", c.Metrics.Listen}} {
 		if d.address == "" && d.key != "server.https" {
@@ -266,8 +239,8 @@ func (c Config) checkListeners() error {
 			return configError(d.key, "must be a loopback address; put a proxy before it")
 		case d.key == "server.mqtt":
 			return configError(d.key, "must be a loopback address, since MQTT without TLS is not allowed elsewhere; use server.mqtts")
-		case len(s.Names) == 0 && s.TLSCert == "":
-			return configError(d.key, `must be a loopback address unless server.names = ["hub.local", …] or server.tls_cert is set`)
+		case len(s.names()) == 0 && s.TLSCert == "":
+			return configError(d.key, `must be a loopback address unless server.names = ["hub.local", …], server.public_url or server.tls_cert is set`)
 		}
 	}
 	return nil
@@ -286,34 +259,6 @@ func (s ServerConfig) proxies() (out []netip.Prefix) {
 		}
 	}
 	return out
-}
-
-func publicURL(p string) bool {
-	rest, ok := strings.CutPrefix(strings.TrimRight(p, "/"), "https://")
-	if !ok || rest == "" {
-		return false
-	}
-	host, port, err := net.SplitHostPort(rest)
-	if err != nil {
-		return hostName(strings.Trim(rest, "[]"))
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	return err == nil && n > 0 && hostName(host)
-}
-
-func hostName(s string) bool {
-	if _, err := netip.ParseAddr(s); err == nil {
-		return true
-	}
-	if s == "" || len(s) > 253 {
-		return false
-	}
-	for part := range strings.SplitSeq(s, ".") {
-		if part == "" || len(part) > 63 || strings.Trim(part, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
-			return false
-		}
-	}
-	return true
 }
 
 // loopbackAddress reports whether HOST:PORT is a loopback address.

@@ -4,7 +4,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"strings"
 )
 
@@ -31,17 +30,17 @@ func checkHost(names []string, next http.Handler) http.Handler {
 	})
 }
 
-// canonicalHost returns a host in lower case, without brackets and without a trailing dot.
+// canonicalHost returns a host of a request in its canonical form, and in lower case if it has none.
 func canonicalHost(h string) string {
-	return strings.TrimSuffix(strings.ToLower(strings.Trim(h, "[]")), ".")
+	if n, err := canonicalName(h); err == nil {
+		return n
+	}
+	return strings.ToLower(h)
 }
 
 // hosts returns the names of this server beside those of loopback.
 func (c Config) hosts() (out []string) {
-	out = append(out, c.Server.Names...)
-	if u, err := url.Parse(c.PublicURL()); err == nil {
-		out = append(out, u.Hostname())
-	}
+	out = append(c.Server.names(), hostOf(c.PublicURL()))
 	if h, _, err := net.SplitHostPort(c.Metrics.Listen); err == nil {
 		out = append(out, h)
 	}

@@ -3,9 +3,9 @@ package server
 import (
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 
@@ -50,7 +50,7 @@ func (s *Server) origins() token.Origins {
 		return token.NewOrigins(s.info.URL, s.keys.Issuer())
 	}
 	urls := []string{s.info.URL, s.keys.Issuer(), "https://" + s.info.HTTPS, "https://" + s.cfg.Server.HTTPS}
-	for _, host := range append([]string{"localhost", "127.0.0.1", "::1"}, s.cfg.Server.Names...) {
+	for _, host := range append([]string{"localhost", "127.0.0.1", "::1"}, s.cfg.Server.names()...) {
 		urls = append(urls, "https://"+net.JoinHostPort(host, port))
 	}
 	return token.NewOrigins(urls...)
@@ -77,18 +77,17 @@ func (s *Server) bind(key string, address *string) (net.Listener, error) {
 	return newLimitListener(l, s.cfg.Limits.Connections, s.cfg.Limits.PerAddress), nil
 }
 
-// publicMQTTS returns the MQTT address that devices receive at enrollment: the public name and
+// publicMQTTS returns the MQTT address that devices receive at enrollment: server.public_mqtts, or the public name and
 // MQTT's port; empty without MQTT over TLS.
 func (s *Server) publicMQTTS() string {
+	if a, err := canonicalHostPort(s.cfg.Server.PublicMQTTS); err == nil {
+		return a
+	}
 	_, port, err := net.SplitHostPort(s.info.MQTTS)
 	if err != nil {
 		return ""
 	}
-	u, err := url.Parse(s.info.URL)
-	if err != nil {
-		return ""
-	}
-	return net.JoinHostPort(u.Hostname(), port)
+	return net.JoinHostPort(hostOf(s.info.URL), port)
 }
 
 // withMQTTALPN returns the TLS configuration with the ALPN protocol mqtt.
@@ -128,6 +127,11 @@ func (s *Server) tls() (*tls.Config, error) {
 		if err != nil {
 			return nil, watchword.Wrap(err, watchword.ConfigInvalid, "server.tls_cert and server.tls_key must be a certificate and its key")
 		}
+		for _, n := range s.cfg.Server.names() { // a proxy in front of the server may show another certificate
+			if err := f.pair.Leaf.VerifyHostname(n); err != nil {
+				s.o.Log.Warn("the certificate of server.tls_cert is not for this name: clients that use it and reach this server refuse it", slog.String("name", n), slog.Any("err", err))
+			}
+		}
 		c.GetCertificate = f.get
 		return c, nil
 	}
@@ -135,7 +139,7 @@ func (s *Server) tls() (*tls.Config, error) {
 	if err := durable.WriteFile(s.info.CAFile, s.keys.CAPEM(), 0o644); err != nil {
 		return nil, err
 	}
-	c.GetCertificate = s.keys.CertSource(s.cfg.Server.Names, s.o.Now).GetCertificate
+	c.GetCertificate = s.keys.CertSource(s.cfg.Server.names(), s.o.Now).GetCertificate
 	return c, nil
 }
 

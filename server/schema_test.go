@@ -15,6 +15,14 @@ import (
 	"github.com/watchword-iot/watchword/server"
 )
 
+// openDatabase opens a database file that no server uses.
+func openDatabase(t *testing.T, path string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath())
+	check(t, err)
+	return db
+}
+
 // schemaOf returns the newest migration in a database file.
 func schemaOf(t *testing.T, path string) (n int) {
 	t.Helper()
@@ -31,9 +39,8 @@ func TestFolderOfNewerSchemaIsRefused(t *testing.T) {
 	unpack(t, "testdata/upgrade/2026-11-28c.tar.gz", dir)
 	data := filepath.Join(dir, "data")
 	file := filepath.Join(data, "watchword.db")
-	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: file}).EscapedPath())
-	check(t, err)
-	_, err = db.ExecContext(t.Context(), `INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, 1)`)
+	db := openDatabase(t, file)
+	_, err := db.ExecContext(t.Context(), `INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, 1)`)
 	check(t, errors.Join(err, db.Close()))
 	check(t, os.WriteFile(file+".before-9999", nil, 0o600))
 	before, err := os.ReadFile(file)

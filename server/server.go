@@ -139,6 +139,9 @@ func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
 			s.close()
 		}
 	}()
+	if err = s.o.checkTenants(cfg.Server.names()); err != nil {
+		return nil, err
+	}
 	if s.lock, err = openData(cfg.Data); err != nil {
 		return nil, err
 	}
@@ -166,7 +169,9 @@ func (s *Server) initialize(ctx context.Context) (err error) {
 		return err
 	}
 	s.info.Issuer = s.keys.Issuer()
-	if s.cfg.Server.PublicURL != "" && s.cfg.PublicURL() != s.keys.Issuer() {
+	if sameURL(s.cfg.PublicURL(), s.keys.Issuer()) {
+		s.info.URL = s.keys.Issuer()
+	} else if s.cfg.Server.PublicURL != "" {
 		return watchword.Refuse(watchword.ConfigInvalid, "server.public_url is %s, but this server was initialized as %s: the issuer is part of every token and cannot change after the first start", s.cfg.PublicURL(), s.keys.Issuer())
 	}
 	if s.info.URL != s.keys.Issuer() {

@@ -37,7 +37,7 @@ func (o Options) tenantHosts() map[string]watchword.TenantID {
 	out := map[string]watchword.TenantID{}
 	for t, hosts := range o.Tenants {
 		for _, h := range hosts {
-			out[h] = t
+			out[canonicalHost(h)] = t // checkTenants refused what has no canonical form
 		}
 	}
 	return out
