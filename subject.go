@@ -127,24 +127,34 @@ func (s *Subject) CheckActive() error {
 	}
 }
 
-// SignKey returns the active signing key with that id.
-func (s *Subject) SignKey(id KeyID) (Key, bool) {
+// SignKey returns the signing key with that id, if it is valid now.
+func (s *Subject) SignKey(id KeyID, now time.Time) (Key, bool) {
 	for _, k := range s.Keys {
-		if k.ID == id && k.Purpose == Sign && k.State == KeyActive {
+		if k.ID == id && k.Purpose == Sign && k.ValidAt(now) {
 			return k, true
 		}
 	}
 	return Key{}, false
 }
 
-// SealKey returns the active sealing key: the newest, if there are two.
-func (s *Subject) SealKey() (Key, bool) {
+// SealKey returns the sealing key that is valid now: the newest, if there are two.
+func (s *Subject) SealKey(now time.Time) (Key, bool) {
 	for _, k := range slices.Backward(s.Keys) {
-		if k.Purpose == Seal && k.State == KeyActive {
+		if k.Purpose == Seal && k.ValidAt(now) {
 			return k, true
 		}
 	}
 	return Key{}, false
+}
+
+// SignKeys returns how many signing keys are valid now.
+func (s *Subject) SignKeys(now time.Time) (n int) {
+	for _, k := range s.Keys {
+		if k.Purpose == Sign && k.ValidAt(now) {
+			n++
+		}
+	}
+	return n
 }
 
 // Purpose says what a subject's key does.
@@ -159,7 +169,7 @@ const (
 // KeyState says whether a subject's key is valid.
 type KeyState string
 
-// The states of a subject's key. A retired key was replaced; a revoked one is not trusted for anything.
+// The states of a subject's key. A retired key was replaced, or its end has passed; a revoked one is not trusted for anything.
 const (
 	KeyActive  KeyState = "active"
 	KeyRetired KeyState = "retired"
@@ -174,6 +184,28 @@ type Key struct {
 	JWK     []byte
 	State   KeyState
 	Added   time.Time
-	// Retired is when another key took its place; zero while none has.
+	// Retired is when another key took its place, or its end; zero while it is active.
 	Retired time.Time
+	// Name is what the holder calls the machine that keeps the key; empty for none. See [CheckKeyName].
+	Name string
+	// Ends is when the key stops to be valid, in whole seconds; zero means never.
+	Ends time.Time
+}
+
+// ValidAt reports whether what the key signs now is accepted, and whether it may be sealed to. Nothing else decides this.
+func (k *Key) ValidAt(now time.Time) bool { return k.State == KeyActive && !k.EndedAt(now) }
+
+// EndedAt reports whether the end of the key has come, whatever its state is.
+func (k *Key) EndedAt(now time.Time) bool { return !k.Ends.IsZero() && !now.Before(k.Ends) }
+
+// MaxKeyName is the maximum length of [Key.Name] in bytes.
+const MaxKeyName = 64
+
+// CheckKeyName refuses a name of a key that is longer than [MaxKeyName] or has other than printable ASCII characters and
+// spaces. An empty one is accepted. Code: bad_request.
+func CheckKeyName(name string) error {
+	if len(name) > MaxKeyName || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return RefuseField("keys.name", "must be at most %d printable ASCII characters", MaxKeyName)
+	}
+	return nil
 }

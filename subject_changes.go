@@ -34,7 +34,7 @@ func (s Subject) Suspend(now time.Time) (_ Subject, changed bool, err error) {
 	return s.nextVersion(Suspended, now), true, nil
 }
 
-// Resume moves a suspended subject to active if it has an active signing key, else to new. Code: conflict for a revoked one.
+// Resume moves a suspended subject to active if it has a valid signing key, else to new. Code: conflict for a revoked one.
 func (s Subject) Resume(now time.Time) (_ Subject, changed bool, err error) {
 	switch s.State {
 	case New, Active:
@@ -43,7 +43,7 @@ func (s Subject) Resume(now time.Time) (_ Subject, changed bool, err error) {
 		return s, false, Refuse(Conflict, "%q is revoked; it can enroll again with a new link", s.ID)
 	}
 	to := New
-	if slices.ContainsFunc(s.Keys, func(k Key) bool { return k.Purpose == Sign && k.State == KeyActive }) {
+	if s.SignKeys(now) > 0 {
 		to = Active
 	}
 	return s.nextVersion(to, now), true, nil
@@ -97,13 +97,75 @@ func (s Subject) Enroll(sign, seal Key, now time.Time) (Subject, error) {
 	return s.nextVersion(Active, now), nil
 }
 
+// MaxSignKeys is how many valid signing keys an operator or a service may have.
+const MaxSignKeys = 8
+
+// AddSigningKey gives an active operator or service a further signing key. Code: conflict for a device, for a subject that is
+// not active, and for one that has [MaxSignKeys] valid keys.
+func (s Subject) AddSigningKey(k Key, now time.Time) (Subject, error) {
+	if err := s.MayAddKey(now); err != nil {
+		return s, err
+	}
+	s.Keys = append(slices.Clip(s.Keys), k)
+	return s.nextVersion(s.State, now), nil
+}
+
+// MayAddKey refuses what [Subject.AddSigningKey] refuses. Code: conflict.
+func (s *Subject) MayAddKey(now time.Time) error {
+	switch {
+	case s.Kind == Device:
+		return Refuse(Conflict, "%q is a device, which has one signing key; revoke it first, or let it replace its keys", s.ID)
+	case s.State != Active:
+		return Refuse(Conflict, "%q is %s: only an active %s gets a further key", s.ID, s.State, s.Kind)
+	case s.SignKeys(now) >= MaxSignKeys:
+		return Refuse(Conflict, "%q has %d keys, which is the limit: revoke one first", s.ID, MaxSignKeys)
+	}
+	return nil
+}
+
+// RevokeKey revokes one signing key of an operator or a service. Codes: conflict for a device; not_found.
+func (s Subject) RevokeKey(id KeyID, now time.Time) (_ Subject, changed bool, err error) {
+	if s.Kind == Device {
+		return s, false, Refuse(Conflict, "%q is a device, which has one signing key: revoke the device", s.ID)
+	}
+	i := slices.IndexFunc(s.Keys, func(k Key) bool { return k.ID == id && k.Purpose == Sign })
+	switch {
+	case i < 0:
+		return s, false, Refuse(NotFound, "%q has no key with this id", s.ID)
+	case s.Keys[i].State == KeyRevoked:
+		return s, false, nil
+	}
+	s.Keys = slices.Clone(s.Keys)
+	s.Keys[i].State = KeyRevoked
+	return s.nextVersion(s.State, now), true, nil
+}
+
+// RetireEndedKeys retires the active keys whose end has passed, as of their ends.
+func (s Subject) RetireEndedKeys(now time.Time) (_ Subject, changed bool) {
+	s.Keys = slices.Clone(s.Keys)
+	for i := range s.Keys {
+		if k := &s.Keys[i]; k.State == KeyActive && k.EndedAt(now) {
+			k.State, k.Retired, changed = KeyRetired, k.Ends, true
+		}
+	}
+	if !changed {
+		return s, false
+	}
+	return s.nextVersion(s.State, now), true
+}
+
 // ReplaceKeys makes sign and seal the active keys; the other active ones are retired as of now. A key that is active already
-// stays as it is. seal is the zero Key for a subject without a sealing key.
+// stays as it is. seal is the zero Key for a subject without a sealing key. A key that replaces one with an end has the same end.
 func (s Subject) ReplaceKeys(sign, seal Key, now time.Time) Subject {
 	s.Keys = slices.Clone(s.Keys)
 	for i := range s.Keys {
 		if k := &s.Keys[i]; k.State == KeyActive && k.ID != sign.ID && k.ID != seal.ID {
 			k.State, k.Retired = KeyRetired, now
+			for _, next := range []*Key{&sign, &seal} {
+				if next.Purpose == k.Purpose {
+					next.Ends = earlierEnd(next.Ends, k.Ends)
+				}
+			}
 		}
 	}
 	for _, k := range []Key{sign, seal} {
@@ -135,8 +197,16 @@ func (s Subject) SetRole(role string, now time.Time) (_ Subject, changed bool, e
 	return s.nextVersion(s.State, now), true, nil
 }
 
-// ErrLastOwner is the refusal of an act that would leave a tenant without an owner who can act.
-var ErrLastOwner = Refuse(Conflict, "this is the last owner with a valid key: make another owner first, with operator invite NAME --role owner")
+// earlierEnd returns the earlier end of two; zero is no end.
+func earlierEnd(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// ErrLastOwner is the refusal of an act that would leave a tenant without an owner who can act, now and later.
+var ErrLastOwner = Refuse(Conflict, "this is the last owner with a valid key that has no end: make another owner first, with operator invite NAME --role owner")
 
 // OwnerRole is the role of operators who may do everything (package policy).
 const OwnerRole = "owner"
@@ -144,9 +214,9 @@ const OwnerRole = "owner"
 // IsOwner reports whether the subject is an operator who may do everything.
 func (s *Subject) IsOwner() bool { return s.Kind == Operator && s.Role == OwnerRole }
 
-// CanAct reports whether the subject is active and has an active signing key.
-func (s *Subject) CanAct() bool {
-	return s.State == Active && slices.ContainsFunc(s.Keys, func(k Key) bool { return k.Purpose == Sign && k.State == KeyActive })
+// HasPermanentKey reports whether the subject is active and has a valid signing key without an end.
+func (s *Subject) HasPermanentKey() bool {
+	return s.State == Active && slices.ContainsFunc(s.Keys, func(k Key) bool { return k.Purpose == Sign && k.State == KeyActive && k.Ends.IsZero() })
 }
 
 // SetProof says whether the subject gets anything without a proof of its key: proof is [RequireProof] or empty.

@@ -88,7 +88,7 @@ func TestSubjectStateTransitions(t *testing.T) {
 		}
 	}
 	s, err := lamp(watchword.New).Enroll(sign, seal, noon)
-	if got, ok := s.SealKey(); err != nil || len(s.Keys) != 2 || !ok || got.ID != "seal" {
+	if got, ok := s.SealKey(noon); err != nil || len(s.Keys) != 2 || !ok || got.ID != "seal" {
 		t.Errorf("after enrollment: %+v, %v", s.Keys, err)
 	}
 }

@@ -25,13 +25,15 @@ type Device struct {
 	Sessions    []Session           `json:"sessions,omitempty"`   // live ones, of the node that answers; as Functions
 }
 
-// Enrollment is a one-time enrollment link: part of the answer of POST /v1/devices, and the answer of
-// POST /v1/devices/{id}/link. The server does not show it again.
+// Enrollment is a one-time enrollment link: part of the answer of POST /v1/devices, POST /v1/operators and POST /v1/services, and
+// the answer of POST /v1/devices/{id}/link, of the same of operators and services, and of POST /v1/self/link. The server does not show it again.
 type Enrollment struct {
 	Link      string    `json:"link"` // the URL; code and pin are in its fragment
 	Code      string    `json:"code"`
 	Pin       string    `json:"pin"` // SHA-256 of the root's SPKI, in base64url: 43 characters
 	ExpiresAt time.Time `json:"expires_at"`
+	// KeyEndsAt is the end of the key that enrolls with the link; nil for none.
+	KeyEndsAt *time.Time `json:"key_ends_at,omitempty" doc:"end of the key that enrolls with the link"`
 }
 
 // DeviceKey is one of a subject's public keys, in a [Device].
@@ -39,8 +41,10 @@ type DeviceKey struct {
 	ID      watchword.KeyID    `json:"id"` // thumbprint (RFC 7638)
 	Purpose watchword.Purpose  `json:"purpose"`
 	State   watchword.KeyState `json:"state"`
+	Name    string             `json:"name,omitempty" doc:"what its holder calls the machine that keeps it"`
 	AddedAt time.Time          `json:"added_at"`
-	Retired *time.Time         `json:"retired_at,omitempty" doc:"when another key replaced it"`
+	EndsAt  *time.Time         `json:"ends_at,omitempty" doc:"end of the key, in whole seconds: what it signs from then on is refused"`
+	Retired *time.Time         `json:"retired_at,omitempty" doc:"when another key replaced it, or its end"`
 	JWK     json.RawMessage    `json:"jwk"` // public (RFC 7517)
 }
 

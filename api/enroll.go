@@ -12,12 +12,19 @@ type PublicKeys struct {
 	Seal json.RawMessage `json:"seal,omitempty"`
 }
 
+// NamedKeys is the public keys of an enrollment. Name is what the holder calls the machine that keeps them, as its host name: at
+// most 64 printable ASCII characters.
+type NamedKeys struct {
+	PublicKeys
+	Name string `json:"name,omitempty"`
+}
+
 // EnrollRequest is the body of POST /v1/enroll, of at most 16 KiB. Proof is a JWS by the signing key over the code's hash
 // and the sealing key.
 type EnrollRequest struct {
-	Code  string     `json:"code"`
-	Keys  PublicKeys `json:"keys"`
-	Proof string     `json:"proof"`
+	Code  string    `json:"code"`
+	Keys  NamedKeys `json:"keys"`
+	Proof string    `json:"proof"`
 }
 
 // EnrollResponse is the answer of POST /v1/enroll: the device's identity and the server's addresses.

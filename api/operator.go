@@ -43,6 +43,7 @@ type CreateOperatorRequest struct {
 	Role   string            `json:"role" maxLength:"64" doc:"owner, admin, operator, viewer, auditor, or a role that a policy defines"`
 	Labels map[string]string `json:"labels,omitempty"`
 	TTL    string            `json:"ttl,omitempty" doc:"lifetime of the link, for example 24h; at most 30 days"`
+	KeyTTL string            `json:"key_ttl,omitempty" doc:"lifetime of the first key from now on, for example 12h; at most 10 years; without it the key has no end"`
 }
 
 // CreateServiceRequest is the body of POST /v1/services. Its members are as in [CreateDeviceRequest].
@@ -51,6 +52,20 @@ type CreateServiceRequest struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	Proof  string            `json:"proof,omitempty" doc:"required: the server accepts nothing of the service without a proof of its key"`
 	TTL    string            `json:"ttl,omitempty" doc:"lifetime of the link, for example 24h; at most 30 days"`
+	KeyTTL string            `json:"key_ttl,omitempty" doc:"lifetime of the first key from now on, for example 12h; at most 10 years; without it the key has no end"`
+}
+
+// KeyLinkRequest is the body of POST /v1/operators/{id}/link, POST /v1/services/{id}/link and POST /v1/self/link, which may be
+// absent. TTL and KeyTTL are as in [CreateOperatorRequest].
+type KeyLinkRequest struct {
+	TTL    string `json:"ttl,omitempty" doc:"lifetime of the link, for example 24h; at most 30 days"`
+	KeyTTL string `json:"key_ttl,omitempty" doc:"lifetime of the key from now on, for example 12h; at most 10 years; without it the key has no end"`
+}
+
+// KeyList is the answer of GET /v1/operators/{id}/keys, GET /v1/services/{id}/keys and GET /v1/self/keys, oldest first: those that
+// are active, and of the others the newest, up to 32 in all.
+type KeyList struct {
+	Keys []DeviceKey `json:"keys"`
 }
 
 // RoleRequest is the body of PUT /v1/operators/{id}/role.

@@ -25,6 +25,7 @@ type SelfToken struct {
 	JTI       string          `json:"jti"`
 	ExpiresAt time.Time       `json:"expires_at"`
 	Key       watchword.KeyID `json:"key"` // that it was issued to
+	KeyEndsAt *time.Time      `json:"key_ends_at,omitempty" doc:"end of the key"`
 }
 
 // SelfPermissions is what policy gives today; the token may give less. Each line is [resource, [action…]].

@@ -107,6 +107,7 @@ type Server struct {
 	keys        *keyring.Ring
 	guard       *session.Guard
 	live        *session.Live
+	registry    *registry.Registry
 	commands    *command.Service
 	recorder    *audit.Recorder
 	checkpoints *audit.CheckpointSigner
@@ -205,6 +206,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	})
 	s.live = session.NewLive()
 	reg := registry.New(s.store, directory, s.live, s.keys.Issuer())
+	s.registry = reg
 	semaphore := fair.NewSemaphore()
 	enrollment := enroll.New(s.store, enroll.Options{
 		PublicURL: s.info.URL, Issuer: s.keys.Issuer(), TrustPin: func() string { return token.TrustPin(s.keys.Root()) },
@@ -397,6 +399,9 @@ func (s *Server) maintain(ctx context.Context) error {
 		var err error
 		for n := batch; n >= batch && err == nil; {
 			n, err = s.store.DeleteExpired(ctx, s.o.Now().Add(-token.Skew), batch)
+		}
+		for n := 1; n > 0 && err == nil; {
+			n, err = s.registry.RetireEndedKeys(ctx, s.o.Now())
 		}
 		turned := s.rotator.Step(ctx, s.o.Now())
 		if watchword.CodeOf(turned) == watchword.ClockUntrusted {

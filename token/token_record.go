@@ -32,7 +32,8 @@ type SubjectState struct {
 	Kind        watchword.Kind
 	State       watchword.State
 	Incarnation int64
-	HasKey      bool // the token's key is one of its active signing keys
+	HasKey      bool      // the token's key is one of its active signing keys
+	KeyEnds     time.Time // end of that key; zero where it has none
 }
 
 // Issue decides whether the token of r may be issued; used states that the assertion was used before. Codes:
@@ -44,7 +45,7 @@ func (r Record) Issue(h SubjectState, used bool) error {
 	if err := (&watchword.Subject{Kind: h.Kind, ID: r.Subject, State: h.State}).CheckActive(); err != nil {
 		return err
 	}
-	if !h.HasKey || h.Incarnation != r.Incarnation {
+	if !h.HasKey || h.Incarnation != r.Incarnation || !h.KeyEnds.IsZero() && r.Expires.After(h.KeyEnds) { // no token outlives its key
 		return watchword.Refuse(watchword.ClientInvalid, "the key is not an active key of the subject")
 	}
 	if used {

@@ -14,6 +14,7 @@ import (
 const (
 	operatorsPath = "/v1/operators"
 	servicesPath  = "/v1/services"
+	selfPath      = "/v1/self"
 )
 
 // Subjects manages the operators or the services of a tenant; see [Client.Operators] and [Client.Services]. It is safe for
@@ -96,13 +97,55 @@ func (m Subjects) SetLabels(ctx context.Context, id watchword.SubjectID, l watch
 	return s, err
 }
 
-// Link creates a new one-time link; the previous one becomes invalid. Codes: conflict for an active subject, exceeds_own.
-func (m Subjects) Link(ctx context.Context, id watchword.SubjectID, ttl time.Duration) (e api.Enrollment, err error) {
-	var in api.LinkRequest
+// Link creates a new one-time link, with which a new or revoked subject enrolls and an active one gets a further key; the previous
+// link becomes invalid. ttl is the lifetime of the link, 0 means 24 h; keyTTL that of the key from now on, 0 means that it has no
+// end. Codes: conflict for a suspended subject or one with 8 keys, exceeds_own; proof_required for the caller itself with a token
+// that is not bound to its key.
+func (m Subjects) Link(ctx context.Context, id watchword.SubjectID, ttl, keyTTL time.Duration) (e api.Enrollment, err error) {
+	err = m.c.call(ctx, http.MethodPost, m.path(id, "/link"), nil, keyLink(ttl, keyTTL), &e)
+	return e, err
+}
+
+func keyLink(ttl, keyTTL time.Duration) (in api.KeyLinkRequest) {
 	if ttl > 0 {
 		in.TTL = ttl.String()
 	}
-	err = m.c.call(ctx, http.MethodPost, m.path(id, "/link"), nil, in, &e)
+	if keyTTL > 0 {
+		in.KeyTTL = keyTTL.String()
+	}
+	return in
+}
+
+// Keys returns the keys of one, oldest first: at most 32. Code: not_found.
+func (m Subjects) Keys(ctx context.Context, id watchword.SubjectID) ([]api.DeviceKey, error) {
+	var out api.KeyList
+	err := m.c.call(ctx, http.MethodGet, m.path(id, "/keys"), nil, nil, &out)
+	return out.Keys, err
+}
+
+// RevokeKey revokes one key. Its tokens and sessions have ended when RevokeKey returns; those of the other keys stay. Codes:
+// not_found; conflict for the last key without an end of the last owner; exceeds_own; proof_required as in Link.
+func (m Subjects) RevokeKey(ctx context.Context, id watchword.SubjectID, key watchword.KeyID) error {
+	return m.c.call(ctx, http.MethodDelete, m.path(id, "/keys/"+url.PathEscape(string(key))), nil, nil, nil)
+}
+
+// OwnKeys returns the keys of the caller, oldest first: at most 32.
+func (c *Client) OwnKeys(ctx context.Context) ([]api.DeviceKey, error) {
+	var out api.KeyList
+	err := c.call(ctx, http.MethodGet, selfPath+"/keys", nil, nil, &out)
+	return out.Keys, err
+}
+
+// RevokeOwnKey revokes one key of the caller, an operator or a service. It needs a token that is bound to the caller's key. Codes:
+// as [Subjects.RevokeKey].
+func (c *Client) RevokeOwnKey(ctx context.Context, key watchword.KeyID) error {
+	return c.call(ctx, http.MethodDelete, selfPath+"/keys/"+url.PathEscape(string(key)), nil, nil, nil)
+}
+
+// OwnLink creates a one-time link for a further key of the caller, an operator or a service. It needs a token that is bound to the
+// caller's key; the new key ends at the latest with that one. Arguments and codes: as [Subjects.Link].
+func (c *Client) OwnLink(ctx context.Context, ttl, keyTTL time.Duration) (e api.Enrollment, err error) {
+	err = c.call(ctx, http.MethodPost, selfPath+"/link", nil, keyLink(ttl, keyTTL), &e)
 	return e, err
 }
 

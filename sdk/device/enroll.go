@@ -129,7 +129,7 @@ func (d *Device) register(ctx context.Context, server, code, hash string, t *tok
 	}
 	var out api.EnrollResponse
 	_, err = rest.New(server, tr, nil).JSON(ctx, rest.Request{Method: http.MethodPost, Path: "/v1/enroll"}, api.EnrollRequest{
-		Code: code, Proof: proof, Keys: api.PublicKeys{Sign: d.signer.Load().Public().JWK(), Seal: d.decrypter.Load().Public().JWK()},
+		Code: code, Proof: proof, Keys: api.NamedKeys{PublicKeys: api.PublicKeys{Sign: d.signer.Load().Public().JWK(), Seal: d.decrypter.Load().Public().JWK()}},
 	}, &out)
 	if err != nil {
 		return nil, err

@@ -229,6 +229,7 @@ func (b *fullAuthorityDevice) operations(t *testing.T, n *int) map[string]func()
 		"PUT /v1/self/state":                       at("/v1/self/state", `{"on":true}`),
 		"PUT /v1/self/functions":                   at("/v1/self/functions", `{"functions":[{"name":"f"}]}`),
 		"POST /v1/self/receipts":                   nil, // one that fits is in TestReceiptsOfOneWhoseRightWentAreRefused
+		"POST /v1/self/link":                       nil, // of an operator: see server/attack/operator_keys_test.go; the same act is POST /v1/operators/{id}/link
 		"POST /v1/self/keys":                       nil, // its proof is by the keys: see server/attack/rekey_test.go; the store's contract holds Rekey
 		"POST /v1/enrollments/{user_code}/approve": nil, // the store's contract holds ApprovePairing
 	}

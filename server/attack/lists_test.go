@@ -16,10 +16,13 @@ import (
 
 // whole are answers that hold a list and are not one: what is in them has a bound of its own.
 var whole = map[string]string{
-	"/v1/devices/{id}":   "one device: 16 keys, 256 functions of 96 KiB together, 8 sessions",
-	"/v1/operators/{id}": "one operator: 32 keys, 8 sessions",
-	"/v1/services/{id}":  "one service: 32 keys, 8 sessions",
-	"/v1/self/functions": "a device's own: 256, and 96 KiB together",
+	"/v1/devices/{id}":        "one device: 16 keys, 256 functions of 96 KiB together, 8 sessions",
+	"/v1/operators/{id}":      "one operator: 32 keys, 8 sessions",
+	"/v1/services/{id}":       "one service: 32 keys, 8 sessions",
+	"/v1/operators/{id}/keys": "one operator: 32 keys",
+	"/v1/services/{id}/keys":  "one service: 32 keys",
+	"/v1/self/keys":           "the caller: 32 keys",
+	"/v1/self/functions":      "a device's own: 256, and 96 KiB together",
 }
 
 // Every list of the description has pages, and each page is bounded, also where clients

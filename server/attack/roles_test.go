@@ -56,16 +56,16 @@ func TestRolesByOperation(t *testing.T) {
 	see := "owner admin operator viewer"
 	may := map[string]string{
 		"GET /v1/audit": "owner admin auditor", "GET /v1/audit/export": "owner admin auditor", "GET /v1/audit/{seq}": "owner admin auditor", "GET /v1/audit/{seq}/proof": "owner admin auditor",
-		"GET /v1/keys": "owner admin", "GET /v1/operators": "owner admin", "GET /v1/operators/{id}": "owner admin",
+		"GET /v1/keys": "owner admin", "GET /v1/operators": "owner admin", "GET /v1/operators/{id}": "owner admin", "GET /v1/operators/{id}/keys": "owner admin",
 		"POST /v1/commands": "owner admin operator", "POST /v1/commands/{id}/cancel": "owner admin operator",
 		"GET /v1/commands/{id}/evidence": see, "POST /v1/explain": see, "POST /v1/policies/check": see,
 	}
-	for _, p := range []string{"devices", "devices/{id}", "devices/{id}/twin", "services", "services/{id}", "enrollments", "enrollments/{user_code}", "commands", "commands/{id}", "sessions", "policies", "policies/{name}", "events", "retained", "retained/{topic}"} {
+	for _, p := range []string{"devices", "devices/{id}", "devices/{id}/twin", "services", "services/{id}", "services/{id}/keys", "enrollments", "enrollments/{user_code}", "commands", "commands/{id}", "sessions", "policies", "policies/{name}", "events", "retained", "retained/{topic}"} {
 		may["GET /v1/"+p] = see
 	}
 	for _, p := range []string{
 		"POST devices", "DELETE devices/{id}", "PUT devices/{id}/config", "PUT devices/{id}/labels", "POST devices/{id}/link", "PUT devices/{id}/proof", "POST devices/{id}/resume", "POST devices/{id}/revoke", "POST devices/{id}/suspend",
-		"POST services", "DELETE services/{id}", "PUT services/{id}/labels", "POST services/{id}/link", "POST services/{id}/resume", "POST services/{id}/revoke", "POST services/{id}/suspend",
+		"POST services", "DELETE services/{id}", "DELETE services/{id}/keys/{kid}", "PUT services/{id}/labels", "POST services/{id}/link", "POST services/{id}/resume", "POST services/{id}/revoke", "POST services/{id}/suspend",
 		"POST enrollments/{user_code}/approve", "POST enrollments/{user_code}/reject", "PUT policies/{name}", "DELETE policies/{name}", "DELETE retained/{topic}", "DELETE sessions/{id}", "DELETE tokens/{jti}",
 	} {
 		method, path, _ := strings.Cut(p, " ")
@@ -84,7 +84,7 @@ func TestRolesByOperation(t *testing.T) {
 			want = "owner"
 		}
 		switch path {
-		case "/oauth/introspect", "/v1/self/keys", "/v1/events", "/v1/audit/export":
+		case "/oauth/introspect", "/v1/self/keys", "/v1/self/keys/{kid}", "/v1/self/link", "/v1/events", "/v1/audit/export":
 			continue // forms, proofs and streams: their own tests
 		case "/v1/self/commands", "/v1/self/config", "/v1/self/events/{stream}", "/v1/self/state", "/v1/self/receipts":
 			continue // decided by the topics of a device
@@ -94,7 +94,7 @@ func TestRolesByOperation(t *testing.T) {
 		}
 		for _, role := range policy.BuiltInRoles {
 			// The thing does not exist, so a request that passes changes nothing: an allowed one gets 404 or 400.
-			at := strings.NewReplacer("{id}", "no-such", "{user_code}", "BBBB-BBBB", "{name}", "no-such", "{topic}", "no/such", "{jti}", "no-such", "{seq}", "999999", "{role}", "no-such", "{stream}", "s").Replace(path)
+			at := strings.NewReplacer("{id}", "no-such", "{kid}", "no-such", "{user_code}", "BBBB-BBBB", "{name}", "no-such", "{topic}", "no/such", "{jti}", "no-such", "{seq}", "999999", "{role}", "no-such", "{stream}", "s").Replace(path)
 			body, kind := "", ""
 			if method == "POST" || method == "PUT" {
 				if body, kind = `{"no-such-member":1}`, "application/json"; strings.HasPrefix(path, "/v1/policies") {
@@ -205,12 +205,10 @@ func TestLifeOfOperatorsAndServices(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			s, err := tc.create()
 			must(t, err)
-			e, err := tc.manage.Link(ctx, s.ID, time.Hour)
+			e, err := tc.manage.Link(ctx, s.ID, time.Hour, 0)
 			must(t, err)
 			s.Enrollment = &e
 			tok := srv.enrollSubject(s)
-			_, err = tc.manage.Link(ctx, s.ID, 0)
-			wants(t, "a link for an active one", err, watchword.Conflict)
 			s, err = tc.manage.SetLabels(ctx, s.ID, watchword.Labels{"site": "b"}, 0)
 			must(t, err)
 			_, err = tc.manage.SetLabels(ctx, s.ID, nil, s.Version-1)
@@ -225,6 +223,8 @@ func TestLifeOfOperatorsAndServices(t *testing.T) {
 			_, err = tc.manage.Suspend(ctx, s.ID, "away")
 			must(t, err)
 			self(http.StatusUnauthorized)
+			_, err = tc.manage.Link(ctx, s.ID, 0, 0)
+			wants(t, "a link for a suspended one", err, watchword.Conflict)
 			_, err = tc.manage.Resume(ctx, s.ID)
 			must(t, err)
 			self(http.StatusOK)

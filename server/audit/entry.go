@@ -40,6 +40,8 @@ const (
 	DeviceLink       = "device.link"
 	DeviceEnroll     = "device.enroll"
 	DeviceRekey      = "device.rekey"
+	DeviceKeyRevoke  = "device.key_revoke"
+	DeviceKeyRetire  = "device.key_retire"
 	PairingReject    = "pairing.reject"
 	DeviceLabel      = "device.label"
 	DeviceProof      = "device.proof"
@@ -76,7 +78,7 @@ const (
 // Kinds is the list of all kinds.
 var Kinds = withSubjects([]string{
 	ServerStart, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign, DeviceCreate,
-	OperatorRole, DeviceLink, DeviceEnroll, DeviceRekey, PairingReject, DeviceLabel, DeviceProof, DeviceSuspend,
+	OperatorRole, DeviceLink, DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyRetire, PairingReject, DeviceLabel, DeviceProof, DeviceSuspend,
 	DeviceResume, DeviceRevoke, DeviceDelete, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
 	CommandCancel, CommandSettle, CommandExpire, CommandConflict, CommandUndeliver, ConfigSet, CommandHandOver, SessionOpen,
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,

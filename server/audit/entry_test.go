@@ -73,7 +73,7 @@ func TestKindsAreAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := 0
-	for _, m := range regexp.MustCompile(`(?m)^\t\w+ += "([a-z]+\.[a-z]+)"$`).FindAllSubmatch(b, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\t\w+ += "([a-z]+\.[a-z_]+)"$`).FindAllSubmatch(b, -1) {
 		for _, of := range []watchword.Kind{watchword.Device, watchword.Operator, watchword.Service} {
 			kind := audit.KindFor(of, string(m[1]))
 			if of != watchword.Device && kind == string(m[1]) {

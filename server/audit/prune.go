@@ -116,7 +116,7 @@ func Permanent(kind string) bool {
 		return true
 	}
 	switch kindOfDevice(kind) {
-	case DeviceEnroll, DeviceRekey, DeviceRevoke, DeviceDelete, OperatorRole, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign,
+	case DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyRetire, DeviceRevoke, DeviceDelete, OperatorRole, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign,
 		PolicyApply, PolicyDelete, LogPrune, ServerStart, ClockRefuse, ClockTrust, ClockAccept:
 		return true
 	}

@@ -97,7 +97,7 @@ func TestBusyDoesNotHideOtherRefusals(t *testing.T) {
 				return err
 			},
 			"a challenge": func() error {
-				return o.VerifyPossession(ctx, session.Credentials{Subject: "lamp-1", Key: s.Public().ID()}, nil, nil)
+				return o.VerifyPossession(ctx, session.Credentials{Subject: "lamp-1", Key: s.Public().ID()}, nil, nil, now)
 			},
 		} {
 			err := req()

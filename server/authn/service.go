@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -185,7 +186,9 @@ func (svc *Service) issue(ctx context.Context, c authenticated, req TokenRequest
 	if err != nil {
 		return who, err
 	}
-	g.Bound = p.Key
+	if g.Bound = p.Key; !mayBind(s, a.Key, g.Bound) {
+		return who, watchword.Refuse(watchword.DPoPInvalid, "the DPoP proof is signed by another key of the client than the assertion: use the same key for both, or a key that is not the client's")
+	}
 	signed, err := token.SignAccess(svc.keys.IssuerSigner(), g)
 	if err != nil {
 		return who, err
@@ -201,6 +204,12 @@ func (svc *Service) issue(ctx context.Context, c authenticated, req TokenRequest
 	return IssuedToken{Token: signed, Subject: s.ID, Key: a.Key, BoundKey: g.Bound, Expires: g.Expires, ExpiresIn: time.Duration(g.Expires.Unix()-g.Issued.Unix()) * time.Second}, nil
 }
 
+// mayBind reports whether a token that is issued to key may be bound to another one: not to one that the subject has or had,
+// whose end and revocation would not be those of the token.
+func mayBind(s *watchword.Subject, key, bound watchword.KeyID) bool {
+	return bound == key || !slices.ContainsFunc(s.Keys, func(k watchword.Key) bool { return k.ID == bound })
+}
+
 // requestedGrant returns what the token for req says, but for its binding to a key. Codes:
 // proof_required, scope_invalid.
 func (svc *Service) requestedGrant(s *watchword.Subject, current *policy.Grant, a token.Assertion, req TokenRequest, now time.Time) (token.Grant, error) {
@@ -209,7 +218,10 @@ func (svc *Service) requestedGrant(s *watchword.Subject, current *policy.Grant, 
 			return token.Grant{}, err
 		}
 	}
-	g := svc.fullGrant(s, current, a, now)
+	g, err := svc.fullGrant(s, current, a, now)
+	if err != nil {
+		return g, err
+	}
 	if req.Resource != "" && req.Resource != svc.issuers.Of(s.Tenant) {
 		g.Audience = req.Resource
 		if req.Scope == nil && !req.FullScope {
@@ -280,21 +292,28 @@ func (svc *Service) verifyAssertion(ctx context.Context, t watchword.TenantID, r
 	if err := p.CheckClaims(svc.issuers.Of(t), now); err != nil {
 		return nil, nil, token.Assertion{}, err
 	}
-	s, current, a, err := svc.authenticate(ctx, t, p)
+	s, current, a, err := svc.authenticate(ctx, t, p, now)
 	if err != nil {
 		return nil, nil, token.Assertion{}, err
 	}
 	return s, current, a, s.CheckActive()
 }
 
-// fullGrant is what a token for s says.
-func (svc *Service) fullGrant(s *watchword.Subject, current *policy.Grant, a token.Assertion, now time.Time) token.Grant {
+// fullGrant is what a token for s says. The token ends with the key of a at the latest. Code: client_invalid where that key is
+// not valid any more.
+func (svc *Service) fullGrant(s *watchword.Subject, current *policy.Grant, a token.Assertion, now time.Time) (token.Grant, error) {
+	k, ok := s.SignKey(a.Key, now)
+	if !ok {
+		return token.Grant{}, watchword.Refuse(watchword.ClientInvalid, "the key is not an active key of the subject")
+	}
 	g := token.Grant{
 		Issuer: svc.issuers.Of(s.Tenant), Subject: *s, Key: a.Key, JTI: watchword.NewID("tok_", now),
 		Issued: now.Truncate(time.Second), Perm: current.Perm(), Deny: current.Deny(),
 	}
-	g.Expires = g.Issued.Add(svc.lifetime)
-	return g
+	if g.Expires = g.Issued.Add(svc.lifetime); k.EndedAt(g.Expires) {
+		g.Expires = k.Ends
+	}
+	return g, nil
 }
 
 // recordToken puts g on record and spends a, in one transaction.
@@ -306,13 +325,13 @@ func (svc *Service) recordToken(ctx context.Context, t watchword.TenantID, g tok
 }
 
 // VerifyPossession checks that sig is a signature over message by the key that credentials
-// name. Codes: signature_invalid, key_unknown, busy, unavailable.
-func (svc *Service) VerifyPossession(ctx context.Context, p session.Credentials, message, sig []byte) error {
+// name, which must be valid now. Codes: signature_invalid, key_unknown, busy, unavailable.
+func (svc *Service) VerifyPossession(ctx context.Context, p session.Credentials, message, sig []byte, now time.Time) error {
 	who, err := svc.directory.Principal(ctx, p.Tenant, p.Subject)
 	if err != nil {
 		return err
 	}
-	keys, err := who.Keys.ActiveSigningKeys()
+	keys, err := who.Keys.ActiveSigningKeys(now)
 	if err != nil {
 		return err
 	}
@@ -326,12 +345,12 @@ func (svc *Service) VerifyPossession(ctx context.Context, p session.Credentials,
 // authenticate finds the subject that signed p. An unknown subject is handled like a known one with a wrong key: it gets
 // the same answer, also if too many signatures are queued. The response times differ, because other data is read and the
 // keys may have another algorithm. A client that measures them can learn which ids exist; ids are no secrets.
-func (svc *Service) authenticate(ctx context.Context, t watchword.TenantID, p *token.UnverifiedAssertion) (*watchword.Subject, *policy.Grant, token.Assertion, error) {
+func (svc *Service) authenticate(ctx context.Context, t watchword.TenantID, p *token.UnverifiedAssertion, now time.Time) (*watchword.Subject, *policy.Grant, token.Assertion, error) {
 	who, err := svc.directory.Principal(ctx, t, p.Subject())
 	keys := svc.decoy
 	switch code := watchword.CodeOf(err); code {
 	case "":
-		if keys, err = who.Keys.ActiveSigningKeys(); err != nil {
+		if keys, err = who.Keys.ActiveSigningKeys(now); err != nil {
 			return nil, nil, token.Assertion{}, err
 		}
 	case watchword.NotFound:

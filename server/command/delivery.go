@@ -245,7 +245,7 @@ func (dl *Delivery) handOver(ctx context.Context, r Row, nonce string) (SealedCo
 	if err != nil {
 		return SealedCommand{}, err
 	}
-	k, ok := who.Subject.SealKey()
+	k, ok := who.Subject.SealKey(d.opts.Now())
 	if !ok {
 		return SealedCommand{}, watchword.Refuse(watchword.SubjectNew, "the device has no sealing key")
 	}

@@ -187,7 +187,7 @@ func (svc *Service) verifySignedOrder(ctx context.Context, a *session.Authority,
 	if err != nil {
 		return token.Order{}, err
 	}
-	k, ok := who.Subject.SignKey(a.Key())
+	k, ok := who.Subject.SignKey(a.Key(), now)
 	if !ok {
 		return token.Order{}, watchword.Refuse(watchword.KeyUnknown, "kid of the order must be the key of the access token")
 	}

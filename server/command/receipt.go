@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/jose"
@@ -29,7 +30,7 @@ func (svc *Service) ApplyReceipt(ctx context.Context, t watchword.TenantID, devi
 	if err != nil {
 		return Row{}, err
 	}
-	keys, err := who.Keys.VerificationKeys() // a retired key may have signed before it was replaced
+	keys, err := who.Keys.VerificationKeys(now) // a retired key may have signed before it was replaced
 	if err != nil {
 		return Row{}, err
 	}
@@ -40,7 +41,7 @@ func (svc *Service) ApplyReceipt(ctx context.Context, t watchword.TenantID, devi
 	case err != nil:
 		return Row{}, watchword.WrapRefusal(err, watchword.ReceiptInvalid, "the receipt is not valid")
 	}
-	if err := svc.checkRetiredKey(ctx, who.Subject, key, r); err != nil {
+	if err := svc.checkRetiredKey(ctx, who.Subject, key, r, now); err != nil {
 		return Row{}, err
 	}
 	sealed, err := svc.sealer.Seal(receiptContext(r.Command), []byte(raw))
@@ -68,9 +69,9 @@ func (svc *Service) ApplyReceipt(ctx context.Context, t watchword.TenantID, devi
 // checkRetiredKey refuses a receipt by a retired key for a command that was handed over after the key was replaced, so that
 // a stolen old key cannot answer new commands. A command that was handed over before may have been answered before. Code:
 // receipt_invalid.
-func (svc *Service) checkRetiredKey(ctx context.Context, s *watchword.Subject, key watchword.KeyID, r token.Receipt) error {
+func (svc *Service) checkRetiredKey(ctx context.Context, s *watchword.Subject, key watchword.KeyID, r token.Receipt, now time.Time) error {
 	i := slices.IndexFunc(s.Keys, func(k watchword.Key) bool { return k.ID == key })
-	if i < 0 || s.Keys[i].State == watchword.KeyActive {
+	if i < 0 || s.Keys[i].ValidAt(now) {
 		return nil
 	}
 	hs, err := svc.store.Handovers(ctx, s.Tenant, r.Command)

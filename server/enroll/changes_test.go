@@ -111,8 +111,8 @@ func TestRekeyRule(t *testing.T) {
 		if replay != c.replay || replay && !reflect.DeepEqual(s, c.s) {
 			t.Errorf("%s: replay %v", c.name, replay)
 		}
-		_, signs := s.SignKey("new-sign")
-		if seal, _ := s.SealKey(); err == nil && (!signs || seal.ID != "new-seal") {
+		_, signs := s.SignKey("new-sign", noon)
+		if seal, _ := s.SealKey(noon); err == nil && (!signs || seal.ID != "new-seal") {
 			t.Errorf("%s: %+v", c.name, s.Keys)
 		}
 	}

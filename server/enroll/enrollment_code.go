@@ -14,6 +14,7 @@ type Code struct {
 	Subject   watchword.SubjectID
 	Expires   time.Time
 	CreatedBy watchword.SubjectID // creator of the link
+	KeyEnds   time.Time           // end of the key that is enrolled with it, in whole seconds; zero for none
 	// Sign and Seal are the keys with which the code was redeemed; empty until then.
 	Sign, Seal watchword.KeyID
 }
@@ -33,23 +34,42 @@ type Redemption struct {
 	Seal   watchword.Key
 }
 
-// Redeem decides whether the code c brings its subject in with the keys of r. The same keys again, until the code ends and
-// while they are the subject's: the subject as it is, and replay is true. Code: code_invalid ([ErrCode]).
+// MayHaveLink refuses a link for a subject that may neither enroll nor get a further key. Code: conflict.
+func MayHaveLink(s *watchword.Subject, now time.Time) error {
+	if s.Kind != watchword.Device && s.State == watchword.Active {
+		return s.MayAddKey(now)
+	}
+	return s.MayEnroll()
+}
+
+// Redeem decides whether the code c brings its subject in with the keys of r: a new or revoked subject enrolls, an active operator
+// or service gets a further signing key. The same keys again, until the code ends and while they are the subject's: the subject as
+// it is, and replay is true. Codes: code_invalid ([ErrCode]); conflict where the subject has as many keys as it may have;
+// bad_request for a device without a sealing key, and for a further key with one.
 func (r Redemption) Redeem(c Code, s watchword.Subject, now time.Time) (_ watchword.Subject, replay bool, err error) {
 	if !c.Expires.After(now) {
 		return s, false, ErrCode
 	}
 	if c.Sign != "" {
-		_, signs := s.SignKey(r.Sign.ID)
-		seal, _ := s.SealKey()
-		if s.State == watchword.Active && signs && c.Sign == r.Sign.ID && c.Seal == r.Seal.ID && seal.ID == r.Seal.ID {
+		_, signs := s.SignKey(r.Sign.ID, now)
+		seal, _ := s.SealKey(now)
+		if s.State == watchword.Active && signs && c.Sign == r.Sign.ID && c.Seal == r.Seal.ID && (seal.ID == r.Seal.ID || s.Kind != watchword.Device) {
 			return s, true, nil
 		}
 		return s, false, ErrCode
 	}
-	if s.MayEnroll() != nil {
+	r.Sign.Ends = c.KeyEnds
+	switch {
+	case r.Sign.EndedAt(now):
 		return s, false, ErrCode
+	case s.MayEnroll() == nil:
+		s, err = s.Enroll(r.Sign, r.Seal, now)
+	case s.Kind == watchword.Device || s.State != watchword.Active:
+		err = ErrCode
+	case r.Seal.ID != "":
+		err = watchword.RefuseField("keys.seal", "must be absent: a further key of an operator or a service only signs")
+	default:
+		s, err = s.AddSigningKey(r.Sign, now)
 	}
-	s, err = s.Enroll(r.Sign, r.Seal, now)
 	return s, false, err
 }

@@ -47,7 +47,7 @@ func (p Pairing) Request(a PairingRequester, now time.Time) (Pairing, error) {
 	if !a.KeysUsed {
 		return p, a.Pending.checkRoom(now)
 	}
-	_, signs := a.Subject.SignKey(p.Sign.ID)
+	_, signs := a.Subject.SignKey(p.Sign.ID, now)
 	if a.LastPairing.State != PairingApproved || !a.LastPairing.Expires.After(now) || a.LastPairing.Seal.ID != p.Seal.ID || !signs {
 		return p, watchword.Refuse(watchword.Conflict, "keys.sign and keys.seal must not have been used before: generate new keys")
 	}

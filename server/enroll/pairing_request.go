@@ -111,7 +111,7 @@ func (svc *Service) PollPairing(ctx context.Context, t watchword.TenantID, devic
 		}
 	case PairingApproved:
 		s, err = svc.store.Subject(ctx, t, p.Subject)
-		_, signs := s.SignKey(p.Sign.ID)
+		_, signs := s.SignKey(p.Sign.ID, now)
 		if watchword.CodeOf(err) == watchword.NotFound || err == nil && !signs {
 			err = expired // the device was revoked or deleted since, or has other keys by now
 		}

@@ -52,11 +52,11 @@ func (r KeyChange) Apply(s watchword.Subject, now time.Time) (_ watchword.Subjec
 	if s.Incarnation != r.Incarnation {
 		return s, false, gone
 	}
-	_, signs := s.SignKey(r.Sign.ID)
-	if seal, _ := s.SealKey(); signs && seal.ID == r.Seal.ID {
+	_, signs := s.SignKey(r.Sign.ID, now)
+	if seal, _ := s.SealKey(now); signs && seal.ID == r.Seal.ID {
 		return s, true, nil
 	}
-	if _, ok := s.SignKey(r.From); !ok {
+	if _, ok := s.SignKey(r.From, now); !ok {
 		return s, false, gone
 	}
 	if n := len(s.Keys); n >= MaxRekeys {
@@ -109,8 +109,8 @@ func (svc *Service) Rekey(ctx context.Context, by audit.Actor, r RekeyRequest, n
 // entry says, nil where nothing is to be changed.
 func (svc *Service) checkRekey(s watchword.Subject, by audit.Actor, r RekeyRequest, now time.Time) (KeyChange, map[string]string, error) {
 	none := func(err error) (KeyChange, map[string]string, error) { return KeyChange{}, nil, err }
-	current, ok := s.SignKey(by.Key)
-	seal, ok2 := s.SealKey()
+	current, ok := s.SignKey(by.Key, now)
+	seal, ok2 := s.SealKey(now)
 	if !ok || !ok2 {
 		return none(watchword.Refuse(watchword.ClientInvalid, "the key of the access token is not active any more"))
 	}

@@ -74,6 +74,7 @@ type NewSubject struct {
 	Labels watchword.Labels
 	Proof  string        // [watchword.RequireProof] or empty
 	TTL    time.Duration // lifetime of the link; 0 means [DefaultCodeLifetime]
+	KeyTTL time.Duration // lifetime of its first key, as [Lifetimes.Key]
 }
 
 // Create adds a subject and returns the one-time link with which it enrolls. Codes: bad_request, conflict, token_too_large,
@@ -95,7 +96,7 @@ func (svc *Service) Create(ctx context.Context, by session.Actor, n NewSubject, 
 	if err := svc.opts.CheckGiven(ctx, by, s); err != nil {
 		return s, Link{}, err
 	}
-	code, link, err := svc.newCode(by, n.ID, n.TTL, now)
+	code, link, err := svc.newCode(by, n.ID, Lifetimes{Link: n.TTL, Key: n.KeyTTL}, now)
 	if err != nil {
 		return s, Link{}, err
 	}
@@ -105,6 +106,9 @@ func (svc *Service) Create(ctx context.Context, by session.Actor, n NewSubject, 
 	}
 	if n.Role != "" {
 		data["role"] = n.Role
+	}
+	if !link.KeyEnds.IsZero() {
+		data["key_ends"] = link.KeyEnds.UTC().Format(time.RFC3339)
 	}
 	if err := svc.store.CreateSubject(ctx, s, &code, by.DoneEntry(audit.KindFor(n.Kind, audit.DeviceCreate), string(n.ID), now, data)); err != nil {
 		return s, Link{}, err
@@ -124,22 +128,33 @@ func (svc *Service) CreateDeviceWithProof(ctx context.Context, by session.Actor,
 	return svc.Create(ctx, by, NewSubject{ID: id, Kind: watchword.Device, Labels: labels, Proof: proof, TTL: ttl}, now)
 }
 
-// CreateLink creates a new link for a device that is new or revoked; an older one becomes invalid. Codes: bad_request,
-// not_found, conflict.
-func (svc *Service) CreateLink(ctx context.Context, by session.Actor, id watchword.SubjectID, ttl time.Duration, now time.Time) (Link, error) {
+// CreateLink creates a new link; an older one becomes invalid. A subject that is new or revoked enrolls with it; an active operator
+// or service gets a further key. Who makes one for itself gives nothing that it does not have, and the key ends at the latest with
+// the one that the act was authorized with. Codes: bad_request, not_found, conflict, exceeds_own.
+func (svc *Service) CreateLink(ctx context.Context, by session.Actor, id watchword.SubjectID, l Lifetimes, now time.Time) (Link, error) {
 	s, err := svc.store.Subject(ctx, by.Tenant, id)
 	if err != nil {
 		return Link{}, err
 	}
 	by = by.On(&s)
-	if err := svc.checkComesBack(ctx, by, s); err != nil {
+	if id == by.Subject && by.Versions.Compared() {
+		k, ok := s.SignKey(by.Key, now)
+		if !ok {
+			return Link{}, watchword.Refuse(watchword.TokenRevoked, "the key of the access token is not valid any more")
+		}
+		l.KeyEnds = k.Ends
+	} else if err := svc.checkComesBack(ctx, by, s); err != nil {
 		return Link{}, err
 	}
-	code, link, err := svc.newCode(by, id, ttl, now)
+	code, link, err := svc.newCode(by, id, l, now)
 	if err != nil {
 		return Link{}, err
 	}
-	return link, svc.store.AddCode(ctx, code, by.DoneEntry(audit.KindFor(s.Kind, audit.DeviceLink), string(id), now, nil))
+	e := by.DoneEntry(audit.KindFor(s.Kind, audit.DeviceLink), string(id), now, nil)
+	if !link.KeyEnds.IsZero() {
+		e = e.With("key_ends", link.KeyEnds.UTC().Format(time.RFC3339))
+	}
+	return link, svc.store.AddCode(ctx, code, e)
 }
 
 // checkComesBack refuses to let a subject enroll for an actor that may not act on it or may not give what it has.
@@ -150,28 +165,27 @@ func (svc *Service) checkComesBack(ctx context.Context, by session.Actor, s watc
 	return svc.opts.CheckGiven(ctx, by, s)
 }
 
-func (svc *Service) newCode(by session.Actor, id watchword.SubjectID, ttl time.Duration, now time.Time) (Code, Link, error) {
-	if ttl == 0 {
-		ttl = DefaultCodeLifetime
-	}
-	if ttl < time.Second || ttl > MaxCodeLifetime {
-		return Code{}, Link{}, watchword.RefuseField("ttl", "must be from 1 second to 30 days")
+func (svc *Service) newCode(by session.Actor, id watchword.SubjectID, l Lifetimes, now time.Time) (Code, Link, error) {
+	expires, keyEnds, err := l.ends(now)
+	if err != nil {
+		return Code{}, Link{}, err
 	}
 	code := watchword.NewNonce()
-	link := newLink(svc.opts.PublicURL+watchword.TenantPath(by.Tenant), code, svc.opts.TrustPin(), now.Add(ttl))
-	return Code{Tenant: by.Tenant, Hash: token.CodeDigest(code), Subject: id, Expires: link.Expires, CreatedBy: by.Subject}, link, nil
+	link := newLink(svc.opts.PublicURL+watchword.TenantPath(by.Tenant), code, svc.opts.TrustPin(), expires, keyEnds)
+	return Code{Tenant: by.Tenant, Hash: token.CodeDigest(code), Subject: id, Expires: expires, CreatedBy: by.Subject, KeyEnds: keyEnds}, link, nil
 }
 
 // EnrollRequest is what a device presents: the code, its two public keys as JWK, and
-// the proof that it holds the signing key.
+// the proof that it holds the signing key. Name is what the holder calls the machine that keeps the key; it may be empty.
 type EnrollRequest struct {
 	Code  string
+	Name  string
 	Sign  []byte
 	Seal  []byte
 	Proof string
 }
 
-// Enroll turns the holder of a code into an active subject. Everything that
+// Enroll turns the holder of a code into an active subject, or gives an active operator or service a further key. Everything that
 // needs no store is checked first. The same code with the same keys gets the
 // same answer until the code expires.
 //
@@ -191,6 +205,12 @@ func (svc *Service) Enroll(ctx context.Context, t watchword.TenantID, r EnrollRe
 			})
 			if redemption.Seal.ID != "" {
 				e = e.With("seal", string(redemption.Seal.ID), "seal_jwk", string(redemption.Seal.JWK))
+			}
+			if redemption.Sign.Name != "" {
+				e = e.With("name", redemption.Sign.Name)
+			}
+			if k, ok := after.SignKey(redemption.Sign.ID, now); ok && !k.Ends.IsZero() {
+				e = e.With("key_ends", k.Ends.UTC().Format(time.RFC3339))
 			}
 			return e
 		}
@@ -212,6 +232,9 @@ func (svc *Service) verifyRequest(ctx context.Context, t watchword.TenantID, r E
 	if !token.WellFormedCode(r.Code) {
 		return Redemption{}, watchword.Refuse(watchword.CodeInvalid, "the code is unknown, used or expired")
 	}
+	if err := watchword.CheckKeyName(r.Name); err != nil {
+		return Redemption{}, err
+	}
 	sign, seal, err := parseEnrollmentKeys(r, now)
 	if err != nil {
 		return Redemption{}, err
@@ -223,7 +246,7 @@ func (svc *Service) verifyRequest(ctx context.Context, t watchword.TenantID, r E
 	}
 	return Redemption{
 		Tenant: t, Hash: token.CodeDigest(r.Code),
-		Sign: watchword.Key{ID: sign.ID(), Purpose: watchword.Sign, JWK: sign.JWK(), State: watchword.KeyActive, Added: now},
+		Sign: watchword.Key{ID: sign.ID(), Purpose: watchword.Sign, JWK: sign.JWK(), State: watchword.KeyActive, Added: now, Name: r.Name},
 		Seal: seal,
 	}, nil
 }

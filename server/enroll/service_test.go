@@ -251,7 +251,7 @@ func TestEnrollByLink(t *testing.T) {
 	s := newSetup(t, enroll.Options{})
 	_, first, err := s.CreateDevice(t.Context(), by, "lamp-1", nil, 0, s.now)
 	must(t, err)
-	second, err := s.CreateLink(t.Context(), by, "lamp-1", time.Hour, s.now)
+	second, err := s.CreateLink(t.Context(), by, "lamp-1", enroll.Lifetimes{Link: time.Hour}, s.now)
 	must(t, err)
 	if e := s.entry(audit.DeviceLink); e.Object != "lamp-1" || e.Actor != "alice" {
 		t.Errorf("the log says %+v", e)
@@ -302,8 +302,8 @@ func TestEnrollByLink(t *testing.T) {
 	s.wantChanged("what was refused")
 	sub := enter("the link", good, "")
 	s.wantChanged("enrolled", "lamp-1")
-	sign, ok := sub.SignKey(d.sign.Public().ID())
-	seal, ok2 := sub.SealKey()
+	sign, ok := sub.SignKey(d.sign.Public().ID(), s.now)
+	seal, ok2 := sub.SealKey(s.now)
 	if sub.State != watchword.Active || !ok || !ok2 || seal.ID != d.seal.ID() || !sign.Added.Equal(s.now) || string(sign.JWK) != string(d.sign.Public().JWK()) {
 		t.Errorf("got %+v", sub)
 	}
@@ -316,11 +316,11 @@ func TestEnrollByLink(t *testing.T) {
 	}
 	s.wantChanged("the same again")
 	enter("somebody else with it", other.request(t, second.Code, s.now), watchword.CodeInvalid)
-	_, err = s.CreateLink(t.Context(), by, "lamp-1", 0, s.now)
+	_, err = s.CreateLink(t.Context(), by, "lamp-1", enroll.Lifetimes{}, s.now)
 	wantCode(t, "a link for an active one", err, watchword.Conflict)
-	_, err = s.CreateLink(t.Context(), by, "lamp-9", 0, s.now)
+	_, err = s.CreateLink(t.Context(), by, "lamp-9", enroll.Lifetimes{}, s.now)
 	wantCode(t, "a link for nobody", err, watchword.NotFound)
-	_, err = s.CreateLink(t.Context(), by, "lamp-1", -time.Second, s.now)
+	_, err = s.CreateLink(t.Context(), by, "lamp-1", enroll.Lifetimes{Link: -time.Second}, s.now)
 	wantCode(t, "a link of no time", err, watchword.BadRequest)
 
 	_, link, err := s.CreateDevice(t.Context(), by, "lamp-2", nil, time.Hour, s.now)
@@ -584,7 +584,7 @@ func TestApproveAndRejectPairing(t *testing.T) {
 	sub, err := s.ApprovePairing(t.Context(), by, enroll.PairingApproval{UserCode: strings.ToLower(enroll.FormatUserCode(a.UserCode)), Sign: key, ID: "lamp-0"}, s.now)
 	must(t, err)
 	s.wantChanged("approved", "lamp-0")
-	if _, ok := sub.SignKey(key); !ok || sub.State != watchword.Active || sub.Labels["site"] != "a" {
+	if _, ok := sub.SignKey(key, s.now); !ok || sub.State != watchword.Active || sub.Labels["site"] != "a" {
 		t.Errorf("got %+v", sub)
 	}
 	if n := len(s.entries(audit.DeviceCreate)); n != 2 {
@@ -711,9 +711,9 @@ func TestRekey(t *testing.T) {
 
 	sub := rekey("to other keys", id(d), change(d, next), "")
 	s.wantChanged("to other keys", "lamp-1")
-	_, current := sub.SignKey(id(d))
-	_, is := sub.SignKey(id(next))
-	if seal, _ := sub.SealKey(); current || !is || seal.ID != next.seal.ID() {
+	_, current := sub.SignKey(id(d), s.now)
+	_, is := sub.SignKey(id(next), s.now)
+	if seal, _ := sub.SealKey(s.now); current || !is || seal.ID != next.seal.ID() {
 		t.Errorf("got %+v", sub)
 	}
 	if e := s.entry(audit.DeviceRekey); e.Object != "lamp-1" || e.Actor != "lamp-1" || e.Key != id(d) || e.Data["sign"] != string(id(next)) || e.Data["sign_before"] != string(id(d)) ||
@@ -725,15 +725,15 @@ func TestRekey(t *testing.T) {
 	// One key alone; the other stays.
 	sealed := device{next.sign, other.seal}
 	sub = rekey("the sealing key alone", id(next), change(next, sealed), "")
-	if seal, _ := sub.SealKey(); seal.ID != other.seal.ID() || len(s.entries(audit.DeviceRekey)) != 2 {
+	if seal, _ := sub.SealKey(s.now); seal.ID != other.seal.ID() || len(s.entries(audit.DeviceRekey)) != 2 {
 		t.Errorf("got %+v", sub)
 	}
-	if _, ok := sub.SignKey(id(next)); !ok {
+	if _, ok := sub.SignKey(id(next), s.now); !ok {
 		t.Error("the signing key went too")
 	}
 	signed := device{other.sign, other.seal}
 	sub = rekey("the signing key alone", id(next), change(sealed, signed), "")
-	if _, ok := sub.SignKey(id(other)); !ok {
+	if _, ok := sub.SignKey(id(other), s.now); !ok {
 		t.Errorf("got %+v", sub)
 	}
 	r = change(signed, newDevice(t))

@@ -22,14 +22,21 @@ func viewDevice(s watchword.Subject) api.Device {
 	if d.Labels == nil {
 		d.Labels = watchword.Labels{}
 	}
-	for _, k := range s.Keys {
-		d.Keys = append(d.Keys, api.DeviceKey{ID: k.ID, Purpose: k.Purpose, State: k.State, AddedAt: k.Added.UTC(), Retired: optionalTime(k.Retired), JWK: k.JWK})
-	}
+	d.Keys = viewKeys(s.Keys)
 	return d
 }
 
+func viewKeys(keys []watchword.Key) (out []api.DeviceKey) {
+	for _, k := range keys {
+		out = append(out, api.DeviceKey{
+			ID: k.ID, Purpose: k.Purpose, State: k.State, Name: k.Name, AddedAt: k.Added.UTC(), EndsAt: optionalTime(k.Ends), Retired: optionalTime(k.Retired), JWK: k.JWK,
+		})
+	}
+	return out
+}
+
 func viewLink(l enroll.Link) *api.Enrollment {
-	return &api.Enrollment{Link: l.URL, Code: l.Code, Pin: l.Pin, ExpiresAt: l.Expires.UTC()}
+	return &api.Enrollment{Link: l.URL, Code: l.Code, Pin: l.Pin, ExpiresAt: l.Expires.UTC(), KeyEndsAt: optionalTime(l.KeyEnds)}
 }
 
 func viewFunctions(fs []twin.Function) []api.Function {
@@ -187,7 +194,7 @@ func (a *API) deviceRoutes() {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err
 			}
-			l, err := a.Enrollment.CreateLink(ctx, c.actor, in.ID, ttl, a.Now())
+			l, err := a.Enrollment.CreateLink(ctx, c.actor, in.ID, enroll.Lifetimes{Link: ttl}, a.Now())
 			if err != nil {
 				return nil, err
 			}

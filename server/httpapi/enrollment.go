@@ -52,7 +52,7 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 			return watchword.Subject{}, err
 		}
 		return a.Enrollment.Enroll(r.Context(), tenantOf(r), enroll.EnrollRequest{
-			Code: e.Code, Sign: e.Keys.Sign, Seal: e.Keys.Seal, Proof: e.Proof,
+			Code: e.Code, Name: e.Keys.Name, Sign: e.Keys.Sign, Seal: e.Keys.Seal, Proof: e.Proof,
 		}, in.remote, in.trace, a.Now())
 	}()
 	if err != nil {

@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"net/http"
-	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
@@ -69,11 +68,12 @@ type subjectListIn struct {
 }
 
 // create adds a subject; a repeated request with the same idempotency key returns it without its link.
-func (a *API) create(ctx context.Context, c *caller, n enroll.NewSubject, ttl, once string) (*subjectOut, error) {
-	var err error
-	if n.TTL, err = parseDuration("ttl", ttl); err != nil {
+func (a *API) create(ctx context.Context, c *caller, n enroll.NewSubject, lifetimes api.KeyLinkRequest, once string) (*subjectOut, error) {
+	l, err := parseLifetimes(&lifetimes)
+	if err != nil {
 		return nil, err
 	}
+	n.TTL, n.KeyTTL = l.Link, l.Key
 	s, link, err := a.Enrollment.Create(ctx, c.actor, n, a.Now())
 	if watchword.CodeOf(err) == watchword.Conflict && once != "" {
 		old, oerr := a.Registry.Subject(ctx, c.Tenant(), n.ID)
@@ -98,7 +98,7 @@ func (a *API) operatorRoutes() {
 			if err := a.Registry.CheckRole(ctx, c.Tenant(), in.Body.Role); err != nil {
 				return nil, err
 			}
-			return a.create(ctx, c, enroll.NewSubject{ID: watchword.SubjectID(in.Body.ID), Kind: watchword.Operator, Role: in.Body.Role, Labels: in.Body.Labels}, in.Body.TTL, in.Once)
+			return a.create(ctx, c, enroll.NewSubject{ID: watchword.SubjectID(in.Body.ID), Kind: watchword.Operator, Role: in.Body.Role, Labels: in.Body.Labels}, api.KeyLinkRequest{TTL: in.Body.TTL, KeyTTL: in.Body.KeyTTL}, in.Once)
 		})
 	type operatorListOut struct{ Body api.OperatorList }
 	register(a, operation{method: http.MethodGet, path: "/v1/operators", summary: "List operators by label and state, in order of id"},
@@ -129,7 +129,7 @@ func (a *API) serviceRoutes() {
 	}
 	register(a, operation{method: http.MethodPost, path: "/v1/services", summary: "Add a service, and return a one-time enrollment link", status: http.StatusCreated},
 		func(ctx context.Context, c *caller, in *serviceCreateIn) (*subjectOut, error) {
-			return a.create(ctx, c, enroll.NewSubject{ID: watchword.SubjectID(in.Body.ID), Kind: watchword.Service, Labels: in.Body.Labels, Proof: in.Body.Proof}, in.Body.TTL, in.Once)
+			return a.create(ctx, c, enroll.NewSubject{ID: watchword.SubjectID(in.Body.ID), Kind: watchword.Service, Labels: in.Body.Labels, Proof: in.Body.Proof}, api.KeyLinkRequest{TTL: in.Body.TTL, KeyTTL: in.Body.KeyTTL}, in.Once)
 		})
 	type serviceListOut struct{ Body api.ServiceList }
 	register(a, operation{method: http.MethodGet, path: "/v1/services", summary: "List services by label and state, in order of id"},
@@ -173,30 +173,7 @@ func (a *API) subjectRoutes(base string, kind watchword.Kind) {
 			}
 			return subjectAnswer(a.Registry.SetLabels(ctx, c.actor, in.ID, in.Body.Labels, v, a.Now()))
 		})
-	type linkIn struct {
-		DevicePath
-		Body *api.LinkRequest `required:"false"`
-	}
-	type linkOut struct{ Body *api.Enrollment }
-	register(a, operation{method: http.MethodPost, path: one + "/link", summary: "Make a new one-time link for " + what + " that is new or revoked; the old link is not valid any more"},
-		func(ctx context.Context, c *caller, in *linkIn) (*linkOut, error) {
-			var ttl time.Duration
-			var err error
-			if in.Body != nil {
-				ttl, err = parseDuration("ttl", in.Body.TTL)
-			}
-			if err == nil {
-				_, err = a.subjectOf(ctx, c, kind, in.ID)
-			}
-			if err != nil {
-				return nil, err
-			}
-			l, err := a.Enrollment.CreateLink(ctx, c.actor, in.ID, ttl, a.Now())
-			if err != nil {
-				return nil, err
-			}
-			return &linkOut{viewLink(l)}, nil
-		})
+	a.keyRoutesOf(one, kind, what)
 	for action, act := range map[string]struct {
 		summary string
 		do      func(context.Context, *caller, *reasonIn) (watchword.Subject, error)

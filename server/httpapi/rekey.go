@@ -19,7 +19,8 @@ func (a *API) rekey(w http.ResponseWriter, r *http.Request, c *caller) error {
 	if err := decodeStrict(c.body, &in); err != nil {
 		return err
 	}
-	s, err := a.Enrollment.Rekey(r.Context(), c.actor.Actor, enroll.RekeyRequest{Sign: in.Keys.Sign, Seal: in.Keys.Seal, Proof: in.Rekey}, a.Now())
+	now := a.Now()
+	s, err := a.Enrollment.Rekey(r.Context(), c.actor.Actor, enroll.RekeyRequest{Sign: in.Keys.Sign, Seal: in.Keys.Seal, Proof: in.Rekey}, now)
 	if err != nil {
 		a.Recorder.Refused(c.actor.RefusedEntry(audit.DeviceRekey, string(c.Subject()), a.Now(), err, nil))
 		return err
@@ -27,7 +28,7 @@ func (a *API) rekey(w http.ResponseWriter, r *http.Request, c *caller) error {
 	out := api.RekeyResponse{ID: s.ID}
 	for _, k := range s.Keys {
 		switch {
-		case k.State != watchword.KeyActive:
+		case !k.ValidAt(now):
 		case k.Purpose == watchword.Sign:
 			out.Keys.Sign = k.ID
 		default:

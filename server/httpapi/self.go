@@ -37,6 +37,7 @@ func viewPermissions(ps []watchword.Permission) ([]json.RawMessage, error) {
 }
 
 func (a *API) selfRoutes() {
+	a.selfKeyRoutes()
 	type selfOut struct{ Body api.Self }
 	register(a, operation{method: http.MethodGet, path: "/v1/self", summary: "Get the caller's subject, token and permissions"},
 		func(ctx context.Context, c *caller, _ *noBody) (*selfOut, error) {
@@ -49,6 +50,9 @@ func (a *API) selfRoutes() {
 				ID: s.ID, Kind: s.Kind, Role: s.Role, State: s.State, Labels: d.Labels, Incarnation: s.Incarnation, Issuer: a.Auth.Issuer(c.Tenant()),
 				Token: api.SelfToken{JTI: c.JTI(), ExpiresAt: c.Expires().UTC(), Key: c.Key()},
 			}}
+			if k, ok := s.SignKey(c.Key(), a.Now()); ok {
+				out.Body.Token.KeyEndsAt = optionalTime(k.Ends)
+			}
 			if out.Body.Permissions.Perm, err = viewPermissions(c.Policy().Perm()); err != nil {
 				return nil, err
 			}

@@ -32,7 +32,7 @@ type Authenticator interface {
 	// connection. It calls may before it consumes the assertion, and returns the error of may
 	// unchanged.
 	AuthenticateAssertion(ctx context.Context, t watchword.TenantID, raw string, may func(session.Credentials) error, trace string, now time.Time) (session.Credentials, error)
-	VerifyPossession(ctx context.Context, p session.Credentials, message, sig []byte) error
+	VerifyPossession(ctx context.Context, p session.Credentials, message, sig []byte, now time.Time) error
 }
 
 // Recorder writes audit entries of refused requests; it never blocks.

@@ -83,7 +83,7 @@ func (c *conn) beginEnhancedAuth(ctx context.Context, now time.Time, method stri
 	if err != nil {
 		return watchword.Wrap(err, watchword.Denied, "this TLS connection has no exporter: use a challenge")
 	}
-	if err := c.broker.deps.Auth.VerifyPossession(ctx, credentials, material, proof); err != nil {
+	if err := c.broker.deps.Auth.VerifyPossession(ctx, credentials, material, proof, c.broker.options.Now()); err != nil {
 		return err
 	}
 	credentials.KeyProved = true
@@ -120,7 +120,7 @@ func (c *conn) verifyChallengeResponse(ctx context.Context, p *packet.Auth) (*ch
 	if !ok || len(nonce) < challengeBytes || len(nonce) > 64 {
 		return ch, watchword.Refuse(watchword.TokenMalformed, "Authentication Data must be a nonce of 8 to 64 bytes with its length before it, and the signature")
 	}
-	err := c.broker.deps.Auth.VerifyPossession(ctx, ch.credentials, append(ch.nonce[:], nonce...), sig)
+	err := c.broker.deps.Auth.VerifyPossession(ctx, ch.credentials, append(ch.nonce[:], nonce...), sig, c.broker.options.Now())
 	ch.credentials.KeyProved = err == nil
 	return ch, err
 }

@@ -248,7 +248,7 @@ func (srv *testServer) AuthenticateAssertion(ctx context.Context, t watchword.Te
 	return p, err
 }
 
-func (srv *testServer) VerifyPossession(_ context.Context, _ session.Credentials, message, sig []byte) error {
+func (srv *testServer) VerifyPossession(_ context.Context, _ session.Credentials, message, sig []byte, _ time.Time) error {
 	if !ed25519.Verify(srv.proofKey, message, sig) {
 		return watchword.Refuse(watchword.SignatureInvalid, "not the key's")
 	}

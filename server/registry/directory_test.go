@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/jose"
@@ -86,7 +87,7 @@ func TestDirectorySeparatesTenants(t *testing.T) {
 	for range 2 { // from the store, and from memory
 		for _, tenant := range []watchword.TenantID{here, there} {
 			p := principal(t, d, tenant)
-			keys, err := p.Keys.ActiveSigningKeys()
+			keys, err := p.Keys.ActiveSigningKeys(time.Now())
 			if err != nil || len(keys) != 1 || keys[s.subjects[tenant].Keys[0].ID] == nil {
 				t.Errorf("%s: keys %v, %v", tenant, keys, err)
 			}
@@ -207,7 +208,7 @@ func TestPrincipalBytes(t *testing.T) {
 					s.Labels[fmt.Sprint("label-", j)] = fmt.Sprint("value-", i, j)
 				}
 				p := session.NewPrincipal(s, set)
-				if _, err := p.Keys.ActiveSigningKeys(); err != nil {
+				if _, err := p.Keys.ActiveSigningKeys(time.Now()); err != nil {
 					t.Fatal(err)
 				}
 				p.Grant.Perm()

@@ -45,14 +45,21 @@ type Authority struct {
 	subject        policy.Subject
 	subjectVersion int64 // version of the subject
 	policy         *policy.Grant
+	ends           time.Time // of the token, or of the key where that comes first; zero without a token
 	serial         uint64
 }
 
 // skew is how far in the future the issue time of a token may lie, as package token has it.
 const skew = time.Minute
 
+// errExpired is the end of what is as old as it may become.
+var errExpired = watchword.Refuse(watchword.TokenExpired, "exp has passed")
+
 // errEarly is the end of what was issued by a clock that was ahead and has gone back.
 var errEarly = watchword.Refuse(watchword.TokenEarly, "iat is more than 60 seconds in the future")
+
+// errKeyInvalid is the end of what a key was used for that is not valid any more.
+var errKeyInvalid = watchword.Refuse(watchword.TokenRevoked, "the key that this token was issued for is retired, revoked or past its end")
 
 // authoritySerial is the serial of the newest authority, less firstSerial.
 var authoritySerial atomic.Uint64
@@ -76,7 +83,7 @@ func (a *Authority) Versions() watchword.AuthorityVersions {
 // proof_required.
 func authorize(p Credentials, s *watchword.Subject, today *policy.Grant, now time.Time) (*Authority, error) {
 	if !p.offline && !now.Before(p.Expires) {
-		return nil, watchword.Refuse(watchword.TokenExpired, "exp has passed")
+		return nil, errExpired
 	}
 	if !p.offline && p.Issued.After(now.Add(skew)) {
 		return nil, errEarly
@@ -87,12 +94,16 @@ func authorize(p Credentials, s *watchword.Subject, today *policy.Grant, now tim
 	if s.Incarnation != p.Incarnation {
 		return nil, watchword.Refuse(watchword.TokenRevoked, "the token was issued before %q was enrolled again", s.ID)
 	}
-	a := &Authority{credentials: p, subject: PolicySubject(s), subjectVersion: s.AuthorityVersion, policy: today, serial: firstSerial + authoritySerial.Add(1)}
+	a := &Authority{credentials: p, subject: PolicySubject(s), subjectVersion: s.AuthorityVersion, policy: today, ends: p.Expires, serial: firstSerial + authoritySerial.Add(1)}
 	if p.offline && p.Key == "" { // an offline session without a key does not depend on the subject's keys
 		return a, nil
 	}
-	if _, ok := s.SignKey(p.Key); !ok {
-		return nil, watchword.Refuse(watchword.TokenRevoked, "the key that this token was issued for is retired or revoked")
+	k, ok := s.SignKey(p.Key, now)
+	if !ok {
+		return nil, errKeyInvalid
+	}
+	if !k.Ends.IsZero() && k.Ends.Before(a.ends) {
+		a.ends = k.Ends
 	}
 	if !p.KeyProved {
 		if err := RequireProof(s, today); err != nil {
@@ -117,8 +128,8 @@ func (a *Authority) Key() watchword.KeyID { return a.credentials.Key }
 // JTI returns the id of the token (RFC 7519 §4.1.7).
 func (a *Authority) JTI() string { return a.credentials.JTI }
 
-// Expires returns when the token expires.
-func (a *Authority) Expires() time.Time { return a.credentials.Expires }
+// Expires returns when the authority ends by itself: when the token expires, or at the end of its key where that comes first.
+func (a *Authority) Expires() time.Time { return a.ends }
 
 // KeyProved reports whether the key was proved on this request or connection.
 func (a *Authority) KeyProved() bool { return a.credentials.KeyProved }

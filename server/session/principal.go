@@ -1,7 +1,9 @@
 package session
 
 import (
+	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/jose"
@@ -94,35 +96,35 @@ func (k *Keys) key(i int) (*jose.PublicKey, error) {
 	return pub, nil
 }
 
-// ActiveSigningKeys returns the active signing keys by id. The map is shared and must not be changed. Code:
+// ActiveSigningKeys returns the signing keys that are valid now, by id. The map is shared and must not be changed. Code:
 // internal for a key that is damaged in the store.
-func (k *Keys) ActiveSigningKeys() (map[watchword.KeyID]*jose.PublicKey, error) {
+func (k *Keys) ActiveSigningKeys(now time.Time) (map[watchword.KeyID]*jose.PublicKey, error) {
 	if k == nil {
 		return nil, nil
 	}
 	if all := k.signing.Load(); all != nil {
 		return *all, nil
 	}
-	all, err := k.signed(func(s watchword.KeyState) bool { return s == watchword.KeyActive })
-	if err == nil {
-		k.signing.Store(&all)
+	all, err := k.signed(func(key *watchword.Key) bool { return key.ValidAt(now) })
+	if err == nil && !slices.ContainsFunc(k.keys, func(key watchword.Key) bool { return !key.Ends.IsZero() }) {
+		k.signing.Store(&all) // they are the same at any time
 	}
 	return all, err
 }
 
-// VerificationKeys returns the keys whose earlier signatures are valid: active and retired signing keys, not
-// revoked ones. Code: internal for a key that is damaged in the store.
-func (k *Keys) VerificationKeys() (map[watchword.KeyID]*jose.PublicKey, error) {
-	return k.signed(func(s watchword.KeyState) bool { return s != watchword.KeyRevoked })
+// VerificationKeys returns the keys whose earlier signatures are valid now: active and retired signing keys, not revoked ones,
+// nor those whose end has passed. Code: internal for a key that is damaged in the store.
+func (k *Keys) VerificationKeys(now time.Time) (map[watchword.KeyID]*jose.PublicKey, error) {
+	return k.signed(func(key *watchword.Key) bool { return key.State != watchword.KeyRevoked && !key.EndedAt(now) })
 }
 
-func (k *Keys) signed(such func(watchword.KeyState) bool) (map[watchword.KeyID]*jose.PublicKey, error) {
+func (k *Keys) signed(such func(*watchword.Key) bool) (map[watchword.KeyID]*jose.PublicKey, error) {
 	all := map[watchword.KeyID]*jose.PublicKey{}
 	if k == nil {
 		return all, nil
 	}
 	for i := range k.keys {
-		if k.keys[i].Purpose != watchword.Sign || !such(k.keys[i].State) {
+		if k.keys[i].Purpose != watchword.Sign || !such(&k.keys[i]) {
 			continue
 		}
 		pub, err := k.key(i)

@@ -178,7 +178,7 @@ func (s *Session) Start(ctx context.Context) error {
 	}
 	s.started = true
 	if !s.credentials.offline {
-		s.timer = time.AfterFunc(s.credentials.Expires.Sub(s.guard.now()), s.endIfExpired)
+		s.timer = time.AfterFunc(s.Authority().Expires().Sub(s.guard.now()), s.endIfExpired)
 	}
 	if s.guard.opened != nil {
 		s.guard.opened(s)
@@ -203,7 +203,9 @@ func (s *Session) recompute(ctx context.Context, may func(a *Authority) error) e
 			return err
 		}
 	}
-	s.authority.Store(a)
+	if old := s.authority.Swap(a); s.timer != nil && !old.Expires().Equal(a.Expires()) {
+		s.timer.Reset(a.Expires().Sub(s.guard.now()))
+	}
 	s.guard.indexSession(s, a.subject.Labels, set)
 	if (s.started || s.offline) && s.options.Changed != nil {
 		s.options.Changed(a)
@@ -236,7 +238,6 @@ func (s *Session) Refresh(ctx context.Context, p Credentials) error {
 		s.guard.indexSession(s, s.Authority().subject.Labels, nil) // it is unsettled since: a change meanwhile waits for mu
 		return err
 	}
-	s.timer.Reset(p.Expires.Sub(s.guard.now()))
 	return nil
 }
 
@@ -294,11 +295,15 @@ func (s *Session) endIfExpiredLocked() {
 		s.endLocked(errEarly)
 		return
 	}
-	if left := s.credentials.Expires.Sub(now); left > 0 {
+	if left := s.Authority().Expires().Sub(now); left > 0 {
 		s.timer.Reset(left)
 		return
 	}
-	s.endLocked(watchword.Refuse(watchword.TokenExpired, "exp has passed"))
+	if now.Before(s.credentials.Expires) {
+		s.endLocked(errKeyInvalid)
+		return
+	}
+	s.endLocked(errExpired)
 }
 
 // End ends the session; cause is nil where its transport closes it.

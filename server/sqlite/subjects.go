@@ -48,13 +48,13 @@ func scanSubject(r scanner) (watchword.Subject, error) {
 func subject(ctx context.Context, from querier, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
 	var row subjectRow
 	scanKey := func(r scanner) (k watchword.Key, err error) {
-		var added, retired int64
-		err = r.Scan(append(row.columns(), &k.ID, &k.Purpose, &k.JWK, &k.State, &added, &retired)...)
-		k.Added, k.Retired = fromMillis(added), fromMillis(retired)
+		var added, retired, ends int64
+		err = r.Scan(append(row.columns(), &k.ID, &k.Purpose, &k.JWK, &k.State, &added, &retired, &k.Name, &ends)...)
+		k.Added, k.Retired, k.Ends = fromMillis(added), fromMillis(retired), fromMillis(ends)
 		return k, err
 	}
 	const query = `SELECT s.tenant, s.id, s.kind, s.role, s.state, s.labels, s.version, s.authority_version, s.incarnation, s.proof, s.created, s.changed,
-			coalesce(k.id, ''), coalesce(k.purpose, ''), coalesce(k.jwk, x''), coalesce(k.state, ''), coalesce(k.added, 0), coalesce(k.retired, 0)
+			coalesce(k.id, ''), coalesce(k.purpose, ''), coalesce(k.jwk, x''), coalesce(k.state, ''), coalesce(k.added, 0), coalesce(k.retired, 0), coalesce(k.name, ''), coalesce(k.ends, 0)
 		FROM subjects s LEFT JOIN subject_keys k ON k.tenant = s.tenant AND k.subject = s.id
 		WHERE s.tenant = ? AND s.id = ? AND s.deleted = 0`
 	keys, err := queryAll(ctx, from, scanKey, query+` ORDER BY k.n DESC LIMIT ?`, t, id, watchword.MaxKeysReturned)
@@ -142,8 +142,8 @@ func labelText(l watchword.Labels) (string, error) {
 }
 
 func (t *tx) addKey(tenant watchword.TenantID, id watchword.SubjectID, k watchword.Key) error {
-	n, err := t.exec(`INSERT INTO subject_keys (tenant, subject, id, purpose, jwk, state, added) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-		tenant, id, k.ID, k.Purpose, k.JWK, k.State, toMillis(k.Added))
+	n, err := t.exec(`INSERT INTO subject_keys (tenant, subject, id, purpose, jwk, state, added, name, ends) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+		tenant, id, k.ID, k.Purpose, k.JWK, k.State, toMillis(k.Added), k.Name, toMillis(k.Ends))
 	if err == nil && n == 0 {
 		err = watchword.ErrKeyUsed
 	}
@@ -198,7 +198,7 @@ func (t *tx) putRow(before, after watchword.Subject) error {
 	if err != nil {
 		return err
 	}
-	if before.IsOwner() && before.CanAct() && !(after.IsOwner() && after.CanAct()) {
+	if before.IsOwner() && before.HasPermanentKey() && !(after.IsOwner() && after.HasPermanentKey()) {
 		if err := t.checkOtherOwner(after.Tenant, after.ID); err != nil {
 			return err
 		}
@@ -216,7 +216,7 @@ func (t *tx) putRow(before, after watchword.Subject) error {
 	return t.addLabels(after.Tenant, after.ID, after.Labels)
 }
 
-// checkOtherOwner refuses the end of an owner if no other owner of the tenant can act. Code: conflict.
+// checkOtherOwner refuses the end of an owner if no other owner of the tenant has a key without an end. Code: conflict.
 func (t *tx) checkOtherOwner(tenant watchword.TenantID, id watchword.SubjectID) error {
 	owners, err := queryAll(context.Background(), t, func(r scanner) (o watchword.SubjectID, err error) { return o, r.Scan(&o) },
 		`SELECT id FROM subjects INDEXED BY subjects_owners WHERE tenant = ? AND role = 'owner' AND deleted = 0`, tenant)
@@ -231,7 +231,7 @@ func (t *tx) checkOtherOwner(tenant watchword.TenantID, id watchword.SubjectID) 
 		if err != nil {
 			return err
 		}
-		if other.IsOwner() && other.CanAct() {
+		if other.IsOwner() && other.HasPermanentKey() {
 			return nil
 		}
 	}

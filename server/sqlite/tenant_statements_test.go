@@ -19,6 +19,7 @@ var ofAllTenants = map[string]string{
 	"mqtt_sessions WHERE id = ?":                      "the number of a session is unique in the database, and is never a client's word",
 	"mqtt_sessions SET progress = ? WHERE id = ?":     "likewise",
 	"mqtt_wills WHERE id = ?":                         "likewise",
+	"FROM subject_keys INDEXED BY keys_ending":        "keys of all tenants end",
 	"DELETE FROM tokens WHERE max(expires":            "records of all tenants expire",
 	"FROM consumed_jtis":                              "all are read at the start, each with its tenant",
 	"assertion_expires FROM tokens":                   "likewise",

@@ -23,7 +23,7 @@ func (s *Store) IssueToken(ctx context.Context, r token.Record, spent token.Sing
 		n, err := t.exec(`INSERT INTO tokens (jti, tenant, subject, assertion, incarnation, key, claims_digest, issued, expires, assertion_expires)
 			SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10 FROM subjects s
 			WHERE s.tenant = ?2 AND s.id = ?3 AND s.deleted = 0 AND s.state = 'active' AND s.incarnation = ?5
-				AND EXISTS (SELECT 1 FROM subject_keys k WHERE k.tenant = ?2 AND k.id = ?6 AND k.subject = ?3 AND k.purpose = 'sign' AND k.state = 'active')`,
+				AND EXISTS (SELECT 1 FROM subject_keys k WHERE k.tenant = ?2 AND k.id = ?6 AND k.subject = ?3 AND k.purpose = 'sign' AND k.state = 'active' AND (k.ends = 0 OR k.ends >= ?9))`,
 			r.JTI, r.Tenant, r.Subject, spent.JTI, r.Incarnation, r.Key, r.ClaimsDigest[:], toMillis(r.Issued), toMillis(r.Expires), toMillis(spent.Expires))
 		if err != nil {
 			return err
@@ -38,10 +38,13 @@ func (s *Store) IssueToken(ctx context.Context, r token.Record, spent token.Sing
 // tokenRefusal returns why a token was not issued.
 func (t *tx) tokenRefusal(r token.Record) error {
 	h, err := queryOne(context.Background(), t, func(r scanner) (h token.SubjectState, err error) {
-		return h, r.Scan(&h.Kind, &h.State, &h.Incarnation, &h.HasKey)
-	}, nil, `SELECT kind, state, incarnation, EXISTS (SELECT 1 FROM subject_keys k WHERE k.tenant = s.tenant AND k.id = ?3
-			AND k.subject = s.id AND k.purpose = 'sign' AND k.state = 'active')
-		FROM subjects s WHERE tenant = ?1 AND id = ?2 AND deleted = 0`, r.Tenant, r.Subject, r.Key)
+		var ends int64
+		err = r.Scan(&h.Kind, &h.State, &h.Incarnation, &h.HasKey, &ends)
+		h.KeyEnds = fromMillis(ends)
+		return h, err
+	}, nil, `SELECT s.kind, s.state, s.incarnation, k.id IS NOT NULL, coalesce(k.ends, 0)
+		FROM subjects s LEFT JOIN subject_keys k ON k.tenant = s.tenant AND k.id = ?3 AND k.subject = s.id AND k.purpose = 'sign' AND k.state = 'active'
+		WHERE s.tenant = ?1 AND s.id = ?2 AND s.deleted = 0`, r.Tenant, r.Subject, r.Key)
 	if err != nil {
 		return err
 	}

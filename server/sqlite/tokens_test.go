@@ -16,12 +16,15 @@ import (
 func TestTokenIssueFollowsRule(t *testing.T) {
 	s := opened(t, filepath.Join(t.TempDir(), "db"))
 	t.Cleanup(func() { _ = s.Close() })
-	at, n, issued := time.Now(), 0, 0
+	at, n, issued := time.Now().Truncate(time.Millisecond), 0, 0
+	expires := at.Add(time.Minute)
 	for _, state := range []watchword.State{watchword.New, watchword.Active, watchword.Suspended, watchword.Revoked} {
 		for _, purpose := range []watchword.Purpose{watchword.Sign, watchword.Seal} {
 			for _, key := range []watchword.KeyState{watchword.KeyActive, watchword.KeyRetired, watchword.KeyRevoked} {
-				for bits := range 1 << 4 {
+				for bits := range 1 << 6 {
 					owner, life, deleted, used := bits&1 == 0, int64(1+bits>>1&1), bits&4 != 0, bits&8 != 0
+					// The key has no end, or ends before the token, with it, or after it.
+					ends := [...]time.Time{{}, expires.Add(-time.Millisecond), expires, expires.Add(time.Millisecond)}[bits>>4]
 					n++
 					jti := fmt.Sprintf("tok_%04d", n)
 					id, of := watchword.SubjectID("lamp-"+jti), watchword.SubjectID("lamp-"+jti)
@@ -32,7 +35,7 @@ func TestTokenIssueFollowsRule(t *testing.T) {
 					err := s.w.do(t.Context(), func(t *tx) error {
 						err := t.addSubject(watchword.Subject{Tenant: here, ID: id, Kind: watchword.Device, State: state, Version: 1, Incarnation: 1, Created: at, Changed: at})
 						if err == nil {
-							err = t.addKey(here, of, watchword.Key{ID: watchword.KeyID(jti), Purpose: purpose, JWK: []byte("{}"), State: key, Added: at})
+							err = t.addKey(here, of, watchword.Key{ID: watchword.KeyID(jti), Purpose: purpose, JWK: []byte("{}"), State: key, Added: at, Ends: ends})
 						}
 						if err == nil && deleted {
 							_, err = t.exec(`UPDATE subjects SET deleted = 1 WHERE tenant = ? AND id = ?`, here, id)
@@ -45,8 +48,8 @@ func TestTokenIssueFollowsRule(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					r := token.Record{Tenant: here, JTI: jti, Subject: id, Incarnation: life, Key: watchword.KeyID(jti), Issued: at, Expires: at.Add(time.Minute)}
-					h := token.SubjectState{Kind: watchword.Device, State: state, Incarnation: 1, HasKey: owner && purpose == watchword.Sign && key == watchword.KeyActive}
+					r := token.Record{Tenant: here, JTI: jti, Subject: id, Incarnation: life, Key: watchword.KeyID(jti), Issued: at, Expires: expires}
+					h := token.SubjectState{Kind: watchword.Device, State: state, Incarnation: 1, HasKey: owner && purpose == watchword.Sign && key == watchword.KeyActive, KeyEnds: ends}
 					if deleted {
 						h = token.SubjectState{}
 					}
@@ -59,7 +62,7 @@ func TestTokenIssueFollowsRule(t *testing.T) {
 			}
 		}
 	}
-	if issued != 1 {
+	if issued != 3 {
 		t.Errorf("%d of %d cases were issued", issued, n)
 	}
 }

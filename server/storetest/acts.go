@@ -55,6 +55,11 @@ func (t *T) Suspend(ctx context.Context, tenant watchword.TenantID, id watchword
 	return t.Store.Suspend(ctx, in(tenant, e), id, now, audit.FixedEntry[watchword.Subject](e))
 }
 
+// RevokeKey is [Store.RevokeKey].
+func (t *T) RevokeKey(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, key watchword.KeyID, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.RevokeKey(ctx, in(tenant, e), id, key, now, audit.FixedEntry[watchword.Subject](e))
+}
+
 // SetRole is [Store.SetRole].
 func (t *T) SetRole(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, role string, now time.Time, e audit.Entry) (watchword.Subject, error) {
 	return t.Store.SetRole(ctx, in(tenant, e), id, role, now, audit.FixedEntry[watchword.Subject](e))

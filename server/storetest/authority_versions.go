@@ -33,6 +33,7 @@ func (t *T) authorizedSteps(e audit.Entry) map[string]error {
 	_, out["SetRole"] = t.SetRole(t.ctx, tenant, "lamp-1", "viewer", t.now, e)
 	_, out["Suspend"] = t.Suspend(t.ctx, tenant, "lamp-1", t.now, e)
 	_, out["Resume"] = t.Resume(t.ctx, tenant, "lamp-1", t.now, e)
+	_, out["RevokeKey"] = t.RevokeKey(t.ctx, tenant, "lamp-1", "lamp-1-sign", t.now, e)
 	_, out["Revoke"] = t.Revoke(t.ctx, tenant, "lamp-1", t.now, e)
 	_, _, out["Rekey"] = t.Rekey(t.ctx, enroll.KeyChange{Tenant: tenant, Subject: "lamp-1"}, t.now, e)
 	_, out["ApprovePairing"] = t.ApprovePairing(t.ctx, enroll.Approval{Pairing: "x", Subject: sub}, t.now, e)
@@ -53,6 +54,7 @@ var withoutVersions = map[string]string{
 	"IssueToken":        "the step checks the subject and its key itself",
 	"AddHandover":       "the server does it; the step checks the device itself",
 	"MarkUndeliverable": "the server does it, for what its device cannot take",
+	"RetireEndedKeys":   "the server does it, when their time has come",
 	"ExpireCommands":    "the server does it, when their time has come",
 }
 
@@ -109,6 +111,7 @@ func staleVersionsRefused(t *T) {
 	t.must(t.IssueToken(t.ctx, issued, token.SingleUse{JTI: "a", Expires: t.now.Add(time.Minute)}, t.entry(audit.TokenIssue, "tok_1")))
 	issuer := keyring.SealedKey{ID: "issuer-1", Role: keyring.Issuer, State: keyring.Active, Private: []byte("x"), Created: t.now, Starts: t.now}
 	t.must(t.RotateKeys(t.ctx, keyring.KeyUpdate{Add: []keyring.SealedKey{issuer}}, admin))
+	end := t.now.Add(time.Hour) // of its next signing key
 	edits := []struct {
 		name string
 		do   func() error
@@ -125,6 +128,7 @@ func staleVersionsRefused(t *T) {
 		{"it is resumed", func() error { _, err := t.Resume(t.ctx, tenant, "boss", t.now, admin); return err }},
 		{"it changes its keys", func() error {
 			k := t.redemption("", "fresh")
+			k.Sign.Ends = end
 			_, _, err := t.Rekey(t.ctx, enroll.KeyChange{
 				Tenant: tenant, Subject: "boss", Incarnation: 1, From: "boss-sign", Sign: k.Sign, Seal: k.Seal, Spent: token.SingleUse{JTI: "r", Expires: t.now.Add(time.Minute)},
 			}, t.now, admin)
@@ -142,6 +146,10 @@ func staleVersionsRefused(t *T) {
 		{"a policy is deleted", func() error { _, err := t.DeletePolicy(t.ctx, tenant, "first", -1, t.now, admin); return err }},
 		{"an issuer key is revoked", func() error {
 			return t.RotateKeys(t.ctx, keyring.KeyUpdate{Change: []keyring.StateChange{{Role: keyring.Issuer, ID: "issuer-1", From: keyring.Active, To: keyring.Revoked, Ends: t.now}}}, admin)
+		}},
+		{"one of its keys ends", func() error {
+			_, err := t.RetireEndedKeys(t.ctx, end, 10, audit.FixedEntry[watchword.Subject](admin))
+			return err
 		}},
 		{"it is revoked", func() error { _, err := t.Revoke(t.ctx, tenant, "boss", t.now, admin); return err }},
 		{"it is deleted", func() error { return t.DeleteSubject(t.ctx, tenant, "boss", t.now, admin) }},

@@ -88,8 +88,8 @@ func pairingLife(t *T) {
 	equal(t, "device", s.ID, "lamp-9")
 	equal(t, "its state", s.State, watchword.Active)
 	equal(t, "its labels", s.Labels.String(), "site=a")
-	_, signs := s.SignKey("lamp-1-sign")
-	seal, seals := s.SealKey()
+	_, signs := s.SignKey("lamp-1-sign", t.now)
+	seal, seals := s.SealKey(t.now)
 	equal(t, "signs and seals", signs && seals && seal.ID == "lamp-1-seal", true)
 	equal(t, "entries", t.log(), 2)
 	p, err = t.PairingByUserCode(t.ctx, tenant, "BBBBBBBB", t.now.Add(23*time.Hour))
@@ -251,7 +251,7 @@ func pairingExisting(t *T) {
 	s, err = t.Subject(t.ctx, tenant, "lamp-1")
 	t.must(err)
 	equal(t, "incarnation", s.Incarnation, 2)
-	_, old := s.SignKey("keys-1-sign")
+	_, old := s.SignKey("keys-1-sign", t.now)
 	equal(t, "the old key counts", old, false)
 
 	// An operator is no device, and a tombstone is no subject.

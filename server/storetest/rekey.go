@@ -44,7 +44,7 @@ func rekeyOnce(t *T) {
 			}
 		}
 	}
-	seal, _ := s.SealKey()
+	seal, _ := s.SealKey(t.now)
 	equal(t, "sealing key", seal.ID, "b-seal")
 
 	_, replay, err = t.rekey(first)
@@ -67,12 +67,12 @@ func rekeyOnce(t *T) {
 
 	s, _, err = t.rekey(t.rekeying("b-sign", "b-sign", "c-seal", "j3")) // a refused one spends nothing
 	t.must(err)
-	if k, ok := s.SignKey("b-sign"); !ok || !k.Retired.IsZero() {
+	if k, ok := s.SignKey("b-sign", t.now); !ok || !k.Retired.IsZero() {
 		t.Fatal("the signing key did not stay")
 	}
 	s, _, err = t.rekey(t.rekeying("b-sign", "c-sign", "c-seal", "j4"))
 	t.must(err)
-	seal, _ = s.SealKey()
+	seal, _ = s.SealKey(t.now)
 	equal(t, "the sealing key that stayed", seal.ID, "c-seal")
 	equal(t, "entries", t.log(), n+2)
 
@@ -130,7 +130,7 @@ func rekeyBound(t *T) {
 	if len(s.Keys) > watchword.MaxKeysReturned+1 {
 		t.Fatalf("%d keys come with the subject", len(s.Keys))
 	}
-	if k, ok := s.SealKey(); !ok || k.ID != "lamp-1-seal" {
+	if k, ok := s.SealKey(t.now); !ok || k.ID != "lamp-1-seal" {
 		t.Fatal("the oldest key, which is active, does not come with the subject")
 	}
 	_, _, err = t.rekey(t.rekeying(from, "lamp-1-sign", "lamp-1-seal", "again"))

@@ -59,6 +59,12 @@ type Store interface {
 	// SetRole writes Role (the same as it was: no change, no entry). Codes: not_found, conflict for another kind of subject and for
 	// the last owner who can act ([watchword.ErrLastOwner]), which Suspend, Revoke and DeleteSubject refuse too.
 	SetRole(ctx context.Context, by audit.Actor, id watchword.SubjectID, role string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	// RevokeKey revokes one signing key of an operator or a service (already revoked: no change, no entry), and deletes the
+	// subject's codes. Codes: not_found; conflict for a device, and for the last owner's last key without an end.
+	RevokeKey(ctx context.Context, by audit.Actor, id watchword.SubjectID, key watchword.KeyID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	// RetireEndedKeys retires the active keys that ended, of at most limit subjects of all tenants, each with an entry, and
+	// returns these subjects.
+	RetireEndedKeys(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[watchword.Subject]) ([]watchword.Subject, error)
 	// SetProof writes Proof (the same as it was: no change, no entry).
 	SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// Suspend: new or active becomes suspended (already suspended: no change, no entry, no error); revoked: conflict.
@@ -72,10 +78,11 @@ type Store interface {
 	// DeleteSubject does what Revoke does and leaves a tombstone: not_found from now on, the id never free again.
 	DeleteSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) error
 
-	// AddCode stores a code for a subject that is new or revoked, in place of any other unredeemed code of that
-	// subject. Another state: conflict.
+	// AddCode stores a code for a subject that is new or revoked, or for an active operator or service that may have a further
+	// key, in place of any other unredeemed code of that subject. Another state: conflict.
 	AddCode(ctx context.Context, c enroll.Code, e audit.Entry) error
-	// RedeemCode turns the code's subject from new or revoked to active with the two keys; Incarnation grows if
+	// RedeemCode turns the code's subject from new or revoked to active with the two keys, or adds the signing key to those of an
+	// active operator or service, with the end that the code says; Incarnation grows if
 	// it was revoked (old commands' numbers go on, they never restart). Of two racing redemptions with different
 	// keys one wins. The same code with the same two keys, until the code expires and while the subject is still active
 	// with those keys: the same subject again, replay true, no entry. Everything else (unknown, over, used,

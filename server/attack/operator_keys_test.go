@@ -1,0 +1,338 @@
+package attack_test
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/eclipse/paho.golang/packets"
+	"github.com/eclipse/paho.golang/paho"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
+	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/sdk/device"
+	"github.com/watchword-iot/watchword/server"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// operatorKey is one machine of an operator or a service: a key that enrolled with a link.
+type operatorKey struct {
+	srv    *testServer
+	id     watchword.SubjectID
+	signer *jose.Signer
+}
+
+// enrollKey redeems a link of id with a new key.
+func (srv *testServer) enrollKey(id watchword.SubjectID, link *api.Enrollment, name string) operatorKey {
+	srv.t.Helper()
+	k, a := srv.tryEnrollKey(id, link, name)
+	if a.status != http.StatusOK {
+		srv.t.Fatalf("%s did not enroll %q: %d %s", id, name, a.status, a.body)
+	}
+	return k
+}
+
+func (srv *testServer) tryEnrollKey(id watchword.SubjectID, link *api.Enrollment, name string) (operatorKey, answer) {
+	srv.t.Helper()
+	_, signer := newKey(srv.t, jose.P256)
+	proof, err := token.SignEnrollment(signer, srv.info.URL, token.CodeHashClaim(link.Code), "", time.Now())
+	must(srv.t, err)
+	body, err := json.Marshal(api.EnrollRequest{Code: link.Code, Keys: api.NamedKeys{PublicKeys: api.PublicKeys{Sign: signer.Public().JWK()}, Name: name}, Proof: proof})
+	must(srv.t, err)
+	return operatorKey{srv, id, signer}, srv.request("POST", "/v1/enroll", "", string(body))
+}
+
+func (k operatorKey) kid() watchword.KeyID { return k.signer.Public().ID() }
+
+// exchange asks for a token, which is bound to bind if that is not nil.
+func (k operatorKey) exchange(bind *jose.Signer, scope string) answer {
+	k.srv.t.Helper()
+	assertion, err := token.SignAssertion(k.signer, k.id, k.srv.info.URL, time.Now(), time.Minute)
+	must(k.srv.t, err)
+	form := formWith(grant, "client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer", "client_assertion", assertion)
+	if scope != "" {
+		form = formWith(form, "scope", scope)
+	}
+	head := []string{}
+	if bind != nil {
+		head = append(head, "DPoP: "+prove(k.srv.t, bind, "POST", k.srv.url+"/oauth/token", k.srv.nonce(), ""))
+	}
+	return k.srv.post("/oauth/token", nil, form, head...)
+}
+
+// bearer returns a bearer token.
+func (k operatorKey) bearer() string {
+	k.srv.t.Helper()
+	a := k.exchange(nil, "")
+	if a.status != http.StatusOK {
+		k.srv.t.Fatalf("no token: %d %s", a.status, a.body)
+	}
+	return a.member(k.srv.t, "access_token")
+}
+
+// proved sends a request with a token that is bound to the key, and with the proof of it.
+func (k operatorKey) proved(method, path, body, scope string) answer {
+	k.srv.t.Helper()
+	a := k.exchange(k.signer, scope)
+	if a.status != http.StatusOK {
+		k.srv.t.Fatalf("no bound token: %d %s", a.status, a.body)
+	}
+	tok := a.member(k.srv.t, "access_token")
+	return k.srv.send(method, path, body, http.Header{
+		"Authorization": {"DPoP " + tok}, "Dpop": {prove(k.srv.t, k.signer, method, k.srv.url+path, k.srv.nonce(), tok)}, "Content-Type": {"application/json"},
+	})
+}
+
+// mqtt connects with a token and subscribes to the events of all devices.
+func (k operatorKey) mqtt(tok, client string) *pahoClient {
+	t := k.srv.t
+	t.Helper()
+	pem, err := os.ReadFile(k.srv.info.CAFile)
+	must(t, err)
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	nc, err := tls.Dial("tcp", k.srv.info.MQTTS, &tls.Config{RootCAs: pool})
+	must(t, err)
+	w := &pahoClient{got: make(chan *paho.Publish, 16), ended: make(chan *paho.Disconnect, 1)}
+	w.client = paho.NewClient(paho.ClientConfig{
+		Conn:               packets.NewThreadSafeConn(nc),
+		OnPublishReceived:  []func(paho.PublishReceived) (bool, error){func(r paho.PublishReceived) (bool, error) { w.got <- r.Packet; return true, nil }},
+		OnServerDisconnect: func(p *paho.Disconnect) { w.ended <- p },
+	})
+	w.ack, err = w.client.Connect(t.Context(), &paho.Connect{ClientID: client, CleanStart: true, KeepAlive: 30, Username: "jwt", UsernameFlag: true, Password: []byte(tok), PasswordFlag: true})
+	must(t, err)
+	_, err = w.client.Subscribe(t.Context(), &paho.Subscribe{Subscriptions: []paho.SubscribeOptions{{Topic: "devices/+/events/#"}}})
+	must(t, err)
+	return w
+}
+
+// ended waits for the DISCONNECT of the server, and returns its reason string.
+func (w *pahoClient) disconnected(t testing.TB) string {
+	t.Helper()
+	select {
+	case d := <-w.ended:
+		if d.Properties == nil {
+			return ""
+		}
+		return d.Properties.ReasonString
+	case <-time.After(20 * time.Second):
+		t.Fatal("no DISCONNECT")
+		return ""
+	}
+}
+
+// A colleague loses the laptop: its key is revoked, its sessions and tokens end at once, and the desktop's go on.
+func TestOneKeyOfAnOperatorIsRevoked(t *testing.T) {
+	srv := serve(t, nil)
+	ctx := t.Context()
+	vera, err := srv.admin.CreateOperator(ctx, "vera", "viewer", 0)
+	must(t, err)
+	desktop := srv.enrollKey("vera", vera.Enrollment, "desktop")
+	link, err := srv.admin.Operators().Link(ctx, "vera", 0, 0)
+	must(t, err)
+	laptop := srv.enrollKey("vera", &link, "laptop")
+	if _, a := srv.tryEnrollKey("vera", &link, "another"); a.code != watchword.CodeInvalid {
+		t.Errorf("the link was used twice: %d %s", a.status, a.body)
+	}
+	keys, err := srv.admin.Operators().Keys(ctx, "vera")
+	must(t, err)
+	if len(keys) != 2 || keys[0].Name != "desktop" || keys[1].Name != "laptop" || keys[1].ID != laptop.kid() || keys[1].EndsAt != nil {
+		t.Errorf("keys %+v", keys)
+	}
+
+	lamp := srv.enroll("lamp-1", device.Options{}, nil)
+	kept, lost := desktop.bearer(), laptop.bearer()
+	keptStream, lostStream := srv.stream("/v1/events", kept), srv.stream("/v1/events", lost)
+	next(t, keptStream, "session")
+	next(t, lostStream, "session")
+	keptMQTT, lostMQTT := desktop.mqtt(kept, "vera/desktop"), laptop.mqtt(lost, "vera/laptop")
+	must(t, srv.admin.Operators().RevokeKey(ctx, "vera", laptop.kid()))
+
+	must(t, lamp.Publish(ctx, "lux", "after the answer"))
+	if got := endCode(t, lostStream); got != watchword.TokenRevoked {
+		t.Errorf("the stream of the revoked key ended with %q", got)
+	}
+	if got := lostMQTT.disconnected(t); !strings.HasPrefix(got, "token_revoked") {
+		t.Errorf("the connection of the revoked key ended with %q", got)
+	}
+	if e := next(t, keptStream, "event"); !strings.Contains(e.Data, "after the answer") {
+		t.Errorf("the stream of the other key has %s", e.Data)
+	}
+	select {
+	case m := <-keptMQTT.got:
+		if !strings.Contains(string(m.Payload), "after the answer") {
+			t.Errorf("the connection of the other key has %s", m.Payload)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the connection of the other key has no message")
+	}
+	select {
+	case m := <-lostMQTT.got:
+		t.Errorf("the connection of the revoked key got %s", m.Payload)
+	default: // its end came behind
+	}
+	if a := srv.request("GET", "/v1/self", lost, ""); a.code != watchword.TokenRevoked {
+		t.Errorf("a token of the revoked key: %d %s", a.status, a.body)
+	}
+	if a := srv.request("GET", "/v1/self", kept, ""); a.status != http.StatusOK {
+		t.Errorf("a token of the other key: %d %s", a.status, a.body)
+	}
+	if a := laptop.exchange(nil, ""); a.status != http.StatusUnauthorized || a.oauth != "invalid_client" {
+		t.Errorf("an assertion by the revoked key: %d %s", a.status, a.body)
+	}
+	// The other key's token is not bound to the revoked key, whose holder would have it for its life.
+	if a := desktop.exchange(laptop.signer, ""); a.status != http.StatusBadRequest || a.oauth != "invalid_dpop_proof" {
+		t.Errorf("a token bound to the revoked key: %d %s", a.status, a.body)
+	}
+	if a := desktop.exchange(nil, ""); a.status != http.StatusOK {
+		t.Errorf("an assertion by the other key: %d %s", a.status, a.body)
+	}
+	revoked := 0
+	for _, e := range srv.allEntries() {
+		if e.Kind == "operator.key_revoke" && e.Object == "vera" && e.Data["sign"] == string(laptop.kid()) && e.Actor == "operator" {
+			revoked++
+		}
+	}
+	if revoked != 1 {
+		t.Errorf("%d entries say that the key was revoked", revoked)
+	}
+	wants(t, "a key of nobody", srv.admin.Operators().RevokeKey(ctx, "vera", "no-such"), watchword.NotFound)
+	wants(t, "the last key of the last owner", srv.admin.RevokeOwnKey(ctx, mustValue(srv.admin.OwnKeys(ctx))(t)[0].ID), watchword.Conflict) // the client proves its key
+	wants(t, "an operator's key as a service's", srv.admin.Services().RevokeKey(ctx, "vera", desktop.kid()), watchword.NotFound)
+}
+
+// An operator makes a link for a second machine, with a token that is proved to be its own and that has all its permissions.
+func TestOperatorAddsOwnKey(t *testing.T) {
+	srv := serve(t, nil)
+	ctx := t.Context()
+	vera, err := srv.admin.CreateOperator(ctx, "vera", "viewer", 0)
+	must(t, err)
+	desktop := srv.enrollKey("vera", vera.Enrollment, "desktop")
+	const link, keys = "/v1/self/link", "/v1/self/keys/"
+	for _, path := range []string{link, "/v1/self/keys/" + string(desktop.kid())} {
+		method := map[bool]string{true: "POST", false: "DELETE"}[path == link]
+		if a := srv.request(method, path, desktop.bearer(), ""); a.code != watchword.ProofRequired {
+			t.Errorf("%s with a bearer token: %d %s", path, a.status, a.body)
+		}
+		if a := desktop.proved(method, path, "", "get,post,delete:api:/v1/self/#"); a.code != watchword.Denied {
+			t.Errorf("%s with some permissions: %d %s", path, a.status, a.body)
+		}
+	}
+	a := desktop.proved("POST", link, `{"ttl":"1h","key_ttl":"12h"}`, "")
+	var made api.Enrollment
+	must(t, json.Unmarshal([]byte(a.body), &made))
+	if a.status != http.StatusOK || made.KeyEndsAt == nil || made.ExpiresAt.After(*made.KeyEndsAt) || made.KeyEndsAt.Nanosecond() != 0 {
+		t.Fatalf("a link for the own second key: %d %s", a.status, a.body)
+	}
+	console := srv.enrollKey("vera", &made, "console")
+	var self api.Self
+	must(t, json.Unmarshal([]byte(srv.request("GET", "/v1/self", console.bearer(), "").body), &self))
+	if self.Token.KeyEndsAt == nil || !self.Token.KeyEndsAt.Equal(*made.KeyEndsAt) {
+		t.Errorf("the new key ends at %v, the link says %v", self.Token.KeyEndsAt, made.KeyEndsAt)
+	}
+	// A key with an end makes no key that ends later.
+	for _, body := range []string{``, `{"key_ttl":"8760h"}`} {
+		a = console.proved("POST", link, body, "")
+		var later api.Enrollment
+		must(t, json.Unmarshal([]byte(a.body), &later))
+		if a.status != http.StatusOK || later.KeyEndsAt == nil || later.KeyEndsAt.After(*made.KeyEndsAt) {
+			t.Errorf("a link by a key with an end: %d %s", a.status, a.body)
+		}
+		made.Code, made.Link = later.Code, later.Link
+	}
+	// The link that the console made goes with the console's key.
+	if a := desktop.proved("DELETE", keys+string(console.kid()), "", ""); a.status != http.StatusNoContent {
+		t.Errorf("revoking the own second key: %d %s", a.status, a.body)
+	}
+	if _, a := srv.tryEnrollKey("vera", &made, "thief"); a.code != watchword.CodeInvalid {
+		t.Errorf("a link that the revoked key made: %d %s", a.status, a.body)
+	}
+	// Who may not give what vera has makes no link for her, and revokes none of her keys.
+	walt, err := srv.admin.CreateOperator(ctx, "walt", "auditor", 0)
+	must(t, err)
+	_, err = srv.admin.ApplyPolicy(ctx, "meddlers", []byte("for = {}\nkinds = [\"operator\"]\n[[allow]]\nget = [\"/v1/operators/#\"]\npost = [\"/v1/operators/#\"]\ndelete = [\"/v1/operators/#\"]\n"), -1)
+	must(t, err)
+	meddler := srv.enrollKey("walt", walt.Enrollment, "")
+	for _, op := range []string{"POST /v1/operators/vera/link", "DELETE /v1/operators/vera/keys/" + string(desktop.kid()), "POST /v1/operators/operator/link"} {
+		method, path, _ := strings.Cut(op, " ")
+		if a := meddler.proved(method, path, "", ""); a.code != watchword.ExceedsOwn {
+			t.Errorf("%s by one who has less: %d %s", op, a.status, a.body)
+		}
+	}
+	// The SDK proves its key by itself.
+	own, err := srv.admin.OwnLink(ctx, time.Hour, time.Hour)
+	must(t, err)
+	second := srv.enrollKey("operator", &own, "second")
+	must(t, srv.admin.RevokeOwnKey(ctx, second.kid()))
+	// At most 8 keys.
+	for n := 1; ; n++ {
+		a := desktop.proved("POST", link, "", "")
+		if a.status != http.StatusOK {
+			if a.code != watchword.Conflict || n != watchword.MaxSignKeys {
+				t.Errorf("link %d: %d %s", n, a.status, a.body)
+			}
+			break
+		}
+		must(t, json.Unmarshal([]byte(a.body), &made))
+		srv.enrollKey("vera", &made, "more")
+	}
+	lamp := srv.enroll("lamp-1", device.Options{}, nil)
+	if a := srv.send("POST", link, "", http.Header{"Authorization": {"Bearer " + srv.token(lamp)}}); a.code != watchword.ProofRequired {
+		t.Errorf("a device with a bearer token: %d %s", a.status, a.body)
+	}
+	proving := operatorKey{srv, "lamp-1", deviceSigner(t, lamp)}
+	if a := proving.proved("POST", link, "", ""); a.code != watchword.Conflict {
+		t.Errorf("a device's link for itself: %d %s", a.status, a.body)
+	}
+}
+
+// What was issued to a key ends at the end of the key: tokens, streams, MQTT connections. Then the key gets nothing any more.
+func TestSessionsEndWithTheirKey(t *testing.T) {
+	srv := serve(t, func(c *server.Config) { c.Limits.IssueRate = 1 << 20 })
+	ctx := t.Context()
+	vera, err := srv.admin.CreateOperator(ctx, "vera", "viewer", 0)
+	must(t, err)
+	desktop := srv.enrollKey("vera", vera.Enrollment, "desktop")
+	kept := srv.stream("/v1/events", desktop.bearer())
+	next(t, kept, "session")
+	link, err := srv.admin.Operators().Link(ctx, "vera", 0, 4*time.Second)
+	must(t, err)
+	short := srv.enrollKey("vera", &link, "short")
+	end := *link.KeyEndsAt
+	a := short.exchange(nil, "")
+	var issued struct {
+		AccessToken string `json:"access_token"`
+		ExpiresIn   int64  `json:"expires_in"`
+	}
+	must(t, json.Unmarshal([]byte(a.body), &issued))
+	if issued.ExpiresIn < 1 || issued.ExpiresIn > 4 {
+		t.Errorf("a token of a key that ends in 4 s at most lives for %d s", issued.ExpiresIn)
+	}
+	stream := srv.stream("/v1/events", issued.AccessToken)
+	next(t, stream, "session")
+	mqtt := short.mqtt(issued.AccessToken, "vera/short")
+	if got := endCode(t, stream); got != watchword.TokenExpired {
+		t.Errorf("the stream ended with %q", got)
+	}
+	if now := time.Now(); now.Before(end) {
+		t.Errorf("the stream ended %s before its key", end.Sub(now))
+	}
+	if got := mqtt.disconnected(t); !strings.HasPrefix(got, "token_expired") {
+		t.Errorf("the connection ended with %q", got)
+	}
+	if a := short.exchange(nil, ""); a.oauth != "invalid_client" {
+		t.Errorf("an assertion after the end: %d %s", a.status, a.body)
+	}
+	if a := srv.request("GET", "/v1/self", issued.AccessToken, ""); a.code != watchword.TokenExpired {
+		t.Errorf("a token after the end: %d %s", a.status, a.body)
+	}
+	lamp := srv.enroll("lamp-1", device.Options{}, nil)
+	must(t, lamp.Publish(ctx, "lux", 1))
+	next(t, kept, "event")
+}

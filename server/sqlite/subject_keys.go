@@ -1,0 +1,57 @@
+package sqlite
+
+import (
+	"context"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/audit"
+)
+
+// RevokeKey revokes one signing key of an operator or a service, and deletes the subject's enrollment codes: a holder of the key
+// may have made one.
+func (s *Store) RevokeKey(ctx context.Context, by audit.Actor, id watchword.SubjectID, key watchword.KeyID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return writeAs(ctx, s, by, func(t *tx) (watchword.Subject, error) {
+		before, err := t.subject(by.Tenant, id)
+		if err != nil {
+			return before, err
+		}
+		after, changes, err := before.RevokeKey(key, truncateToMillis(now))
+		if err != nil || !changes {
+			return before, err
+		}
+		if _, err := t.exec(`DELETE FROM codes INDEXED BY codes_of WHERE tenant = ? AND subject = ?`, by.Tenant, id); err != nil {
+			return before, err
+		}
+		return t.putSubject(before, after, entry(before, after))
+	})
+}
+
+// RetireEndedKeys retires the keys of at most limit subjects of all tenants whose ends have passed, and returns these subjects.
+// The keys are not valid since their ends; the change takes them out of lists and of what depends on them.
+func (s *Store) RetireEndedKeys(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[watchword.Subject]) ([]watchword.Subject, error) {
+	now = truncateToMillis(now)
+	return write(ctx, s, func(t *tx) (out []watchword.Subject, err error) {
+		type ref struct {
+			tenant watchword.TenantID
+			id     watchword.SubjectID
+		}
+		refs, err := queryAll(ctx, t, func(r scanner) (k ref, err error) { return k, r.Scan(&k.tenant, &k.id) },
+			`SELECT DISTINCT tenant, subject FROM subject_keys INDEXED BY keys_ending WHERE state = 'active' AND ends > 0 AND ends <= ? LIMIT ?`, toMillis(now), limit)
+		for _, k := range refs {
+			var before watchword.Subject
+			if before, err = t.subject(k.tenant, k.id); err != nil {
+				return nil, err
+			}
+			after, changes := before.RetireEndedKeys(now)
+			if !changes {
+				continue
+			}
+			if after, err = t.putSubject(before, after, entry(before, after)); err != nil {
+				return nil, err
+			}
+			out = append(out, after)
+		}
+		return out, err
+	})
+}

@@ -1,0 +1,244 @@
+package watchword_test
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+)
+
+// until is a key with an end.
+func until(k watchword.Key, ends time.Time) watchword.Key {
+	k.Ends = ends
+	return k
+}
+
+func TestKeyIsValidUntilItsEnd(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		state        watchword.KeyState
+		ends         time.Time
+		valid, ended bool
+	}{
+		{"an active key without an end is valid", watchword.KeyActive, time.Time{}, true, false},
+		{"a key is valid a nanosecond before its end", watchword.KeyActive, noon.Add(1), true, false},
+		{"a key is not valid at its end", watchword.KeyActive, noon, false, true},
+		{"a key is not valid after its end", watchword.KeyActive, noon.Add(-time.Second), false, true},
+		{"a retired key is not valid", watchword.KeyRetired, time.Time{}, false, false},
+		{"a revoked key is not valid before its end", watchword.KeyRevoked, noon.Add(time.Hour), false, false},
+	} {
+		sign := until(key("sign", watchword.Sign, c.state), c.ends)
+		s := lamp(watchword.Active, sign, until(key("seal", watchword.Seal, c.state), c.ends))
+		if sign.ValidAt(noon) != c.valid || sign.EndedAt(noon) != c.ended {
+			t.Errorf("%s: valid %v, ended %v", c.name, sign.ValidAt(noon), sign.EndedAt(noon))
+		}
+		_, signs := s.SignKey("sign", noon)
+		if _, seals := s.SealKey(noon); signs != c.valid || seals != c.valid || s.SignKeys(noon) != map[bool]int{true: 1}[c.valid] {
+			t.Errorf("%s: signs %v, seals %v, %d keys", c.name, signs, seals, s.SignKeys(noon))
+		}
+		resumed, _, err := lamp(watchword.Suspended, sign).Resume(noon)
+		if err != nil || (resumed.State == watchword.Active) != c.valid {
+			t.Errorf("%s: it resumes as %s, %v", c.name, resumed.State, err)
+		}
+		permanent := c.valid && c.ends.IsZero()
+		if s.HasPermanentKey() != permanent {
+			t.Errorf("%s: permanent %v", c.name, !permanent)
+		}
+		if suspended := lamp(watchword.Suspended, sign); suspended.HasPermanentKey() {
+			t.Errorf("%s: a suspended subject has a permanent key", c.name)
+		}
+	}
+	if sealing := lamp(watchword.Active, key("seal", watchword.Seal, watchword.KeyActive)); sealing.HasPermanentKey() || sealing.SignKeys(noon) != 0 {
+		t.Error("a sealing key signs")
+	}
+}
+
+// alice is an operator with n signing keys that are valid.
+func alice(st watchword.State, n int, more ...watchword.Key) watchword.Subject {
+	s := watchword.Subject{ID: "alice", Kind: watchword.Operator, Role: watchword.OwnerRole, State: st, Version: 7, Incarnation: 2}
+	for i := range n {
+		s.Keys = append(s.Keys, key(fmt.Sprint("k", i), watchword.Sign, watchword.KeyActive))
+	}
+	s.Keys = append(s.Keys, more...)
+	return s
+}
+
+func TestFurtherKeyIsAdded(t *testing.T) {
+	service, device := alice(watchword.Active, 1), alice(watchword.Active, 1)
+	service.Kind, device.Kind = watchword.Service, watchword.Device
+	for _, c := range []struct {
+		name string
+		s    watchword.Subject
+		want watchword.Code
+	}{
+		{"an operator gets a further key", alice(watchword.Active, 1), ""},
+		{"a service too", service, ""},
+		{"a device does not", device, watchword.Conflict},
+		{"an operator whose keys have all ended gets one", alice(watchword.Active, 0, until(key("old", watchword.Sign, watchword.KeyActive), noon)), ""},
+		{"the last free place is given", alice(watchword.Active, watchword.MaxSignKeys-1), ""},
+		{"more keys than the limit are refused", alice(watchword.Active, watchword.MaxSignKeys), watchword.Conflict},
+		{"keys that are revoked or have ended do not count", alice(watchword.Active, watchword.MaxSignKeys-1, key("r", watchword.Sign, watchword.KeyRevoked), until(key("e", watchword.Sign, watchword.KeyActive), noon)), ""},
+		{"a new operator enrolls instead", alice(watchword.New, 0), watchword.Conflict},
+		{"a suspended one gets no key", alice(watchword.Suspended, 1), watchword.Conflict},
+		{"nor does a revoked one", alice(watchword.Revoked, 1), watchword.Conflict},
+	} {
+		after, err := c.s.AddSigningKey(until(key("next", watchword.Sign, watchword.KeyActive), noon.Add(time.Hour)), noon)
+		if watchword.CodeOf(err) != c.want {
+			t.Errorf("%s: %v", c.name, err)
+			continue
+		}
+		if err != nil {
+			continue
+		}
+		k, ok := after.SignKey("next", noon)
+		if !ok || !k.Ends.Equal(noon.Add(time.Hour)) || len(after.Keys) != len(c.s.Keys)+1 || after.Version != 8 || after.State != watchword.Active || after.Incarnation != 2 {
+			t.Errorf("%s: %+v", c.name, after)
+		}
+		if !slices.EqualFunc(after.Keys[:len(c.s.Keys)], c.s.Keys, func(a, b watchword.Key) bool { return a.ID == b.ID && a.State == b.State }) {
+			t.Errorf("%s: the earlier keys changed: %+v", c.name, after.Keys)
+		}
+	}
+}
+
+func TestOneKeyIsRevoked(t *testing.T) {
+	device := alice(watchword.Active, 2)
+	device.Kind = watchword.Device
+	for _, c := range []struct {
+		name    string
+		s       watchword.Subject
+		key     watchword.KeyID
+		changed bool
+		want    watchword.Code
+	}{
+		{"one of two", alice(watchword.Active, 2), "k1", true, ""},
+		{"the only one", alice(watchword.Active, 1), "k0", true, ""},
+		{"one of a suspended operator", alice(watchword.Suspended, 2), "k1", true, ""},
+		{"a retired one", alice(watchword.Active, 1, key("old", watchword.Sign, watchword.KeyRetired)), "old", true, ""},
+		{"one that is revoked already", alice(watchword.Active, 1, key("old", watchword.Sign, watchword.KeyRevoked)), "old", false, ""},
+		{"one that there is not", alice(watchword.Active, 1), "k9", false, watchword.NotFound},
+		{"a sealing key is not one", alice(watchword.Active, 1, key("seal", watchword.Seal, watchword.KeyActive)), "seal", false, watchword.NotFound},
+		{"a device's", device, "k1", false, watchword.Conflict},
+	} {
+		after, changed, err := c.s.RevokeKey(c.key, noon)
+		if watchword.CodeOf(err) != c.want || changed != c.changed {
+			t.Errorf("%s: changed %v, %v", c.name, changed, err)
+		}
+		if !changed {
+			continue
+		}
+		for i, k := range after.Keys {
+			want := c.s.Keys[i].State
+			if k.ID == c.key {
+				want = watchword.KeyRevoked
+			}
+			if k.State != want {
+				t.Errorf("%s: key %s is %s", c.name, k.ID, k.State)
+			}
+		}
+		if after.State != c.s.State || after.Version != 8 {
+			t.Errorf("%s: %+v", c.name, after)
+		}
+	}
+}
+
+func TestEndedKeysAreRetired(t *testing.T) {
+	before := alice(watchword.Active, 1, until(key("over", watchword.Sign, watchword.KeyActive), noon), until(key("later", watchword.Sign, watchword.KeyActive), noon.Add(time.Second)),
+		until(key("revoked", watchword.Sign, watchword.KeyRevoked), noon.Add(-time.Hour)))
+	after, changed := before.RetireEndedKeys(noon)
+	if !changed || after.Version != 8 || before.Keys[1].State != watchword.KeyActive {
+		t.Errorf("changed %v: %+v", changed, after)
+	}
+	want := []watchword.KeyState{watchword.KeyActive, watchword.KeyRetired, watchword.KeyActive, watchword.KeyRevoked}
+	for i, k := range after.Keys {
+		if k.State != want[i] || (k.State == watchword.KeyRetired) != k.Retired.Equal(noon) {
+			t.Errorf("%s is %s since %s", k.ID, k.State, k.Retired)
+		}
+	}
+	if again, changed := after.RetireEndedKeys(noon); changed || again.Version != 8 {
+		t.Errorf("retired twice: %+v", again)
+	}
+}
+
+// Who changes keys cannot get a longer end by it.
+func TestReplacedKeyKeepsTheEnd(t *testing.T) {
+	end := noon.Add(time.Hour)
+	for _, c := range []struct {
+		name     string
+		old, new time.Time
+		want     time.Time
+	}{
+		{"no end stays no end", time.Time{}, time.Time{}, time.Time{}},
+		{"an end is inherited", end, time.Time{}, end},
+		{"a later end is cut", end, end.Add(1), end},
+		{"an earlier end stays", end, end.Add(-1), end.Add(-1)},
+		{"a key without an end is replaced by one with an end", time.Time{}, end, end},
+	} {
+		s := lamp(watchword.Active, until(key("sign", watchword.Sign, watchword.KeyActive), c.old), key("seal", watchword.Seal, watchword.KeyActive))
+		after := s.ReplaceKeys(until(key("new-sign", watchword.Sign, watchword.KeyActive), c.new), key("new-seal", watchword.Seal, watchword.KeyActive), noon)
+		k, _ := after.SignKey("new-sign", noon)
+		if seal, _ := after.SealKey(noon); !k.Ends.Equal(c.want) || !seal.Ends.IsZero() {
+			t.Errorf("%s: the signing key ends at %s, the sealing key at %s", c.name, k.Ends, seal.Ends)
+		}
+	}
+}
+
+func TestKeyNameIsBounded(t *testing.T) {
+	for name, want := range map[string]watchword.Code{
+		"": "", "alice's laptop (2)": "", strings.Repeat("x", watchword.MaxKeyName): "",
+		strings.Repeat("x", watchword.MaxKeyName+1): watchword.BadRequest, "a\nb": watchword.BadRequest, "\x7f": watchword.BadRequest, "é": watchword.BadRequest,
+	} {
+		if got := watchword.CodeOf(watchword.CheckKeyName(name)); got != want {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
+	}
+}
+
+// Whether a key is valid depends on its state and its end. Only the rules of this package compare the state with active: other
+// code asks [watchword.Key.ValidAt] with the time.
+func TestOnlyOneRuleSaysWhichKeysAreValid(t *testing.T) {
+	seen := 0
+	for _, s := range sources(t) {
+		if s.test || s.pkg == "storetest" {
+			continue
+		}
+		fset := token.NewFileSet()
+		f, err := parser.ParseFile(fset, filepath.FromSlash(s.path), nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			var operands []ast.Expr
+			switch n := n.(type) {
+			case *ast.BinaryExpr:
+				operands = []ast.Expr{n.X, n.Y}
+			case *ast.CaseClause:
+				operands = n.List
+			default:
+				return true
+			}
+			for _, e := range operands {
+				if sel, ok := e.(*ast.SelectorExpr); ok {
+					e = sel.Sel
+				}
+				id, ok := e.(*ast.Ident)
+				if !ok || id.Name != "KeyActive" {
+					continue
+				}
+				if seen++; s.path != "subject.go" && s.path != "subject_changes.go" {
+					t.Errorf("%s: compares the state of a key: ask Key.ValidAt", fset.Position(n.Pos()))
+				}
+			}
+			return true
+		})
+	}
+	if seen == 0 {
+		t.Error("no comparison was found")
+	}
+}
