@@ -147,6 +147,8 @@ const (
 	CommandUnlogged Code = "command_unlogged"
 	// LogInvalid means an entry, tile, checkpoint or proof of the log that does not fit the others.
 	LogInvalid Code = "log_invalid"
+	// BackupInvalid means a backup or a journal that was changed, is incomplete, or that no given identity opens.
+	BackupInvalid Code = "backup_invalid"
 
 	// ConfigInvalid means a configuration file or flag with a mistake; Detail has the line.
 	ConfigInvalid Code = "config_invalid"
@@ -184,7 +186,7 @@ var Codes = []Code{
 	SubjectNew, SubjectSuspended, SubjectRevoked, SessionClosed, CodeInvalid, ProofInvalid,
 	PairingPending, PairingSlow, PairingRejected, PairingExpired, PinMismatch, BundleInvalid, PeerUntrusted,
 	PolicyInvalid, ArgsInvalid, FunctionUnknown, OrderInvalid,
-	CommandUnsealed, CommandStale, CommandExpired, NonceMismatch, ReceiptInvalid, CommandRefused, CommandFailed, CommandUnlogged, LogInvalid,
+	CommandUnsealed, CommandStale, CommandExpired, NonceMismatch, ReceiptInvalid, CommandRefused, CommandFailed, CommandUnlogged, LogInvalid, BackupInvalid,
 	ConfigInvalid, FolderInUse, FolderNewer, KeyExposed, FileUntrusted, KeyMissing, KeyUnwrap, KeyDamaged, Internal,
 }
 

@@ -67,6 +67,8 @@ var keysOfNoTenant = []string{
 // keptByName are the fields whose key is a name without a tenant, and why two tenants do not meet there.
 var keptByName = map[string]string{
 	"audit.boundedQueue.sources":            "the text begins with the tenant, or is an address",
+	"backup.extraction.found":               "names of files",
+	"backup.Manifest.Tables":                "names of tables",
 	"bus.owners.bySubject":                  "of one bus.Tenant",
 	"bus.level.names":                       "the tree of one bus.Tenant",
 	"bus.groups.byName":                     "of one bus.Tenant",

@@ -21,6 +21,12 @@ var untrustedOpens = map[string]string{
 	"server/sqlite/store.go Open os.OpenFile":    "server.openData checked the folder and the file",
 	"server/verify_log.go VerifyLog os.ReadFile": "one more checkpoint that the log must extend; it can only refuse",
 
+	"server/backup/extract.go member os.MkdirAll":             "a new folder of the caller",
+	"server/backup/extract.go member os.OpenFile":             "a new file in that folder",
+	"server/backup_verify.go VerifyBackup os.Open":            "a backup, whose content is verified",
+	"server/backup_verify.go VerifyBackup os.MkdirTemp":       "a folder of its own (0700)",
+	"server/backup_verify.go checkRestoredConfig os.ReadFile": "in that folder",
+
 	"sdk/agent/tree_linux.go makeCgroup os.Mkdir":       "a control group below the own one: the kernel's file system",
 	"sdk/agent/tree_linux.go makeCgroup os.Open":        "likewise",
 	"sdk/agent/tree_linux.go killOnce os.WriteFile":     "likewise",

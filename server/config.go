@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/backup"
 	"github.com/watchword-iot/watchword/server/enroll"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -29,6 +31,9 @@ type Config struct {
 	Audit   AuditConfig   `toml:"audit"`
 	Log     LogConfig     `toml:"log"`
 	Metrics MetricsConfig `toml:"metrics"`
+	Backup  BackupConfig  `toml:"backup"`
+
+	Text []byte `toml:"-"` // of the configuration file, as it was read; nil: there was none
 }
 
 // ServerConfig holds the addresses of the listeners. PublicURL defaults to https://, the first of
@@ -149,6 +154,11 @@ type MetricsConfig struct {
 	Listen string `toml:"listen"`
 }
 
+// BackupConfig sets who can open backups, and the schedule of those that the server makes by itself.
+type BackupConfig struct {
+	Recipients []string `toml:"recipients"` // public keys of age
+}
+
 // Duration is a time.Duration that is written as in "90s".
 type Duration struct{ time.Duration }
 
@@ -201,7 +211,7 @@ func (c Config) Check() error {
 	if c.Data == "" {
 		return watchword.Refuse(watchword.ConfigInvalid, "a data folder is required: --data DIR or WATCHWORD_DATA")
 	}
-	for _, check := range []func() error{c.checkListeners, c.checkTimes, c.checkNumbers, c.checkLog} {
+	for _, check := range []func() error{c.checkListeners, c.checkTimes, c.checkNumbers, c.checkLog, c.checkBackup} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -380,6 +390,17 @@ func (c Config) checkLog() error {
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		return configError("log.format", "must be text or json")
+	}
+	return nil
+}
+
+func (c Config) checkBackup() error {
+	if _, err := backup.ParseRecipients(c.Backup.Recipients); err != nil {
+		detail := err.Error()
+		if ours, ok := errors.AsType[*watchword.Error](err); ok {
+			detail = ours.Detail
+		}
+		return configError("backup.recipients", "is not valid: %s", detail)
 	}
 	return nil
 }

@@ -41,7 +41,7 @@ func Load(src Source) (c Config, file string, err error) {
 	if err != nil {
 		return c, file, err
 	}
-	if text != nil {
+	if c.Text = text; text != nil {
 		if err := decode(file, text, &c); err != nil {
 			return c, file, err
 		}

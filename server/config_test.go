@@ -76,6 +76,8 @@ func TestInvalidConfigurationHasAPosition(t *testing.T) {
 		{"a public url with a path", "[server]\npublic_url = \"https://hub.local/x\"\n", "server.public_url"},
 		{"a public url without TLS", "[server]\npublic_url = \"http://hub.local\"\n", "server.public_url"},
 		{"a store that is not there", "[store]\nurl = \"postgres://u:secret@h/db\"\n", "store.url"},
+		{"a recipient that is none", "[backup]\nrecipients = [\"age1x\"]\n", "backup.recipients is not valid: the recipient \"age1x\" must be a public key of age"},
+		{"a private key as a recipient", "[backup]\nrecipients = [\"AGE-SECRET-KEY-1X\"]\n", "backup.recipients is not valid: a recipient is an identity, a private key"},
 		{"a log level that is none", "[log]\nlevel = \"loud\"\n", "log.level"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

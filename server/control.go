@@ -15,7 +15,6 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/server/internal/clock"
-	"github.com/watchword-iot/watchword/server/internal/localsocket"
 )
 
 // ClockStatus is what is known of the clock of a server's machine.
@@ -44,23 +43,26 @@ const (
 // controlServer answers programs of the server's own user on this machine: package localsocket.
 func (s *Server) controlServer() *http.Server {
 	mux := http.NewServeMux()
-	answer := func(w http.ResponseWriter, st clock.Status, err error) {
-		w.Header().Set("Content-Type", "application/json")
-		if err != nil {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			_ = json.NewEncoder(w).Encode(controlError{watchword.CodeOf(err), publicText(err)}) // the error means that the client has closed the connection
-			return
-		}
-		_ = json.NewEncoder(w).Encode(clockStatus(st)) // likewise
-	}
-	mux.HandleFunc("GET /clock", func(w http.ResponseWriter, _ *http.Request) { answer(w, s.clock.Read(), nil) })
+	mux.HandleFunc("GET /clock", func(w http.ResponseWriter, _ *http.Request) { answerControl(w, clockStatus(s.clock.Read()), nil) })
 	mux.HandleFunc("POST /clock/accept", func(w http.ResponseWriter, r *http.Request) {
 		st, err := s.acceptClock(r.Context())
-		answer(w, st, err)
+		answerControl(w, clockStatus(st), err)
 	})
+	mux.HandleFunc("POST /backup", s.serveBackup)
+	mux.HandleFunc("GET /backup", func(w http.ResponseWriter, _ *http.Request) { answerControl(w, s.lastBackup(), nil) })
 	h := newHTTPServer(mux)
 	h.ReadHeaderTimeout, h.ReadTimeout, h.WriteTimeout, h.MaxHeaderBytes = controlTimeout, controlTimeout, controlTimeout, 16<<10
 	return h
+}
+
+// answerControl answers with a JSON value, or with an error.
+func answerControl(w http.ResponseWriter, v any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		v = controlError{watchword.CodeOf(err), publicText(err)}
+	}
+	_ = json.NewEncoder(w).Encode(v) // the error means that the client has closed the connection
 }
 
 type controlError struct {
@@ -113,8 +115,6 @@ func clockAt(ctx context.Context, cfg Config, o Options, method, path string, do
 func askControl(ctx context.Context, dir, method, path string) (st ClockStatus, err error) {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return localsocket.Dial(ctx, dir) }
-	client := rest.New("http://localhost", rest.WithoutKeepAlive(rest.Transport(nil, dial)), nil)
-	_, err = client.JSON(ctx, rest.Request{Method: method, Path: path, Max: maxControl}, nil, &st)
+	_, err = controlClient(dir).JSON(ctx, rest.Request{Method: method, Path: path, Max: maxControl}, nil, &st)
 	return st, err
 }

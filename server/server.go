@@ -123,6 +123,7 @@ type Server struct {
 	operationsHTTP *http.Server
 	control        net.Listener // the socket in the data folder; nil where there can be none
 	controlHTTP    *http.Server
+	backups        backups
 
 	hosts      map[string]watchword.TenantID // [Options.Tenants] by host
 	handshakes *handshakes
@@ -374,6 +375,7 @@ func (s *Server) Run(ctx context.Context) error {
 		derr = errors.Join(derr, s.http.Close())
 	}
 	derr = errors.Join(derr, s.operationsHTTP.Close(), s.controlHTTP.Close())
+	s.backups.wait()
 	stop()
 	err := g.Wait()
 	unlog()

@@ -335,7 +335,9 @@ var hostileCases = map[string]hostileCase{
 	"serve":                {args: []string{"--config", "{file}"}, quiet: true},
 	"demo":                 {args: []string{"--devices", "1"}, quiet: true}, // its server is its own
 	"version":              {quiet: true},
-	"clock show":           {args: []string{"--config", "{file}"}, quiet: true}, // asks the socket of the data folder, not the server of this test
+	"clock show":           {args: []string{"--config", "{file}"}, quiet: true},             // asks the socket of the data folder, not the server of this test
+	"backup create":        {args: []string{"{out}", "--config", "{file}"}, quiet: true},    // likewise
+	"backup verify":        {args: []string{"{file}", "--identity", "{file}"}, quiet: true}, // speaks to no server
 	"clock accept":         {args: []string{"--config", "{file}", "--yes"}, quiet: true},
 	"whoami":               {},
 	"device create":        {args: []string{"lamp-1", "-l", "a=b", "--qr"}},

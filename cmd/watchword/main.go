@@ -122,6 +122,7 @@ var exitStatusByCode = map[watchword.Code]int{
 	watchword.CommandFailed:        1,
 	watchword.CommandUnlogged:      8,
 	watchword.LogInvalid:           8,
+	watchword.BackupInvalid:        8,
 	watchword.ConfigInvalid:        2,
 	watchword.FolderInUse:          4,
 	watchword.FolderNewer:          4,
@@ -240,7 +241,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.prepare() }
 	root.AddCommand(
 		a.serveCommand(), a.demoCommand(), a.deviceCommand(), a.enrollmentCommand(), a.trustCommand(), a.commandCommand(), a.twinCommand(), a.eventCommand(),
-		a.sessionCommand(), a.retainedCommand(), a.policyCommand(), a.tokenCommand(), a.keyCommand(), a.auditCommand(), a.agentCommand(), a.simCommand(), a.whoamiCommand(), a.clockCommand(), a.versionCommand(),
+		a.sessionCommand(), a.retainedCommand(), a.policyCommand(), a.tokenCommand(), a.keyCommand(), a.auditCommand(), a.agentCommand(), a.simCommand(), a.whoamiCommand(), a.clockCommand(), a.backupCommand(), a.versionCommand(),
 	)
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root

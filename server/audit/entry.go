@@ -73,6 +73,7 @@ const (
 	ClockRefuse      = "clock.refuse"
 	ClockTrust       = "clock.trust"
 	ClockAccept      = "clock.accept"
+	BackupCreate     = "backup.create"
 )
 
 // Kinds is the list of all kinds.
@@ -82,7 +83,7 @@ var Kinds = withSubjects([]string{
 	DeviceResume, DeviceRevoke, DeviceDelete, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
 	CommandCancel, CommandSettle, CommandExpire, CommandConflict, CommandUndeliver, ConfigSet, CommandHandOver, SessionOpen,
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
-	ClockRefuse, ClockTrust, ClockAccept,
+	ClockRefuse, ClockTrust, ClockAccept, BackupCreate,
 })
 
 // NeedsAuthority reports whether a subject's act of this kind is authorized by versions that the store compares

@@ -117,7 +117,7 @@ func Permanent(kind string) bool {
 	}
 	switch kindOfDevice(kind) {
 	case DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyRetire, DeviceRevoke, DeviceDelete, OperatorRole, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign,
-		PolicyApply, PolicyDelete, LogPrune, ServerStart, ClockRefuse, ClockTrust, ClockAccept:
+		PolicyApply, PolicyDelete, LogPrune, ServerStart, ClockRefuse, ClockTrust, ClockAccept, BackupCreate:
 		return true
 	}
 	return false

@@ -81,6 +81,7 @@ var requestRefusals = map[watchword.Code]recording{
 	watchword.CommandFailed:        never,
 	watchword.CommandUnlogged:      never,
 	watchword.LogInvalid:           never,
+	watchword.BackupInvalid:        never,
 	watchword.ConfigInvalid:        never,
 	watchword.FolderInUse:          never,
 	watchword.FolderNewer:          never,

@@ -82,6 +82,7 @@ var statusOf = map[watchword.Code]int{
 	watchword.CommandFailed:        http.StatusUnprocessableEntity,
 	watchword.CommandUnlogged:      http.StatusUnprocessableEntity,
 	watchword.LogInvalid:           http.StatusInternalServerError,
+	watchword.BackupInvalid:        http.StatusInternalServerError,
 	watchword.ConfigInvalid:        http.StatusInternalServerError,
 	watchword.FolderInUse:          http.StatusInternalServerError,
 	watchword.FolderNewer:          http.StatusInternalServerError,

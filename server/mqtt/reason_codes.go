@@ -74,6 +74,7 @@ var reasonByCode = map[watchword.Code]packet.Reason{
 	watchword.CommandFailed:        packet.ImplementationSpecificError,
 	watchword.CommandUnlogged:      packet.ImplementationSpecificError,
 	watchword.LogInvalid:           packet.UnspecifiedError,
+	watchword.BackupInvalid:        packet.UnspecifiedError,
 	watchword.ConfigInvalid:        packet.UnspecifiedError,
 	watchword.FolderInUse:          packet.UnspecifiedError,
 	watchword.FolderNewer:          packet.UnspecifiedError,

@@ -249,7 +249,11 @@ func (s *Store) AddCheckpoint(ctx context.Context, c audit.SignedCheckpoint) err
 
 // LastCheckpoint returns the largest checkpoint; a zero one if there is none.
 func (s *Store) LastCheckpoint(ctx context.Context) (audit.SignedCheckpoint, error) {
-	return queryOne(ctx, s, scanCheckpoint, error(nil), `SELECT size, note, at FROM audit_checkpoints ORDER BY size DESC LIMIT 1`)
+	return lastCheckpoint(ctx, s)
+}
+
+func lastCheckpoint(ctx context.Context, from querier) (audit.SignedCheckpoint, error) {
+	return queryOne(ctx, from, scanCheckpoint, error(nil), `SELECT size, note, at FROM audit_checkpoints ORDER BY size DESC LIMIT 1`)
 }
 
 func scanCheckpoint(r scanner) (c audit.SignedCheckpoint, err error) {

@@ -34,6 +34,19 @@ type Upgrade struct {
 // Upgrade returns what Open migrated; nil if the database was new, or had this build's schema.
 func (s *Store) Upgrade() *Upgrade { return s.upgrade }
 
+// SchemaVersion returns the schema of this build.
+func SchemaVersion() (int64, error) {
+	p, err := provider(new(sql.DB)) // only its list of migrations is used
+	if err != nil {
+		return 0, err
+	}
+	known := knownMigrations(p)
+	return known[len(known)-1], nil
+}
+
+// IsUpgradeCopy reports whether the file of that name is a copy that an upgrade of the database left.
+func IsUpgradeCopy(database, name string) bool { return strings.HasPrefix(name, database+copyInfix) }
+
 func provider(db *sql.DB) (*goose.Provider, error) {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
