@@ -10,10 +10,20 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
+// possession is what a proof of possession of a new signing key says: for which code it is, and with what else. One kind of
+// proof has only the members of its kind.
+type possession struct {
+	typ      string          // [TypEnrollment] or [TypLogin]
+	codeHash string          // base64url SHA-256 of the code
+	seal     watchword.KeyID // of an enrollment: the encryption key; empty for none
+	pin      string          // of a login: the pin of the root key that the client saw
+}
+
 type enrollmentClaims struct {
 	aud      audience
 	codeHash string
 	sealJKT  watchword.KeyID
+	pin      string
 	jti      string
 	validity
 }
@@ -26,6 +36,8 @@ func (c *enrollmentClaims) member(name string, v jsontext.Value) error {
 		return readString(&c.codeHash, v)
 	case "seal_jkt":
 		return readString(&c.sealJKT, v)
+	case "pin":
+		return readString(&c.pin, v)
 	case "jti":
 		return readString(&c.jti, v)
 	}
@@ -35,18 +47,25 @@ func (c *enrollmentClaims) member(name string, v jsontext.Value) error {
 // SignEnrollment signs the proof that an unenrolled device holds the new signing key, for one code (as its base64url
 // SHA-256), one encryption key (empty: none, for an operator or a service) and one issuer. Codes: bad_request if the server would refuse it; unavailable.
 func SignEnrollment(s *jose.Signer, issuer, codeHash string, seal watchword.KeyID, now time.Time) (string, error) {
+	return signPossession(s, issuer, possession{typ: TypEnrollment, codeHash: codeHash, seal: seal}, now)
+}
+
+func signPossession(s *jose.Signer, issuer string, p possession, now time.Time) (string, error) {
 	claims := map[string]any{
-		"aud": issuer, "code_hash": codeHash, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(ProofLifetime).Unix(),
+		"aud": issuer, "code_hash": p.codeHash, "jti": watchword.NewNonce(), "iat": now.Unix(), "exp": now.Add(ProofLifetime).Unix(),
 	}
-	if seal != "" {
-		claims["seal_jkt"] = seal
+	if p.seal != "" {
+		claims["seal_jkt"] = p.seal
+	}
+	if p.pin != "" {
+		claims["pin"] = p.pin
 	}
 	b, err := json.Marshal(claims)
 	if err != nil {
 		return "", err
 	}
-	return signTyped(s, TypEnrollment, watchword.MaxToken, b, func(payload []byte) error {
-		_, err := readEnrollment(payload, issuer, codeHash, seal, now)
+	return signTyped(s, p.typ, watchword.MaxToken, b, func(payload []byte) error {
+		_, err := readPossession(payload, issuer, p, now)
 		return err
 	})
 }
@@ -54,31 +73,34 @@ func SignEnrollment(s *jose.Signer, issuer, codeHash string, seal watchword.KeyI
 // VerifyEnrollment verifies the proof with the new key itself, the signature last. Codes: as [VerifyAccess], and
 // proof_invalid if it is for another code or encryption key.
 func VerifyEnrollment(raw string, key *jose.PublicKey, issuer, codeHash string, seal watchword.KeyID, now time.Time) error {
-	_, err := verifyEnrollment(raw, key, issuer, codeHash, seal, now)
+	_, err := verifyPossession(raw, key, issuer, possession{typ: TypEnrollment, codeHash: codeHash, seal: seal}, now)
 	return err
 }
 
-func verifyEnrollment(raw string, key *jose.PublicKey, issuer, codeHash string, seal watchword.KeyID, now time.Time) (enrollmentClaims, error) {
+func verifyPossession(raw string, key *jose.PublicKey, issuer string, p possession, now time.Time) (enrollmentClaims, error) {
 	var c enrollmentClaims
-	u, key, err := parseTyped(raw, watchword.MaxToken, TypEnrollment, NewKeySet(key))
+	u, key, err := parseTyped(raw, watchword.MaxToken, p.typ, NewKeySet(key))
 	if err != nil {
 		return c, err
 	}
-	if c, err = readEnrollment(u.UnverifiedPayload(), issuer, codeHash, seal, now); err != nil {
+	if c, err = readPossession(u.UnverifiedPayload(), issuer, p, now); err != nil {
 		return c, err
 	}
 	_, err = u.Verify(key)
 	return c, err
 }
 
-func readEnrollment(payload []byte, issuer, codeHash string, seal watchword.KeyID, now time.Time) (c enrollmentClaims, err error) {
+func readPossession(payload []byte, issuer string, p possession, now time.Time) (c enrollmentClaims, err error) {
 	if err := jose.Walk(payload, c.member); err != nil {
 		return c, err
 	}
 	if err := checkAudience(c.aud, issuer); err != nil {
 		return c, err
 	}
-	if c.codeHash != codeHash || c.sealJKT != seal {
+	if c.pin != p.pin {
+		return c, refuse(watchword.ProofInvalid, "pin must be that of this server's root key: the client saw another server's")
+	}
+	if c.codeHash != p.codeHash || c.sealJKT != p.seal {
 		return c, refuse(watchword.ProofInvalid, "code_hash and seal_jkt must be those of the code and of the sealing key in the request")
 	}
 	if err := checkJTI(c.jti); err != nil {

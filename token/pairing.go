@@ -38,6 +38,6 @@ func TrustPinOfBundle(raw string) (string, error) {
 // VerifyPairing is [VerifyEnrollment] for a proof that is exchanged for a token: it returns the proof's single use, which
 // the caller must mark used. Codes: as there.
 func VerifyPairing(raw string, key *jose.PublicKey, issuer, codeHash string, seal watchword.KeyID, now time.Time) (SingleUse, error) {
-	c, err := verifyEnrollment(raw, key, issuer, codeHash, seal, now)
+	c, err := verifyPossession(raw, key, issuer, possession{typ: TypEnrollment, codeHash: codeHash, seal: seal}, now)
 	return SingleUse{JTI: c.jti, Expires: c.exp.time()}, err
 }

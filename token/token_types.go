@@ -15,6 +15,7 @@ const (
 	TypAssertion  = "client-authentication+jwt"
 	TypAccess     = "at+jwt"
 	TypEnrollment = "vnd.watchword.enrollment+jwt"
+	TypLogin      = "vnd.watchword.login+jwt"
 	TypCommand    = "vnd.watchword.command+jwt"
 	TypConfig     = "vnd.watchword.config+jwt"
 	TypReceipt    = "vnd.watchword.receipt+jwt"

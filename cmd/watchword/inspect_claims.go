@@ -29,6 +29,7 @@ var tokenKinds = []tokenKind{
 	{token.TypAccess, "access token", "the server's issuer key", "the server's endpoints, and services that check its tokens", watchword.MaxToken, 0, "iss sub aud jti iat exp key perm", "issuer"},
 	{token.TypDPoP, "DPoP proof", "the key in its header", "the verifier of the token that is sent with it", watchword.MaxToken, 0, "jti htm htu iat", ""},
 	{token.TypEnrollment, "enrollment proof", "the new key itself", "POST /v1/enroll", watchword.MaxToken, token.ProofLifetime, "aud code_hash seal_jkt jti iat exp", ""},
+	{token.TypLogin, "login proof", "the new key itself", "POST /v1/logins", watchword.MaxToken, token.ProofLifetime, "aud code_hash pin jti iat exp", ""},
 	{token.TypRekey, "key change", "the old key, and the new one", "the server", watchword.MaxToken, token.RekeyLifetime, "iss sub aud jti iat exp sign_jkt seal_jkt", ""},
 	{token.TypCommand, "command", "the server's command key", "the device, if it was sealed to it", watchword.MaxDocument, token.CommandLifetime, "iss aud jti iat exp epoch seq cmd args", "command"},
 	{token.TypConfig, "configuration", "the server's command key", "the device", 2 * watchword.MaxDocument, token.ConfigLifetime, "iss aud jti iat exp ver config", "command"},
@@ -71,7 +72,7 @@ var claimMeanings = map[string]string{
 	"iat": "made", "exp": "ends", "nbf": "not before", "key": "the key that the subject proved", "dev": "the device: id and labels", "perm": "what it allows",
 	"deny": "what it forbids, checked first", "cnf": "bound: counts only beside a proof of this key", "scope": "the share of its permissions that was asked for",
 	"htm": "for this HTTP method", "htu": "for this address", "ath": "hash of the token beside it", "nonce": "what the reader gave to prove that it is fresh",
-	"code_hash": "hash of the one-time code", "seal_jkt": "thumbprint of the key that will unseal", "epoch": "of the server's counters", "seq": "number in the epoch: it only grows",
+	"code_hash": "hash of the one-time code", "pin": "of the root key that the client saw", "seal_jkt": "thumbprint of the key that will unseal", "epoch": "of the server's counters", "seq": "number in the epoch: it only grows",
 	"cmd": "the function to run", "args": "its arguments", "act": "who ordered it, by the server's word", "order": "the orderer's own signed word", "args_hash": "hash of the arguments",
 	"ver": "version: it only grows", "config": "what the device shall be", "cid": "the command that it answers", "ch": "hash of what was obeyed", "st": "what became of it",
 	"result": "what the function gave back", "keys": "the server's public keys, by role", "tls": "by what the server's TLS is known",
@@ -81,7 +82,7 @@ var claimMeanings = map[string]string{
 var claimShape = func() map[string]string {
 	m := map[string]string{"aud": `"[`}
 	for shape, names := range map[string]string{
-		`"`: "iss sub client_id jti key scope htm htu ath nonce code_hash seal_jkt cmd order args_hash cid ch st",
+		`"`: "iss sub client_id jti key scope htm htu ath nonce code_hash pin seal_jkt cmd order args_hash cid ch st",
 		"0": "epoch seq ver iat exp nbf", "[": "perm deny", "{": "args config keys tls act cnf dev",
 	} {
 		for _, name := range strings.Fields(names) {
