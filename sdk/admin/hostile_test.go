@@ -75,6 +75,9 @@ var lists = map[string]func(context.Context, *Client) error{
 	"pairings": func(ctx context.Context, c *Client) error {
 		return c.Pairings(ctx, func(api.Pairing) error { return nil })
 	},
+	"logins": func(ctx context.Context, c *Client) error {
+		return c.Logins(ctx, func(api.Login) error { return nil })
+	},
 	"policies": func(ctx context.Context, c *Client) error { _, err := c.Policies(ctx); return err },
 	"retained": func(ctx context.Context, c *Client) error {
 		return c.Retained(ctx, RetainedQuery{}, func(api.Retained) error { return nil })
@@ -110,7 +113,7 @@ func TestEndlessListIsPaced(t *testing.T) {
 				pages = 0
 				c, _ = against(func(*http.Request) (int, io.Reader) {
 					pages++
-					return 200, strings.NewReader(`{"next_page_token":"the same","devices":[{}],"enrollments":[{}],"policies":[{}],"retained":[{}],"commands":[{}],"sessions":[{}],"keys":[{}],"entries":[{}]}`)
+					return 200, strings.NewReader(`{"next_page_token":"the same","devices":[{}],"enrollments":[{}],"logins":[{}],"policies":[{}],"retained":[{}],"commands":[{}],"sessions":[{}],"keys":[{}],"entries":[{}]}`)
 				})
 				if err := list(t.Context(), c); watchword.CodeOf(err) != watchword.Internal || pages != 2 {
 					t.Errorf("the same page again: %d pages, %v", pages, err)

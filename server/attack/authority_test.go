@@ -232,12 +232,14 @@ func (b *fullAuthorityDevice) operations(t *testing.T, n *int) map[string]func()
 		"POST /v1/self/link":                       nil, // of an operator: see server/attack/operator_keys_test.go; the same act is POST /v1/operators/{id}/link
 		"POST /v1/self/keys":                       nil, // its proof is by the keys: see server/attack/rekey_test.go; the store's contract holds Rekey
 		"POST /v1/enrollments/{user_code}/approve": nil, // the store's contract holds ApprovePairing
+		"POST /v1/logins/{user_code}/approve":      nil, // the same: ApprovePairing
 	}
 }
 
 var withoutBody = map[string]bool{
 	"POST /v1/commands/{id}/cancel":           true,
 	"POST /v1/enrollments/{user_code}/reject": true,
+	"POST /v1/logins/{user_code}/reject":      true,
 	"PUT /v1/self/sessions/{id}":              true,
 }
 

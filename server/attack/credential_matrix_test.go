@@ -19,7 +19,7 @@ const typEvent = "vnd.watchword.event+jwt"
 
 // kinds is every typ that there is, and those that there are not.
 var kinds = []string{
-	token.TypAssertion, token.TypAccess, token.TypDPoP, token.TypEnrollment, token.TypRekey, token.TypCommand, token.TypConfig,
+	token.TypAssertion, token.TypAccess, token.TypDPoP, token.TypEnrollment, token.TypLogin, token.TypRekey, token.TypCommand, token.TypConfig,
 	token.TypReceipt, typEvent, token.TypOrder, token.TypTrust, token.TypTime, "JWT", "", "at+jwt+jwt", "vnd.watchword.*", "truſt+jwt",
 }
 
@@ -58,6 +58,7 @@ func (ep *endpointFixture) credentials() []credential {
 		{"a DPoP proof", token.TypDPoP, ep.dpop(ep.deviceKey, "GET", "/v1/self", ep.boundToken)},
 		{"an enrollment proof", token.TypEnrollment, ok(token.SignEnrollment(ep.deviceKey, iss, token.CodeHashClaim("a code"), to.ID(), now))},
 		{"a pairing proof", token.TypEnrollment, ok(token.SignEnrollment(ep.deviceKey, iss, token.PairingHashClaim(), to.ID(), now))},
+		{"a login proof", token.TypLogin, ok(token.SignLogin(ep.deviceKey, iss, token.LoginHashClaim(), ep.pin, now))},
 		{"a key change", "", rekey},
 		{"half a key change", token.TypRekey, both[0]},
 		{"a command in clear", token.TypCommand, command},

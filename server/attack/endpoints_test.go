@@ -145,7 +145,8 @@ type endpointFixture struct {
 	pendingCommand token.Command // to the device, and not answered
 	pendingHash    string        // of its inner JWS
 	bundle         string
-	refusals       int // how many refusals it was seen to make
+	pin            string // of the root
+	refusals       int    // how many refusals it was seen to make
 }
 
 // newEndpoints serves by a clock and collects the credentials. It begins with no refusal on record.
@@ -170,6 +171,7 @@ func newEndpointsFor(t *testing.T, now func() time.Time, o device.Options) *endp
 	ep.boundToken = ep.issue(ep.deviceKey, "lamp-1", ep.dpop(ep.deviceKey, "POST", "/oauth/token", ""))
 	ep.handOver()
 	ep.bundle = mustValue(ep.admin.TrustBundle(t.Context()))(t)
+	ep.pin = mustValue(token.TrustPinOfBundle(ep.bundle))(t)
 	ep.endpoints = append(ep.httpEndpoints(), ep.mqttEndpoints()...)
 	ep.endpoints = append(append(ep.endpoints, ep.deviceEndpoints()...), ep.rekeyEndpoint()) // the last one changes the key
 	return ep
@@ -393,6 +395,15 @@ func (ep *endpointFixture) httpEndpoints() []endpoint {
 				return ep.observe(ep.requestOnce("POST", "/oauth/device_authorization", url.Values{
 					"client_id": {"lamp-8"}, "sign": {string(stray.Public().JWK())}, "seal": {string(straySeal.JWK())}, "proof": {raw},
 				}.Encode(), http.Header{"Content-Type": form}))
+			},
+		},
+		{
+			name: "/v1/logins, the proof", typ: token.TypLogin, key: stray, refusalCode: watchword.ProofInvalid, leeway: token.Skew,
+			claims: func() map[string]any {
+				return ep.freshTimes(map[string]any{"aud": issuer, "code_hash": token.LoginHashClaim(), "pin": ep.pin}, 60)
+			},
+			present: func(raw string) observed {
+				return ep.observe(ep.requestOnce("POST", "/v1/logins", object("key", json.RawMessage(stray.Public().JWK()), "proof", raw), headers("Content-Type", "application/json")))
 			},
 		},
 		{

@@ -36,7 +36,7 @@ func timeBounds(life time.Duration) []timeBound {
 }
 
 var maxLifetimes = map[string]time.Duration{
-	token.TypAssertion: token.AssertionLifetime, token.TypEnrollment: token.ProofLifetime, token.TypRekey: token.RekeyLifetime, token.TypOrder: token.CommandLifetime,
+	token.TypAssertion: token.AssertionLifetime, token.TypEnrollment: token.ProofLifetime, token.TypLogin: token.ProofLifetime, token.TypRekey: token.RekeyLifetime, token.TypOrder: token.CommandLifetime,
 	token.TypCommand: token.CommandLifetime, token.TypConfig: token.ConfigLifetime, token.TypTrust: token.TrustLifetime,
 }
 

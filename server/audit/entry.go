@@ -43,6 +43,7 @@ const (
 	DeviceKeyRevoke  = "device.key_revoke"
 	DeviceKeyRetire  = "device.key_retire"
 	PairingReject    = "pairing.reject"
+	LoginReject      = "login.reject"
 	DeviceLabel      = "device.label"
 	DeviceProof      = "device.proof"
 	DeviceSuspend    = "device.suspend"
@@ -79,7 +80,7 @@ const (
 // Kinds is the list of all kinds.
 var Kinds = withSubjects([]string{
 	ServerStart, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign, DeviceCreate,
-	OperatorRole, DeviceLink, DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyRetire, PairingReject, DeviceLabel, DeviceProof, DeviceSuspend,
+	OperatorRole, DeviceLink, DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyRetire, PairingReject, LoginReject, DeviceLabel, DeviceProof, DeviceSuspend,
 	DeviceResume, DeviceRevoke, DeviceDelete, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
 	CommandCancel, CommandSettle, CommandExpire, CommandConflict, CommandUndeliver, ConfigSet, CommandHandOver, SessionOpen,
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,

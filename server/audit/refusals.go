@@ -98,6 +98,7 @@ var requestRefusals = map[watchword.Code]recording{
 var actRefusals = map[string][]watchword.Code{
 	DeviceEnroll:  nil, // each attempt with a user code or key is recorded
 	PairingReject: nil,
+	LoginReject:   nil,
 	TokenRevoke:   {watchword.Denied},
 	DeviceRekey:   {watchword.Conflict}, // a used key was presented; refusals that concern authority are recorded as requests
 }

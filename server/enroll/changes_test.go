@@ -120,7 +120,7 @@ func TestRekeyRule(t *testing.T) {
 
 func asking() enroll.Pairing {
 	return enroll.Pairing{
-		ID: "pair_2", Sign: keyNamed("k", watchword.Sign, noon), Seal: keyNamed("k", watchword.Seal, noon), State: enroll.PairingPending, Expires: noon.Add(time.Minute),
+		Kind: watchword.Device, ID: "pair_2", Sign: keyNamed("k", watchword.Sign, noon), Seal: keyNamed("k", watchword.Seal, noon), State: enroll.PairingPending, Expires: noon.Add(time.Minute),
 	}
 }
 
@@ -153,6 +153,7 @@ func TestPairingRequestRule(t *testing.T) {
 		{"the approval is over", approved(func(a *enroll.PairingRequester) { a.LastPairing.Expires = noon }), "", watchword.Conflict, 0},
 		{"the device was revoked", approved(func(a *enroll.PairingRequester) { a.Subject, _ = a.Subject.Revoke(noon) }), "", watchword.Conflict, 0},
 		{"the device was deleted", approved(func(a *enroll.PairingRequester) { a.Subject = watchword.Subject{} }), "", watchword.Conflict, 0},
+		{"the approval was for an operator", approved(func(a *enroll.PairingRequester) { a.LastPairing.Kind = watchword.Operator }), "", watchword.Conflict, 0},
 		{"used keys were turned down", approved(func(a *enroll.PairingRequester) { a.LastPairing.State = enroll.PairingRejected }), "", watchword.Conflict, 0},
 	} {
 		p, err := asking().Request(c.a, noon)
@@ -229,7 +230,7 @@ func TestTakenUserCodeIsSkipped(t *testing.T) {
 	if len(st.asked) != 3 || !st.asked[a.UserCode] {
 		t.Errorf("asked for %v, got %s", st.asked, a.UserCode)
 	}
-	if p, err := s.store.PairingByUserCode(t.Context(), here, a.UserCode, s.now); err != nil || p.ID != a.ID {
+	if p, err := s.store.PairingByUserCode(t.Context(), here, watchword.Device, a.UserCode, s.now); err != nil || p.ID != a.ID {
 		t.Errorf("under the code is %+v, %v", p, err)
 	}
 }

@@ -20,6 +20,28 @@ const (
 	MaxPairingsPerNetwork   = 16             // of those, from one network
 )
 
+// The same for the login of an operator, whose client waits beside the person: see [Service.RequestLogin].
+const (
+	LoginLifetime         = 10 * time.Minute
+	ApprovedLoginLifetime = 5 * time.Minute
+	MaxLogins             = 1000 // that wait for an approver, in a tenant; pairings of devices do not count
+	MaxLoginsPerNetwork   = 8    // of those, from one network
+)
+
+// pairingBounds limits the pairings of one kind that wait. The kinds do not count towards each other's bounds, so that a flood of
+// one does not stop the other.
+type pairingBounds struct {
+	all, perNetwork int
+	what            string // in refusals
+}
+
+func boundsOf(k watchword.Kind) pairingBounds {
+	if k == watchword.Operator {
+		return pairingBounds{MaxLogins, MaxLoginsPerNetwork, "logins"}
+	}
+	return pairingBounds{MaxPairings, MaxPairingsPerNetwork, "pairings"}
+}
+
 // PairingState says what became of a pairing. An expired one has no state: it
 // is gone.
 type PairingState string
@@ -31,21 +53,22 @@ const (
 	PairingRejected PairingState = "rejected"
 )
 
-// Pairing is a device with two keys and no code, that waits for an operator's
-// approval (RFC 8628). Its keys never change; the approval is for these keys.
+// Pairing is a client with keys and no code, that waits for an operator's approval (RFC 8628): a device, or the client of a
+// person who is to be an operator (a login). Its keys never change; the approval is for these keys.
 type Pairing struct {
 	Tenant   watchword.TenantID
-	ID       string   // "pair_" and 26 characters that sort by time
-	Hash     [32]byte // SHA-256 of the device code's 22 characters; the device code itself is nowhere
-	UserCode string   // 8 characters of [userCodeAlphabet], without the dash
-	// RequestedID is the id that the device would like; empty if it has no wish.
+	Kind     watchword.Kind // Device or Operator: what it can become, and which operations find it
+	ID       string         // "pair_" and 26 characters that sort by time
+	Hash     [32]byte       // SHA-256 of the device code's 22 characters; the device code itself is nowhere
+	UserCode string         // 8 characters of [userCodeAlphabet], without the dash
+	// RequestedID is the id that the device would like; empty if it has no wish. A login requests nothing.
 	RequestedID watchword.SubjectID
 	Sign        watchword.Key
-	Seal        watchword.Key
-	Remote      string // the address that asked
-	Network     string // the network that limits count the address with
+	Seal        watchword.Key // the zero Key for a login
+	Remote      string        // the address that asked
+	Network     string        // the network that limits count the address with
 	State       PairingState
-	Subject     watchword.SubjectID // the device that it became; empty until approved
+	Subject     watchword.SubjectID // the device or operator whose keys these are; empty until approved
 	By          watchword.SubjectID // the operator that decided; empty until then
 	Created     time.Time
 	Decided     time.Time
@@ -74,9 +97,10 @@ type PairingStore interface {
 	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
 	// AddPairing stores p. ErrUserCodeTaken: another pairing of the tenant has its user code.
 	AddPairing(ctx context.Context, p Pairing, now time.Time) (Pairing, error)
-	PairingByDeviceCode(ctx context.Context, t watchword.TenantID, device [32]byte, now time.Time) (Pairing, error)
-	PairingByUserCode(ctx context.Context, t watchword.TenantID, userCode string, now time.Time) (Pairing, error)
-	Pairings(ctx context.Context, t watchword.TenantID, before string, limit int, now time.Time) ([]Pairing, error)
+	// These read pairings of one kind; one of the other kind is not found.
+	PairingByDeviceCode(ctx context.Context, t watchword.TenantID, k watchword.Kind, device [32]byte, now time.Time) (Pairing, error)
+	PairingByUserCode(ctx context.Context, t watchword.TenantID, k watchword.Kind, userCode string, now time.Time) (Pairing, error)
+	Pairings(ctx context.Context, t watchword.TenantID, k watchword.Kind, before string, limit int, now time.Time) ([]Pairing, error)
 	ApprovePairing(ctx context.Context, by audit.Actor, a Approval, now time.Time, entries func(before, after watchword.Subject) []audit.Entry) (watchword.Subject, error)
 	RejectPairing(ctx context.Context, by audit.Actor, id string, now time.Time, entry audit.EntryOf[Pairing]) (Pairing, error)
 }
@@ -93,7 +117,7 @@ type Approval struct {
 type pollLimiter struct {
 	interval time.Duration
 	mu       sync.Mutex
-	byDevice *cache.Map[[32]byte, pollState]
+	byDevice *cache.Map[[32]byte, pollState] // by the hash of the device code
 }
 
 type pollState struct {
@@ -104,8 +128,9 @@ type pollState struct {
 // slowDownStep is what RFC 8628 §3.5 adds for each poll that came too early.
 const slowDownStep = 5 * time.Second
 
-func newPollLimiter(first time.Duration) *pollLimiter {
-	return &pollLimiter{interval: first, byDevice: cache.New[[32]byte, pollState](2 * MaxPairings)}
+// newPollLimiter returns one for at most max pairings that wait.
+func newPollLimiter(first time.Duration, max int) *pollLimiter {
+	return &pollLimiter{interval: first, byDevice: cache.New[[32]byte, pollState](2 * max)}
 }
 
 // poll counts one, and refuses it where it came too early. Code: pairing_slow.

@@ -24,19 +24,35 @@ type PairingApproval struct {
 // TrustPin is what devices check this server's root by.
 func (svc *Service) TrustPin() string { return svc.opts.TrustPin() }
 
-// Pairing returns the pairing of a code that a person typed. Codes: bad_request, not_found.
-func (svc *Service) Pairing(ctx context.Context, t watchword.TenantID, userCode string, now time.Time) (Pairing, error) {
+// Pairing returns the pairing of that kind of a code that a person typed. Codes: bad_request, not_found.
+func (svc *Service) Pairing(ctx context.Context, t watchword.TenantID, k watchword.Kind, userCode string, now time.Time) (Pairing, error) {
 	code, err := ParseUserCode(userCode)
 	if err != nil {
 		return Pairing{}, err
 	}
-	return svc.store.PairingByUserCode(ctx, t, code, now)
+	return svc.store.PairingByUserCode(ctx, t, k, code, now)
 }
 
-// Pairings lists pairings that have not expired, newest first, with ids below before
+// Pairings lists pairings of one kind that have not expired, newest first, with ids below before
 // (empty: from the newest).
-func (svc *Service) Pairings(ctx context.Context, t watchword.TenantID, before string, limit int, now time.Time) ([]Pairing, error) {
-	return svc.store.Pairings(ctx, t, before, limit, now)
+func (svc *Service) Pairings(ctx context.Context, t watchword.TenantID, k watchword.Kind, before string, limit int, now time.Time) ([]Pairing, error) {
+	return svc.store.Pairings(ctx, t, k, before, limit, now)
+}
+
+// pairingToApprove returns the pending pairing of a user code whose key has exactly this thumbprint, so that a code alone approves
+// nothing. Codes: bad_request; not_found for a code that is unknown or over; conflict where the thumbprint is another one or the
+// pairing is decided.
+func (svc *Service) pairingToApprove(ctx context.Context, t watchword.TenantID, k watchword.Kind, userCode string, sign watchword.KeyID, now time.Time) (Pairing, error) {
+	p, err := svc.Pairing(ctx, t, k, userCode, now)
+	if err != nil {
+		return p, err
+	}
+	if subtle.ConstantTimeCompare([]byte(sign), []byte(p.Sign.ID)) != 1 {
+		return p, &watchword.Error{
+			Code: watchword.Conflict, Field: "sign", Detail: "must be the thumbprint of the pairing with this code: compare all 43 characters with those on the screen that shows the code",
+		}
+	}
+	return p, p.CheckPending()
 }
 
 // ApprovePairing enrolls the pairing's keys as a device, which is added unless a.ID exists already and is new or revoked.
@@ -46,16 +62,8 @@ func (svc *Service) Pairings(ctx context.Context, t watchword.TenantID, before s
 // where the thumbprint is another one, the pairing is decided, or the id is taken;
 // token_too_large.
 func (svc *Service) ApprovePairing(ctx context.Context, by session.Actor, a PairingApproval, now time.Time) (watchword.Subject, error) {
-	p, err := svc.Pairing(ctx, by.Tenant, a.UserCode, now)
+	p, err := svc.pairingToApprove(ctx, by.Tenant, watchword.Device, a.UserCode, a.Sign, now)
 	if err != nil {
-		return watchword.Subject{}, err
-	}
-	if subtle.ConstantTimeCompare([]byte(a.Sign), []byte(p.Sign.ID)) != 1 {
-		return watchword.Subject{}, &watchword.Error{
-			Code: watchword.Conflict, Field: "sign", Detail: "must be the thumbprint of the pairing with this code: compare all 43 characters with those that the device shows",
-		}
-	}
-	if err := p.CheckPending(); err != nil {
 		return watchword.Subject{}, err
 	}
 	id := a.ID
@@ -69,17 +77,31 @@ func (svc *Service) ApprovePairing(ctx context.Context, by session.Actor, a Pair
 	if err != nil {
 		return watchword.Subject{}, err
 	}
-	if !approval.Create {
-		by = by.On(&approval.Subject)
+	return svc.approve(ctx, by, p, approval, now)
+}
+
+// approve stores the approval of p, logs it, and tells the live sessions of the subject.
+func (svc *Service) approve(ctx context.Context, by session.Actor, p Pairing, a Approval, now time.Time) (watchword.Subject, error) {
+	if !a.Create {
+		by = by.On(&a.Subject)
 	}
-	s, err := svc.store.ApprovePairing(ctx, by.Actor, approval, now, func(before, after watchword.Subject) (es []audit.Entry) {
-		if approval.Create {
-			es = append(es, by.DoneEntry(audit.DeviceCreate, string(id), now, map[string]string{"labels": a.Labels.String(), "pairing": p.ID}))
+	id := string(a.Subject.ID)
+	s, err := svc.store.ApprovePairing(ctx, by.Actor, a, now, func(before, after watchword.Subject) (es []audit.Entry) {
+		if a.Create {
+			e := by.DoneEntry(audit.KindFor(p.Kind, audit.DeviceCreate), id, now, map[string]string{"labels": a.Subject.Labels.String(), "pairing": p.ID})
+			if a.Subject.Role != "" {
+				e = e.With("role", a.Subject.Role)
+			}
+			es = append(es, e)
 		}
-		return append(es, by.DoneEntry(audit.DeviceEnroll, string(id), now, map[string]string{
-			"sign": string(p.Sign.ID), "seal": string(p.Seal.ID), "sign_jwk": string(p.Sign.JWK), "seal_jwk": string(p.Seal.JWK), "pairing": p.ID, "user_code": FormatUserCode(p.UserCode),
+		e := by.DoneEntry(audit.KindFor(p.Kind, audit.DeviceEnroll), id, now, map[string]string{
+			"sign": string(p.Sign.ID), "sign_jwk": string(p.Sign.JWK), "pairing": p.ID, "user_code": FormatUserCode(p.UserCode),
 			"before": string(before.State), "after": string(after.State),
-		}))
+		})
+		if p.Seal.ID != "" {
+			e = e.With("seal", string(p.Seal.ID), "seal_jwk", string(p.Seal.JWK))
+		}
+		return append(es, e)
 	})
 	if err == nil {
 		err = svc.opts.Live.Apply(ctx, watchword.SubjectChange(&s))
@@ -116,13 +138,19 @@ func (svc *Service) buildApproval(ctx context.Context, by session.Actor, p Pairi
 	}
 }
 
-// RejectPairing turns a pairing down. Codes: bad_request, not_found, conflict.
-func (svc *Service) RejectPairing(ctx context.Context, by session.Actor, userCode string, now time.Time) (Pairing, error) {
-	p, err := svc.Pairing(ctx, by.Tenant, userCode, now)
+// RejectPairing turns a pairing of that kind down. Codes: bad_request, not_found, conflict.
+func (svc *Service) RejectPairing(ctx context.Context, by session.Actor, k watchword.Kind, userCode string, now time.Time) (Pairing, error) {
+	p, err := svc.Pairing(ctx, by.Tenant, k, userCode, now)
 	if err != nil {
 		return p, err
 	}
-	return svc.store.RejectPairing(ctx, by.Actor, p.ID, now, audit.FixedEntry[Pairing](by.DoneEntry(audit.PairingReject, p.ID, now, map[string]string{
-		"sign": string(p.Sign.ID), "seal": string(p.Seal.ID), "user_code": FormatUserCode(p.UserCode),
-	})))
+	data := map[string]string{"sign": string(p.Sign.ID), "user_code": FormatUserCode(p.UserCode)}
+	if p.Seal.ID != "" {
+		data["seal"] = string(p.Seal.ID)
+	}
+	kind := audit.PairingReject
+	if k == watchword.Operator {
+		kind = audit.LoginReject
+	}
+	return svc.store.RejectPairing(ctx, by.Actor, p.ID, now, audit.FixedEntry[Pairing](by.DoneEntry(kind, p.ID, now, data)))
 }

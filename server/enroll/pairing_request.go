@@ -22,7 +22,7 @@ type PairingRequest struct {
 	Proof    string
 }
 
-// PairingResponse is what the device gets: DeviceCode is its own secret, of 22 characters.
+// PairingResponse is what the client gets: DeviceCode is its own secret, of 22 characters.
 type PairingResponse struct {
 	Pairing
 	DeviceCode string
@@ -52,14 +52,19 @@ func (svc *Service) RequestPairing(ctx context.Context, t watchword.TenantID, a 
 	if a.ClientID == string(sign.ID()) {
 		requestedID = ""
 	}
+	return svc.addPairing(ctx, Pairing{
+		Tenant: t, Kind: watchword.Device, RequestedID: requestedID,
+		Sign:    watchword.Key{ID: sign.ID(), Purpose: watchword.Sign, JWK: sign.JWK(), State: watchword.KeyActive, Added: now},
+		Seal:    watchword.Key{ID: seal.ID(), Purpose: watchword.Seal, JWK: seal.JWK(), State: watchword.KeyActive, Added: now},
+		Expires: now.Add(svc.opts.PairingLifetime),
+	}, from, now)
+}
+
+// addPairing stores a pairing whose keys are proved, with new codes.
+func (svc *Service) addPairing(ctx context.Context, p Pairing, from netip.Addr, now time.Time) (PairingResponse, error) {
 	code := watchword.NewNonce()
-	p := Pairing{
-		Tenant: t, ID: watchword.NewID("pair_", now), Hash: token.CodeDigest(code), RequestedID: requestedID,
-		Sign:   watchword.Key{ID: sign.ID(), Purpose: watchword.Sign, JWK: sign.JWK(), State: watchword.KeyActive, Added: now},
-		Seal:   watchword.Key{ID: seal.ID(), Purpose: watchword.Seal, JWK: seal.JWK(), State: watchword.KeyActive, Added: now},
-		Remote: from.Unmap().String(), Network: fair.Network(from.Unmap()).String(),
-		State: PairingPending, Created: now, Expires: now.Add(svc.opts.PairingLifetime),
-	}
+	p.ID, p.Hash, p.State, p.Created = watchword.NewID("pair_", now), token.CodeDigest(code), PairingPending, now
+	p.Remote, p.Network = from.Unmap().String(), fair.Network(from.Unmap()).String()
 	for {
 		p.UserCode = newUserCode()
 		stored, err := svc.store.AddPairing(ctx, p, now)
@@ -77,21 +82,9 @@ func (svc *Service) RequestPairing(ctx context.Context, t watchword.TenantID, a 
 // Codes: pairing_expired for an unknown, used or expired code; busy, proof_invalid, client_invalid; pairing_pending,
 // pairing_slow, pairing_rejected.
 func (svc *Service) PollPairing(ctx context.Context, t watchword.TenantID, deviceCode, clientID, proof string, now time.Time) (s watchword.Subject, key watchword.KeyID, spent token.SingleUse, err error) {
-	expired := watchword.Refuse(watchword.PairingExpired, "device_code is unknown, used or expired: request another")
-	if !token.WellFormedCode(deviceCode) {
-		return s, key, spent, expired
-	}
-	hash := token.CodeDigest(deviceCode)
-	p, err := svc.store.PairingByDeviceCode(ctx, t, hash, now)
-	if watchword.CodeOf(err) == watchword.NotFound {
-		err = expired
-	}
+	p, sign, err := svc.pairingToPoll(ctx, t, watchword.Device, deviceCode, now)
 	if err != nil {
 		return s, key, spent, err
-	}
-	sign, err := jose.ParseJWK(p.Sign.JWK, jose.ForSigning)
-	if err != nil {
-		return s, key, spent, watchword.Wrap(err, watchword.Internal, "stored key of pairing %s", p.ID)
 	}
 	if err := svc.opts.Semaphore.Do(ctx, func() (err error) {
 		spent, err = token.VerifyPairing(proof, sign, svc.issuer(p.Tenant), token.CodeHashClaim(deviceCode), p.Seal.ID, now)
@@ -102,19 +95,57 @@ func (svc *Service) PollPairing(ctx context.Context, t watchword.TenantID, devic
 	if clientID != string(p.clientID()) {
 		return s, key, spent, watchword.Refuse(watchword.ClientInvalid, "client_id must be the one of the pairing request")
 	}
+	s, err = svc.pairedSubject(ctx, p, now)
+	return s, p.Sign.ID, spent, err
+}
+
+// errPairingExpired is the answer to the code of a client that is unknown, used or expired. It does not say which.
+func errPairingExpired(k watchword.Kind) error {
+	if k == watchword.Operator {
+		return watchword.Refuse(watchword.PairingExpired, "login_code is unknown, used or expired: request another")
+	}
+	return watchword.Refuse(watchword.PairingExpired, "device_code is unknown, used or expired: request another")
+}
+
+// pairingToPoll finds the pairing of a device code, and the key by which its client must prove that the code is its own. Code:
+// pairing_expired.
+func (svc *Service) pairingToPoll(ctx context.Context, t watchword.TenantID, k watchword.Kind, deviceCode string, now time.Time) (p Pairing, sign *jose.PublicKey, err error) {
+	if !token.WellFormedCode(deviceCode) {
+		return p, nil, errPairingExpired(k)
+	}
+	p, err = svc.store.PairingByDeviceCode(ctx, t, k, token.CodeDigest(deviceCode), now)
+	if watchword.CodeOf(err) == watchword.NotFound {
+		err = errPairingExpired(k)
+	}
+	if err != nil {
+		return p, nil, err
+	}
+	if sign, err = jose.ParseJWK(p.Sign.JWK, jose.ForSigning); err != nil {
+		return p, nil, watchword.Wrap(err, watchword.Internal, "stored key of pairing %s", p.ID)
+	}
+	return p, sign, nil
+}
+
+// pairedSubject returns the subject whose keys the client of an approved pairing has. Codes: pairing_pending, pairing_slow,
+// pairing_rejected; pairing_expired where the subject has other keys by now.
+func (svc *Service) pairedSubject(ctx context.Context, p Pairing, now time.Time) (s watchword.Subject, err error) {
 	switch p.State {
 	case PairingRejected:
 		err = watchword.Refuse(watchword.PairingRejected, "an operator rejected the pairing")
 	case PairingPending:
-		if err = svc.polls.poll(hash, now); err == nil {
+		polls := svc.polls
+		if p.Kind == watchword.Operator {
+			polls = svc.logins
+		}
+		if err = polls.poll(p.Hash, now); err == nil {
 			err = watchword.Refuse(watchword.PairingPending, "no operator has decided on the pairing yet")
 		}
 	case PairingApproved:
-		s, err = svc.store.Subject(ctx, t, p.Subject)
+		s, err = svc.store.Subject(ctx, p.Tenant, p.Subject)
 		_, signs := s.SignKey(p.Sign.ID, now)
 		if watchword.CodeOf(err) == watchword.NotFound || err == nil && !signs {
-			err = expired // the device was revoked or deleted since, or has other keys by now
+			err = errPairingExpired(p.Kind) // the subject was revoked or deleted since, or has other keys by now
 		}
 	}
-	return s, p.Sign.ID, spent, err
+	return s, err
 }

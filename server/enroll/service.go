@@ -47,7 +47,8 @@ type Service struct {
 	store    Store
 	opts     Options
 	throttle *throttle
-	polls    *pollLimiter
+	polls    *pollLimiter // of pairings of devices
+	logins   *pollLimiter // of logins
 }
 
 // New returns a service that writes to st.
@@ -58,7 +59,10 @@ func New(st Store, o Options) *Service {
 	if o.PairingInterval == 0 {
 		o.PairingInterval = DefaultPairingInterval
 	}
-	return &Service{store: st, opts: o, throttle: newThrottle(), polls: newPollLimiter(o.PairingInterval)}
+	return &Service{
+		store: st, opts: o, throttle: newThrottle(),
+		polls: newPollLimiter(o.PairingInterval, MaxPairings), logins: newPollLimiter(o.PairingInterval, MaxLogins),
+	}
 }
 
 // issuer returns the issuer identifier of a tenant.

@@ -571,7 +571,7 @@ func TestApproveAndRejectPairing(t *testing.T) {
 		wantField(t, what, err, c.code, c.field)
 	}
 	s.wantChanged("what was refused")
-	if ps, err := s.Pairings(t.Context(), here, "", 10, s.now); err != nil || len(ps) != 1 || ps[0].State != enroll.PairingPending {
+	if ps, err := s.Pairings(t.Context(), here, watchword.Device, "", 10, s.now); err != nil || len(ps) != 1 || ps[0].State != enroll.PairingPending {
 		t.Fatalf("%+v, %v", ps, err)
 	}
 
@@ -597,14 +597,14 @@ func TestApproveAndRejectPairing(t *testing.T) {
 	}
 	_, err = s.ApprovePairing(t.Context(), by, enroll.PairingApproval{UserCode: a.UserCode, Sign: key, ID: "lamp-0"}, s.now)
 	wantCode(t, "approved again", err, watchword.Conflict)
-	_, err = s.RejectPairing(t.Context(), by, a.UserCode, s.now)
+	_, err = s.RejectPairing(t.Context(), by, watchword.Device, a.UserCode, s.now)
 	wantCode(t, "rejected after it was approved", err, watchword.Conflict)
 	for range 2 { // whose answer was lost asks again
 		if got, _, err := s.poll(d, a.DeviceCode, "lamp-0"); err != nil || got.ID != "lamp-0" {
 			t.Errorf("its device hears %+v, %v", got, err)
 		}
 	}
-	p, err := s.Pairing(t.Context(), here, a.UserCode, s.now)
+	p, err := s.Pairing(t.Context(), here, watchword.Device, a.UserCode, s.now)
 	if err != nil || p.State != enroll.PairingApproved || p.By != "alice" || !p.Expires.Equal(s.now.Add(24*time.Hour)) {
 		t.Errorf("%+v, %v", p, err)
 	}
@@ -633,7 +633,7 @@ func TestApproveAndRejectPairing(t *testing.T) {
 	_, err = s.ApprovePairing(t.Context(), by, enroll.PairingApproval{UserCode: a.UserCode, Sign: d.sign.Public().ID()}, s.now)
 	wantField(t, "nobody says who it is", err, watchword.BadRequest, "id")
 
-	p, err = s.RejectPairing(t.Context(), by, a.UserCode, s.now)
+	p, err = s.RejectPairing(t.Context(), by, watchword.Device, a.UserCode, s.now)
 	if err != nil || p.State != enroll.PairingRejected || p.By != "alice" {
 		t.Errorf("rejected: %+v, %v", p, err)
 	}
@@ -644,7 +644,7 @@ func TestApproveAndRejectPairing(t *testing.T) {
 	wantCode(t, "its device hears", err, watchword.PairingRejected)
 	_, err = s.ApprovePairing(t.Context(), by, enroll.PairingApproval{UserCode: a.UserCode, Sign: d.sign.Public().ID(), ID: "lamp-8"}, s.now)
 	wantCode(t, "approved after it was rejected", err, watchword.Conflict)
-	_, err = s.RejectPairing(t.Context(), by, "BBBB-BBBB", s.now)
+	_, err = s.RejectPairing(t.Context(), by, watchword.Device, "BBBB-BBBB", s.now)
 	wantCode(t, "rejecting what is not there", err, watchword.NotFound)
 }
 

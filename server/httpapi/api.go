@@ -155,6 +155,7 @@ func New(p Dependencies) *API {
 	a.enrollRoutes()
 	a.timeRoutes()
 	a.pairingRoutes()
+	a.loginRoutes()
 	a.selfRoutes()
 	a.selfCommandRoutes()
 	a.rekeyRoutes()

@@ -213,11 +213,6 @@ var oauthErrorOf = map[watchword.Code]string{
 }
 
 func (a *API) oauthError(w http.ResponseWriter, r *http.Request, err error) {
-	if watchword.CodeOf(err) == watchword.PairingPending { // pending is no refusal; logging it every few seconds would fill the log
-		p := newProblem(err)
-		writeAnswer(w, p.Status, api.OAuthError{Error: oauthErrorOf[p.Code], Description: oauthDescription(p), Code: p.Code, TraceID: requestInfoOf(r.Context()).trace})
-		return
-	}
 	p := a.problem(r, err)
 	name, ok := oauthErrorOf[p.Code]
 	proof := requestInfoOf(r.Context()).scheme != "" // requests with a token are answered as at any other resource

@@ -120,7 +120,7 @@ func (a *API) pairingListRoutes() {
 	type pairingListOut struct{ Body api.PairingList }
 	register(a, operation{method: http.MethodGet, path: "/v1/enrollments", summary: "List pairings that wait for approval, and recent decisions, newest first"},
 		func(ctx context.Context, c *caller, in *Page) (*pairingListOut, error) {
-			rows, err := a.Enrollment.Pairings(ctx, c.Tenant(), in.Token, in.Size+1, a.Now())
+			rows, err := a.Enrollment.Pairings(ctx, c.Tenant(), watchword.Device, in.Token, in.Size+1, a.Now())
 			if err != nil {
 				return nil, err
 			}
@@ -137,7 +137,7 @@ func (a *API) pairingListRoutes() {
 		})
 	register(a, operation{method: http.MethodGet, path: "/v1/enrollments/{user_code}", summary: "Get one pairing"},
 		func(ctx context.Context, c *caller, in *PairingPath) (*pairingOut, error) {
-			p, err := a.Enrollment.Pairing(ctx, c.Tenant(), in.Code, a.Now())
+			p, err := a.Enrollment.Pairing(ctx, c.Tenant(), watchword.Device, in.Code, a.Now())
 			if err != nil {
 				return nil, a.recordRefusedDecision(c, audit.RequestRefuse, in.Code, err)
 			}
@@ -159,7 +159,7 @@ func (a *API) pairingDecisionRoutes() {
 		})
 	register(a, operation{method: http.MethodPost, path: "/v1/enrollments/{user_code}/reject", summary: "Reject a pairing"},
 		func(ctx context.Context, c *caller, in *PairingPath) (*pairingOut, error) {
-			p, err := a.Enrollment.RejectPairing(ctx, c.actor, in.Code, a.Now())
+			p, err := a.Enrollment.RejectPairing(ctx, c.actor, watchword.Device, in.Code, a.Now())
 			if err != nil {
 				return nil, a.recordRefusedDecision(c, audit.PairingReject, in.Code, err)
 			}

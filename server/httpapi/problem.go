@@ -129,6 +129,9 @@ func (a *API) problem(r *http.Request, err error) *problem {
 	p := newProblem(err)
 	p.TraceID = in.trace
 	p.addChallenge(a, in)
+	if p.Code == watchword.PairingPending { // pending is no refusal; logging it every few seconds would fill the log
+		return p
+	}
 	attrs := []slog.Attr{
 		slog.String("code", string(p.Code)), slog.String("method", r.Method), slog.String("path", r.URL.Path),
 		slog.String("trace", in.trace), slog.String("remote", in.remote.String()),

@@ -9,12 +9,12 @@ import (
 	"github.com/watchword-iot/watchword/server/enroll"
 )
 
-const pairingColumns = `tenant, id, device_code_hash, user_code, requested_id, sign, sign_jwk, seal, seal_jwk, remote, network, state, subject, decided_by, created, decided, expires`
+const pairingColumns = `tenant, kind, id, device_code_hash, user_code, requested_id, sign, sign_jwk, seal, seal_jwk, remote, network, state, subject, decided_by, created, decided, expires`
 
 func scanPairing(r scanner) (p enroll.Pairing, err error) {
 	var device []byte
 	var created, decided, expires int64
-	err = r.Scan(&p.Tenant, &p.ID, &device, &p.UserCode, &p.RequestedID, &p.Sign.ID, &p.Sign.JWK, &p.Seal.ID, &p.Seal.JWK,
+	err = r.Scan(&p.Tenant, &p.Kind, &p.ID, &device, &p.UserCode, &p.RequestedID, &p.Sign.ID, &p.Sign.JWK, &p.Seal.ID, &p.Seal.JWK,
 		&p.Remote, &p.Network, &p.State, &p.Subject, &p.By, &created, &decided, &expires)
 	copy(p.Hash[:], device)
 	p.Sign.Purpose, p.Seal.Purpose = watchword.Sign, watchword.Seal
@@ -37,8 +37,8 @@ func (s *Store) AddPairing(ctx context.Context, p enroll.Pairing, now time.Time)
 		if _, err := t.exec(`DELETE FROM pairings WHERE tenant = ? AND sign = ?`, p.Tenant, p.Sign.ID); err != nil {
 			return out, err
 		}
-		n, err := t.exec(`INSERT INTO pairings (`+pairingColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, user_code) DO NOTHING`,
-			out.Tenant, out.ID, out.Hash[:], out.UserCode, out.RequestedID, out.Sign.ID, out.Sign.JWK, out.Seal.ID, out.Seal.JWK,
+		n, err := t.exec(`INSERT INTO pairings (`+pairingColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, user_code) DO NOTHING`,
+			out.Tenant, out.Kind, out.ID, out.Hash[:], out.UserCode, out.RequestedID, out.Sign.ID, out.Sign.JWK, out.Seal.ID, append([]byte{}, out.Seal.JWK...),
 			out.Remote, out.Network, out.State, out.Subject, out.By, toMillis(out.Created), toMillis(out.Decided), toMillis(out.Expires))
 		if err == nil && n == 0 {
 			err = enroll.ErrUserCodeTaken
@@ -72,26 +72,26 @@ func (t *tx) pairingRequester(p enroll.Pairing, now time.Time) (a enroll.Pairing
 		q.FirstExpiry, q.FirstExpirySameNetwork = fromMillis(first), fromMillis(nearby)
 		return q, err
 	}, nil, `SELECT count(*), coalesce(min(expires), 0), count(*) FILTER (WHERE network = ?1), coalesce(min(expires) FILTER (WHERE network = ?1), 0)
-		FROM pairings WHERE tenant = ?2 AND state = 'pending' AND expires > ?3 AND sign <> ?4`, p.Network, p.Tenant, toMillis(now), p.Sign.ID)
+		FROM pairings WHERE tenant = ?2 AND state = 'pending' AND expires > ?3 AND sign <> ?4 AND kind = ?5`, p.Network, p.Tenant, toMillis(now), p.Sign.ID, p.Kind)
 	return a, err
 }
 
 // PairingByDeviceCode returns the pairing of a device code, by its SHA-256.
-func (s *Store) PairingByDeviceCode(ctx context.Context, t watchword.TenantID, device [32]byte, now time.Time) (enroll.Pairing, error) {
+func (s *Store) PairingByDeviceCode(ctx context.Context, t watchword.TenantID, k watchword.Kind, device [32]byte, now time.Time) (enroll.Pairing, error) {
 	return queryOne(ctx, s, scanPairing, enroll.ErrPairing,
-		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND device_code_hash = ? AND expires > ?`, t, device[:], toMillis(now))
+		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND device_code_hash = ? AND kind = ? AND expires > ?`, t, device[:], k, toMillis(now))
 }
 
 // PairingByUserCode returns the pairing of a user code.
-func (s *Store) PairingByUserCode(ctx context.Context, t watchword.TenantID, userCode string, now time.Time) (enroll.Pairing, error) {
+func (s *Store) PairingByUserCode(ctx context.Context, t watchword.TenantID, k watchword.Kind, userCode string, now time.Time) (enroll.Pairing, error) {
 	return queryOne(ctx, s, scanPairing, enroll.ErrPairing,
-		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND user_code = ? AND expires > ?`, t, userCode, toMillis(now))
+		`SELECT `+pairingColumns+` FROM pairings WHERE tenant = ? AND user_code = ? AND kind = ? AND expires > ?`, t, userCode, k, toMillis(now))
 }
 
-// Pairings returns a page of unexpired pairings, newest first.
-func (s *Store) Pairings(ctx context.Context, t watchword.TenantID, before string, limit int, now time.Time) ([]enroll.Pairing, error) {
+// Pairings returns a page of unexpired pairings of one kind, newest first.
+func (s *Store) Pairings(ctx context.Context, t watchword.TenantID, k watchword.Kind, before string, limit int, now time.Time) ([]enroll.Pairing, error) {
 	return queryAll(ctx, s, scanPairing, `SELECT `+pairingColumns+` FROM pairings
-		WHERE tenant = ?1 AND (?2 = '' OR id < ?2) AND expires > ?3 ORDER BY id DESC LIMIT ?4`, t, before, toMillis(now), limit)
+		WHERE tenant = ?1 AND (?2 = '' OR id < ?2) AND expires > ?3 AND kind = ?5 ORDER BY id DESC LIMIT ?4`, t, before, toMillis(now), limit, k)
 }
 
 // pairing reads a pairing that an operator decides on.
@@ -106,7 +106,7 @@ func (t *tx) decidePairing(p enroll.Pairing) error {
 	return err
 }
 
-// ApprovePairing gives the keys of a pairing to a device.
+// ApprovePairing gives the keys of a pairing to a device or an operator.
 func (s *Store) ApprovePairing(ctx context.Context, by audit.Actor, a enroll.Approval, now time.Time, entries func(before, after watchword.Subject) []audit.Entry) (watchword.Subject, error) {
 	now, a.AnswerUntil = truncateToMillis(now), truncateToMillis(a.AnswerUntil)
 	return writeAs(ctx, s, by, func(t *tx) (out watchword.Subject, err error) {
@@ -129,9 +129,11 @@ func (s *Store) ApprovePairing(ctx context.Context, by audit.Actor, a enroll.App
 		if err != nil {
 			return out, err
 		}
-		// A link that was made for the device ends: its keys are these.
-		if _, err := t.exec(`DELETE FROM codes INDEXED BY codes_of WHERE tenant = ? AND subject = ?`, tenant, id); err != nil {
-			return out, err
+		// A link that was made for the subject ends: its keys are these. One for a further key of an active operator stays.
+		if before.State != watchword.Active {
+			if _, err := t.exec(`DELETE FROM codes INDEXED BY codes_of WHERE tenant = ? AND subject = ?`, tenant, id); err != nil {
+				return out, err
+			}
 		}
 		if out, err = t.putSubject(before, out, entries(before, out)...); err != nil {
 			return out, err

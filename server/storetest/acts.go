@@ -115,6 +115,18 @@ func (t *T) ApprovePairing(ctx context.Context, a enroll.Approval, now time.Time
 	return t.Store.ApprovePairing(ctx, by, a, now, func(_, _ watchword.Subject) []audit.Entry { return es })
 }
 
+// PairingByUserCode is [Pairings.PairingByUserCode] for the pairing of a device.
+func (t *T) PairingByUserCode(ctx context.Context, tenant watchword.TenantID, userCode string, now time.Time) (enroll.Pairing, error) {
+	t.Helper()
+	return t.Store.PairingByUserCode(ctx, tenant, watchword.Device, userCode, now)
+}
+
+// PairingByDeviceCode is [Pairings.PairingByDeviceCode] for the pairing of a device.
+func (t *T) PairingByDeviceCode(ctx context.Context, tenant watchword.TenantID, device [32]byte, now time.Time) (enroll.Pairing, error) {
+	t.Helper()
+	return t.Store.PairingByDeviceCode(ctx, tenant, watchword.Device, device, now)
+}
+
 // RejectPairing is [Pairings.RejectPairing].
 func (t *T) RejectPairing(ctx context.Context, tenant watchword.TenantID, id string, who watchword.SubjectID, now time.Time, e audit.Entry) (enroll.Pairing, error) {
 	by := in(tenant, e)

@@ -21,11 +21,11 @@ type Pairings interface {
 	// state, subject and end. Over MaxPairingsNearby that wait from p.Network: rate_limited; over MaxPairings: busy; both
 	// with RetryAfter.
 	AddPairing(ctx context.Context, p enroll.Pairing, now time.Time) (enroll.Pairing, error)
-	// PairingByDeviceCode and PairingFor return one by the hash of its device code, or by its user code; not_found.
-	PairingByDeviceCode(ctx context.Context, t watchword.TenantID, device [32]byte, now time.Time) (enroll.Pairing, error)
-	PairingByUserCode(ctx context.Context, t watchword.TenantID, userCode string, now time.Time) (enroll.Pairing, error)
-	// Pairings lists newest first, with ids below `before` (empty: from the newest).
-	Pairings(ctx context.Context, t watchword.TenantID, before string, limit int, now time.Time) ([]enroll.Pairing, error)
+	// PairingByDeviceCode and PairingByUserCode return one of kind k by the hash of its device code, or by its user code; not_found.
+	PairingByDeviceCode(ctx context.Context, t watchword.TenantID, k watchword.Kind, device [32]byte, now time.Time) (enroll.Pairing, error)
+	PairingByUserCode(ctx context.Context, t watchword.TenantID, k watchword.Kind, userCode string, now time.Time) (enroll.Pairing, error)
+	// Pairings lists those of kind k newest first, with ids below `before` (empty: from the newest).
+	Pairings(ctx context.Context, t watchword.TenantID, k watchword.Kind, before string, limit int, now time.Time) ([]enroll.Pairing, error)
 	// ApprovePairing adds the subject of a (a.Add), or takes the one that is there, and makes it active with the pairing's
 	// keys; its codes go, and Incarnation grows if it was revoked. Decided already, an id that is taken, a subject that is no device or
 	// neither new nor revoked, a key that was used before: conflict. The pairing lasts until a.Until then.
@@ -38,7 +38,7 @@ type Pairings interface {
 func (t *T) pairing(name string) enroll.Pairing {
 	r := t.redemption(name, name)
 	return enroll.Pairing{
-		Tenant: tenant, ID: watchword.NewID("pair_", t.now), Hash: sha256.Sum256([]byte("device code of " + name)), RequestedID: watchword.SubjectID(name),
+		Tenant: tenant, Kind: watchword.Device, ID: watchword.NewID("pair_", t.now), Hash: sha256.Sum256([]byte("device code of " + name)), RequestedID: watchword.SubjectID(name),
 		Sign: r.Sign, Seal: r.Seal, Remote: "192.0.2.1", Network: "192.0.2.1/32", State: enroll.PairingPending, Created: t.now, Expires: t.now.Add(10 * time.Minute),
 	}
 }
@@ -212,6 +212,10 @@ func pairingBounds(t *T) {
 	}
 	err = from("one-more", "nowhere")
 	t.wantCode(watchword.Busy, err)
+	operator := t.login("laptop")
+	operator.Network = "here"
+	_, err = t.under(code(), operator, t.now) // logins have bounds of their own
+	t.must(err)
 	equal(t, "retry after", err.(*watchword.Error).RetryAfter, 10*time.Minute)
 	t.now = t.now.Add(10 * time.Minute) // those have expired now, pruned or not
 	t.must(from("one-more", "here"))
@@ -306,18 +310,18 @@ func pairingLists(t *T) {
 		t.now = t.now.Add(time.Minute)
 		ids = append(ids, t.askPairing(fmt.Sprint("lamp-", i), fmt.Sprintf("%08d", i)).ID)
 	}
-	page, err := t.Store.Pairings(t.ctx, tenant, "", 3, t.now)
+	page, err := t.Store.Pairings(t.ctx, tenant, watchword.Device, "", 3, t.now)
 	t.must(err)
 	equal(t, "page", len(page), 3)
 	equal(t, "newest", page[0].ID, ids[4])
-	page, err = t.Store.Pairings(t.ctx, tenant, page[2].ID, 3, t.now)
+	page, err = t.Store.Pairings(t.ctx, tenant, watchword.Device, page[2].ID, 3, t.now)
 	t.must(err)
 	equal(t, "next page", len(page), 2)
 	equal(t, "oldest", page[1].ID, ids[0])
-	page, err = t.Store.Pairings(t.ctx, tenant, "", 10, t.now.Add(8*time.Minute))
+	page, err = t.Store.Pairings(t.ctx, tenant, watchword.Device, "", 10, t.now.Add(8*time.Minute))
 	t.must(err)
 	equal(t, "not over", len(page), 2)
-	page, err = t.Store.Pairings(t.ctx, otherTenant, "", 10, t.now)
+	page, err = t.Store.Pairings(t.ctx, otherTenant, watchword.Device, "", 10, t.now)
 	t.must(err)
 	equal(t, "of another tenant", len(page), 0)
 }
