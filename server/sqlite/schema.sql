@@ -1,4 +1,4 @@
--- The schema after migration 21, for new databases. Written by: go test ./server/sqlite -run NewDatabase -update
+-- The schema after migration 23, for new databases. Written by: go test ./server/sqlite -run NewDatabase -update
 
 CREATE TABLE "instance" (
   one    INTEGER PRIMARY KEY CHECK (one = 1),
@@ -196,7 +196,7 @@ CREATE TABLE pairings (
   decided_by   TEXT    NOT NULL DEFAULT '',
   created   INTEGER NOT NULL,
   decided   INTEGER NOT NULL DEFAULT 0,
-  expires   INTEGER NOT NULL,
+  expires   INTEGER NOT NULL, kind TEXT NOT NULL DEFAULT 'device',
   PRIMARY KEY (tenant, id),
   UNIQUE (tenant, device_code_hash),
   UNIQUE (tenant, user_code),
