@@ -58,7 +58,7 @@ CREATE TABLE subject_keys (
   purpose TEXT    NOT NULL,
   jwk     BLOB    NOT NULL,
   state   TEXT    NOT NULL,
-  added   INTEGER NOT NULL, retired INTEGER NOT NULL DEFAULT 0,
+  added   INTEGER NOT NULL, retired INTEGER NOT NULL DEFAULT 0, ends INTEGER NOT NULL DEFAULT 0, name TEXT NOT NULL DEFAULT '',
   UNIQUE (tenant, id)
 ) STRICT;
 
@@ -71,7 +71,7 @@ CREATE TABLE codes (
   expires INTEGER NOT NULL,
   created_by   TEXT    NOT NULL,
   sign    TEXT    NOT NULL DEFAULT '', -- the keys that redeemed it; empty until then
-  seal    TEXT    NOT NULL DEFAULT '',
+  seal    TEXT    NOT NULL DEFAULT '', key_ends INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (tenant, hash)
 ) STRICT, WITHOUT ROWID;
 
@@ -375,6 +375,17 @@ CREATE TABLE clock_mark (
   certain INTEGER NOT NULL,
   newest  INTEGER NOT NULL
 ) STRICT;
+
+CREATE INDEX keys_ending ON subject_keys (ends) WHERE state = 'active' AND ends > 0;
+
+CREATE TABLE notices (
+  tenant  TEXT    NOT NULL,
+  kind    TEXT    NOT NULL,
+  object  TEXT    NOT NULL,
+  at      INTEGER NOT NULL,
+  expires INTEGER NOT NULL,
+  PRIMARY KEY (tenant, kind)
+) STRICT, WITHOUT ROWID;
 
 INSERT INTO audit_pruned VALUES (1, 0, 0, X'0000000000000000000000000000000000000000000000000000000000000000');
 
