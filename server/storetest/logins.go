@@ -70,7 +70,7 @@ func loginLife(t *T) {
 
 	s, err := t.ApprovePairing(t.ctx, t.loginApproval(asked, "alice", "viewer"), t.now, t.loggedIn("alice")...)
 	t.must(err)
-	equal(t, "operator", fmt.Sprint(s.ID, s.Kind, s.Role, s.State, len(s.Keys), s.Keys[0].ID), fmt.Sprint("alice", "operator", "viewer", "active", 1, "laptop-sign", t.now))
+	equal(t, "operator", fmt.Sprint(s.ID, s.Kind, s.Role, s.State, len(s.Keys), s.Keys[0].ID), fmt.Sprint("alice", "operator", "viewer", "active", 1, "laptop-sign"))
 	_, err = t.ApprovePairing(t.ctx, t.loginApproval(asked, "bob", "viewer"), t.now, t.loggedIn("bob")...)
 	t.wantCode(watchword.Conflict, err)
 	p, err = t.Store.PairingByDeviceCode(t.ctx, tenant, watchword.Operator, asked.Hash, t.now.Add(5*time.Minute-time.Millisecond))
@@ -103,8 +103,9 @@ func loginExisting(t *T) {
 	s, err := t.ApprovePairing(t.ctx, t.loginApproval(t.askLogin("laptop", "BBBBBBBB"), "alice", "viewer"), t.now, t.loggedIn("alice")...)
 	t.must(err)
 
-	// A further key is beside the first, and moves the authority version.
+	// A further key is beside the first, and moves the authority version. A link for another machine stays.
 	before := s.AuthorityVersion
+	t.must(t.AddCode(t.ctx, t.code("alice", "phone"), t.entry(audit.KindFor(watchword.Operator, audit.DeviceLink), "alice")))
 	s, err = existing("desktop", "CCCCCCCC", s)
 	t.must(err)
 	_, first := s.SignKey("laptop-sign", t.now)
@@ -113,6 +114,11 @@ func loginExisting(t *T) {
 	equal(t, "role", s.Role, "viewer")
 	equal(t, "incarnation", s.Incarnation, 1)
 	equal(t, "authority version", s.AuthorityVersion > before, true)
+
+	r := t.redemption("phone", "phone")
+	r.Seal = watchword.Key{}
+	_, _, err = t.RedeemCode(t.ctx, r, t.now, t.entry(audit.KindFor(watchword.Operator, audit.DeviceEnroll), "alice"))
+	t.must(err)
 
 	// A suspended operator gets none; a revoked one comes back with this key alone.
 	s, err = t.Suspend(t.ctx, tenant, "alice", t.now, t.entry(audit.DeviceSuspend, "alice"))
