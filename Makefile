@@ -47,8 +47,10 @@ fmt: tools
 	@bad=$$(bin/tools/gofumpt -l .); test -z "$$bad" || { echo "not gofumpt'ed:"; echo "$$bad"; exit 1; }
 
 # Functions that no program and no test reaches, other than those of tools/deadcode.txt: examples without output, which
-# are compiled only. With the tag of the race detector, under which the order of locks is checked.
+# are compiled only. With the tag of the race detector, under which the order of locks is checked. Then what is declared and
+# only tests use, other than what tools/unused.txt states.
 deadcode: tools
+	@GOWORK=off $(GO) build -C tools -o ../bin/tools/ ./unused && bin/tools/unused -except tools/unused.txt work
 	@all=$$(bin/tools/deadcode -tags race -test -f '{{$$p := .Path}}{{range .Funcs}}{{$$p}}.{{.Name}}{{println}}{{end}}' work) || exit 1; \
 	found=$$(printf '%s\n' "$$all" | grep -v '^$$' | grep -vxFf tools/deadcode.txt); \
 	test -z "$$found" || { echo "not reached from any program or test; delete it, or state it in tools/deadcode.txt:"; echo "$$found"; exit 1; }

@@ -285,15 +285,6 @@ func (l *Log[K, V]) After(number uint64, f func(Value[K, V]) bool) {
 // Forgotten returns the greatest number of a lost value without a record, 0 for none.
 func (l *Log[K, V]) Forgotten() uint64 { return l.forgotten }
 
-// Len returns the number of buffered values.
-func (l *Log[K, V]) Len() int { return l.live }
-
-// Bytes returns the bytes of the buffered values.
-func (l *Log[K, V]) Bytes() int { return l.bytes }
-
-// Sources returns the number of sources with values or records.
-func (l *Log[K, V]) Sources() int { return len(l.sources) }
-
 // maxSpareSources limits the source structures kept for reuse.
 const maxSpareSources = 64
 

@@ -1,8 +1,6 @@
 // Package cache provides bounded maps that keep the most recently used entries.
 package cache
 
-import "maps"
-
 // Map keeps at least size and at most twice size entries, in two generations: when the young one is
 // full it becomes the old one, and the former old one is dropped. Each operation takes constant
 // time. It is not safe for concurrent use.
@@ -35,18 +33,3 @@ func (m *Map[K, V]) Put(k K, v V) {
 	}
 	m.young[k] = v
 }
-
-// Delete deletes k.
-func (m *Map[K, V]) Delete(k K) {
-	delete(m.young, k)
-	delete(m.old, k)
-}
-
-// DeleteFunc deletes the entries for which gone returns true, in linear time.
-func (m *Map[K, V]) DeleteFunc(gone func(K, V) bool) {
-	maps.DeleteFunc(m.young, gone)
-	maps.DeleteFunc(m.old, gone)
-}
-
-// Len returns the number of entries; an entry may count twice.
-func (m *Map[K, V]) Len() int { return len(m.young) + len(m.old) }

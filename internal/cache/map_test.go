@@ -24,30 +24,3 @@ func TestMapKeepsAtMostTwiceItsSize(t *testing.T) {
 		t.Error("still knows the first of many")
 	}
 }
-
-func TestDeleteForgetsBothGenerations(t *testing.T) {
-	m := cache.New[string, int](1)
-	m.Put("a", 1)
-	m.Put("b", 2) // a is old now
-	m.Delete("a")
-	m.Delete("b")
-	if _, ok := m.Get("a"); ok {
-		t.Error("a is remembered")
-	}
-	if _, ok := m.Get("b"); ok {
-		t.Error("b is remembered")
-	}
-}
-
-func TestDeleteFuncForgetsInBothGenerations(t *testing.T) {
-	m := cache.New[int, int](4)
-	for i := range 8 {
-		m.Put(i, i)
-	}
-	m.DeleteFunc(func(k, _ int) bool { return k%2 == 1 })
-	for i := range 8 {
-		if _, ok := m.Get(i); ok != (i%2 == 0) {
-			t.Errorf("%d: %v", i, ok)
-		}
-	}
-}

@@ -69,10 +69,6 @@ func (l *Ledger[K]) Reserve(k K, n int64) error { return l.Move(k, 0, k, n) }
 // the caller: a test panics, a server sets the account to zero and logs an error.
 func (l *Ledger[K]) Release(k K, n int64) { _ = l.Move(k, n, k, 0) } // never refused, since nothing grows
 
-// Replace changes what an item of k takes from old to now. It is never refused where now <= old.
-// Code: busy.
-func (l *Ledger[K]) Replace(k K, old, now int64) error { return l.Move(k, old, k, now) }
-
 // Move changes an item that took old in the account of from to one that takes now in the account of
 // to, or changes nothing. It is refused where the account of to, or the total, would grow beyond
 // its limit. Code: busy, with the exceeded limit in Detail.
@@ -164,11 +160,4 @@ func (l *Ledger[K]) Total() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.total
-}
-
-// Accounts returns the number of accounts that are not empty.
-func (l *Ledger[K]) Accounts() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.accounts)
 }

@@ -100,15 +100,15 @@ func TestTheDetailHasNumbersAndAdvice(t *testing.T) {
 	}
 }
 
-func TestReplaceCountsTheDifference(t *testing.T) {
+func TestMoveWithinAnAccountCountsTheDifference(t *testing.T) {
 	l := ledger(100, 100)
 	take(t, l, lamp, 80)
-	if err := l.Replace(lamp, 60, 80); err != nil {
+	if err := l.Move(lamp, 60, lamp, 80); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, l.Replace(lamp, 80, 81), "limits.subject_retained_bytes")
+	refused(t, l.Move(lamp, 80, lamp, 81), "limits.subject_retained_bytes")
 	holds(t, l, 100, map[quota.Key]int64{lamp: 100})
-	if err := l.Replace(lamp, 100, 40); err != nil {
+	if err := l.Move(lamp, 100, lamp, 40); err != nil {
 		t.Fatal(err)
 	}
 	holds(t, l, 40, map[quota.Key]int64{lamp: 40})
@@ -149,10 +149,10 @@ func TestWhatExistsIsCountedAboveTheBounds(t *testing.T) {
 	holds(t, l, 200, map[quota.Key]int64{lamp: 200})
 	refused(t, l.Reserve(lamp, 1), "limits.subject_retained_bytes")
 	refused(t, l.Reserve(pump, 1), "limits.retained_bytes")
-	if err := l.Replace(lamp, 50, 49); err != nil {
+	if err := l.Move(lamp, 50, lamp, 49); err != nil {
 		t.Errorf("what shrinks is refused: %v", err)
 	}
-	if err := l.Replace(lamp, 49, 49); err != nil {
+	if err := l.Move(lamp, 49, lamp, 49); err != nil {
 		t.Errorf("what stays as it is, is refused: %v", err)
 	}
 	holds(t, l, 199, map[quota.Key]int64{lamp: 199})
@@ -243,7 +243,7 @@ func TestConcurrentUse(t *testing.T) {
 					if n := l.Total(); n > 100 {
 						t.Errorf("all hold %d of 100", n)
 					}
-					if l.Replace(k, 7, 9) == nil {
+					if l.Move(k, 7, k, 9) == nil {
 						l.Release(k, 2)
 					}
 					l.Release(k, 7)

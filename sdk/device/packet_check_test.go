@@ -509,6 +509,10 @@ func TestAFloodOfMessagesIsNotHeldInMemory(t *testing.T) {
 	}
 }
 
+// sendTimeout is the maximum time for a request of the application: mqttTimeout over MQTT, and then a whole exchange over
+// HTTPS.
+const sendTimeout = time.Minute
+
 // Over MQTT nothing is acknowledged, over HTTPS each answer stalls: the application's calls end.
 func TestWhatAnApplicationSendsHasADeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

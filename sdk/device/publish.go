@@ -16,10 +16,6 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 )
 
-// sendTimeout is the maximum time for a request of the application: [mqttTimeout] over MQTT, and then a whole exchange over
-// HTTPS.
-const sendTimeout = time.Minute
-
 // Publish sends an event of a stream, whose segments are names joined by "/". v becomes JSON; a byte slice is sent
 // unchanged. Codes: bad_request, denied, too_large, rate_limited, unavailable. It is also unavailable if the server has not
 // answered within a minute: then it is unknown whether the server has the event.

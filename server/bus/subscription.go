@@ -83,7 +83,7 @@ func (t *Tenant) AddSubscription(s *Subscription, a Authority, name string, byte
 }
 
 func (t *Tenant) add(s *Subscription, bytes int64, bounded bool) error {
-	_, err := t.tree.addCharged(s.Filter, s, func(levels int64) error {
+	_, err := t.tree.add(s.Filter, s, func(levels int64) error {
 		k, n := s.Subscriber.Account(), bytes+levels
 		if !bounded {
 			t.bus.subscribed.Add(k, n)
@@ -100,7 +100,7 @@ func (t *Tenant) add(s *Subscription, bytes int64, bounded bool) error {
 // needs levels which s was charged for is charged for them from here on, also above its limit: it may have
 // less without them, never more.
 func (t *Tenant) Unsubscribe(s *Subscription, bytes int64) {
-	t.tree.removeCharged(s.Filter, s, func(freed int64, successor func() (*Subscription, bool)) {
+	t.tree.remove(s.Filter, s, func(freed int64, successor func() (*Subscription, bool)) {
 		t.bus.subscribed.Release(s.Subscriber.Account(), bytes+s.levels)
 		rest := s.levels - freed
 		s.levels = 0

@@ -35,15 +35,9 @@ const (
 	mapBytes   = 150
 )
 
-// add adds s to filter. It returns false if s was there already.
-func (t *tree[S]) add(filter string, s S) bool {
-	fresh, _ := t.addCharged(filter, s, func(int64) error { return nil })
-	return fresh
-}
-
-// addCharged is add with a charge for missing levels: nothing changes if pay returns an error. pay is
-// called with mu held, once, if s is new.
-func (t *tree[S]) addCharged(filter string, s S, pay func(bytes int64) error) (fresh bool, err error) {
+// add adds s to filter, with a charge for missing levels: nothing changes if pay returns an error. pay is called with mu held,
+// once, if s is new. fresh is false if s was there already.
+func (t *tree[S]) add(filter string, s S, pay func(bytes int64) error) (fresh bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.root.hasSubscriber(filter, s) {
@@ -166,15 +160,10 @@ func addToList[S comparable](at *atomic.Pointer[[]S], s S) bool {
 	return true
 }
 
-// remove removes s from filter, and levels that become empty. It returns false if s was not there.
-func (t *tree[S]) remove(filter string, s S) bool {
-	return t.removeCharged(filter, s, func(int64, func() (S, bool)) {})
-}
-
-// removeCharged is remove with an accounting callback. settle is called with mu held, once, if s was there:
-// freed is the memory of removed levels, and successor returns a subscriber whose filter needs all
+// remove removes s from filter, and levels that become empty. It returns false if s was not there. settle is called with mu
+// held, once, if s was there: freed is the memory of removed levels, and successor returns a subscriber whose filter needs all
 // remaining levels of this one; false if there is none.
-func (t *tree[S]) removeCharged(filter string, s S, settle func(freed int64, successor func() (S, bool))) bool {
+func (t *tree[S]) remove(filter string, s S, settle func(freed int64, successor func() (S, bool))) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var freed int64

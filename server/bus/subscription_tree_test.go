@@ -46,12 +46,12 @@ func TestTreeMatchesLikeLinearSearch(t *testing.T) {
 	for n := range 30_000 {
 		e := entry{filter(), r.IntN(8)}
 		if r.IntN(2) == 0 {
-			if got := tr.add(e.filter, e.s); got == have[e] {
+			if got := addFree(tr, e.filter, e.s); got == have[e] {
 				t.Fatalf("step %d: adding %v again: %v", n, e, got)
 			}
 			have[e] = true
 		} else {
-			if got := tr.remove(e.filter, e.s); got != have[e] {
+			if got := removeFree(tr, e.filter, e.s); got != have[e] {
 				t.Fatalf("step %d: removing %v: %v", n, e, got)
 			}
 			delete(have, e)
@@ -73,7 +73,7 @@ func TestTreeMatchesLikeLinearSearch(t *testing.T) {
 		}
 	}
 	for e := range have {
-		tr.remove(e.filter, e.s)
+		removeFree(tr, e.filter, e.s)
 	}
 	if !tr.root.empty() {
 		t.Error("what was removed left levels behind")
@@ -82,15 +82,15 @@ func TestTreeMatchesLikeLinearSearch(t *testing.T) {
 
 func TestConcurrentMatchFindsStableSubscribers(t *testing.T) {
 	tr := &tree[int]{}
-	tr.add("devices/lamp-1/events/#", -1)
+	addFree(tr, "devices/lamp-1/events/#", -1)
 	var stop atomic.Bool
 	var wg sync.WaitGroup
 	for w := range 2 {
 		wg.Go(func() {
 			for i := 0; !stop.Load(); i++ {
 				f := fmt.Sprintf("devices/lamp-%d/events/%d", i%3, w)
-				tr.add(f, w)
-				tr.remove(f, w)
+				addFree(tr, f, w)
+				removeFree(tr, f, w)
 			}
 		})
 	}
@@ -106,9 +106,9 @@ func TestConcurrentMatchFindsStableSubscribers(t *testing.T) {
 func BenchmarkTree(b *testing.B) {
 	tr := &tree[int]{}
 	for i := range 100_000 {
-		tr.add(fmt.Sprintf("devices/lamp-%d/commands", i), i)
+		addFree(tr, fmt.Sprintf("devices/lamp-%d/commands", i), i)
 	}
-	tr.add("devices/+/events/#", -1)
+	addFree(tr, "devices/+/events/#", -1)
 	b.Run("match", func(b *testing.B) {
 		b.ReportAllocs()
 		n := 0
@@ -120,8 +120,18 @@ func BenchmarkTree(b *testing.B) {
 	b.Run("add and remove", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			tr.add("devices/lamp-100001/commands", 1)
-			tr.remove("devices/lamp-100001/commands", 1)
+			addFree(tr, "devices/lamp-100001/commands", 1)
+			removeFree(tr, "devices/lamp-100001/commands", 1)
 		}
 	})
+}
+
+// addFree adds s to filter, whatever it takes.
+func addFree[S comparable](t *tree[S], filter string, s S) bool {
+	fresh, _ := t.add(filter, s, func(int64) error { return nil })
+	return fresh
+}
+
+func removeFree[S comparable](t *tree[S], filter string, s S) bool {
+	return t.remove(filter, s, func(int64, func() (S, bool)) {})
 }

@@ -114,7 +114,7 @@ func TestLoginProofs(t *testing.T) {
 
 func TestApproveLogin(t *testing.T) {
 	s, d := newSetup(t, enroll.Options{}), newDevice(t)
-	_, _, err := s.CreateDevice(t.Context(), by, "lamp-1", nil, 0, s.now)
+	_, _, err := s.CreateDevice(t.Context(), by, "lamp-1", nil, "", 0, s.now)
 	must(t, err)
 	lamp := s.asked(newDevice(t), "lamp-2")
 	s.wantChanged("so far", "lamp-1")

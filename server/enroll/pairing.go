@@ -94,7 +94,6 @@ func (p *Pairing) clientID() watchword.SubjectID {
 
 // PairingStore is what pairing needs from the store.
 type PairingStore interface {
-	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
 	// AddPairing stores p. ErrUserCodeTaken: another pairing of the tenant has its user code.
 	AddPairing(ctx context.Context, p Pairing, now time.Time) (Pairing, error)
 	// These read pairings of one kind; one of the other kind is not found.

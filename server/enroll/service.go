@@ -120,15 +120,9 @@ func (svc *Service) Create(ctx context.Context, by session.Actor, n NewSubject, 
 	return s, link, svc.opts.Live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.SubjectChanged, ID: string(n.ID), Version: 1})
 }
 
-// CreateDevice stores a new device and returns its enrollment link. ttl 0 means [DefaultCodeLifetime]. Codes: bad_request,
-// conflict, token_too_large.
-func (svc *Service) CreateDevice(ctx context.Context, by session.Actor, id watchword.SubjectID, labels watchword.Labels, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
-	return svc.CreateDeviceWithProof(ctx, by, id, labels, "", ttl, now)
-}
-
-// CreateDeviceWithProof is [Service.CreateDevice] for a device that gets nothing without a proof of its
-// key, where proof is [watchword.RequireProof].
-func (svc *Service) CreateDeviceWithProof(ctx context.Context, by session.Actor, id watchword.SubjectID, labels watchword.Labels, proof string, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
+// CreateDevice stores a new device and returns its enrollment link. With [watchword.RequireProof] as proof, the device gets
+// nothing without a proof of its key. ttl 0 means [DefaultCodeLifetime]. Codes: bad_request, conflict, token_too_large.
+func (svc *Service) CreateDevice(ctx context.Context, by session.Actor, id watchword.SubjectID, labels watchword.Labels, proof string, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
 	return svc.Create(ctx, by, NewSubject{ID: id, Kind: watchword.Device, Labels: labels, Proof: proof, TTL: ttl}, now)
 }
 

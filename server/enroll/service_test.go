@@ -192,7 +192,7 @@ func (d device) request(t *testing.T, code string, now time.Time) enroll.EnrollR
 
 func TestCreateDevice(t *testing.T) {
 	s := newSetup(t, enroll.Options{})
-	sub, link, err := s.CreateDevice(t.Context(), by, "lamp-1", watchword.Labels{"site": "a"}, 0, s.now)
+	sub, link, err := s.CreateDevice(t.Context(), by, "lamp-1", watchword.Labels{"site": "a"}, "", 0, s.now)
 	must(t, err)
 	s.wantChanged("added", "lamp-1")
 	if sub.ID != "lamp-1" || sub.Kind != watchword.Device || sub.State != watchword.New || sub.Labels["site"] != "a" || sub.Proof != "" || sub.Version != 1 || sub.Incarnation != 1 {
@@ -204,7 +204,7 @@ func TestCreateDevice(t *testing.T) {
 	if e := s.entry(audit.DeviceCreate); e.Object != "lamp-1" || e.Actor != "alice" || e.Data["labels"] != "site=a" || e.Data["proof"] != "" {
 		t.Errorf("the log says %+v", e)
 	}
-	_, _, err = s.CreateDeviceWithProof(t.Context(), by, "lamp-2", nil, watchword.RequireProof, 0, s.now)
+	_, _, err = s.CreateDevice(t.Context(), by, "lamp-2", nil, watchword.RequireProof, 0, s.now)
 	must(t, err)
 	if e := s.entry(audit.DeviceCreate); e.Data["proof"] != watchword.RequireProof || s.subject("lamp-2").Proof != watchword.RequireProof {
 		t.Errorf("the log says %+v", e)
@@ -231,7 +231,7 @@ func TestCreateDevice(t *testing.T) {
 		"for longer":            {id: "x6", ttl: 30*24*time.Hour + 1, code: watchword.BadRequest},
 	} {
 		s.fits = c.fits
-		_, link, err := s.CreateDeviceWithProof(t.Context(), by, c.id, c.labels, c.proof, c.ttl, s.now)
+		_, link, err := s.CreateDevice(t.Context(), by, c.id, c.labels, c.proof, c.ttl, s.now)
 		wantCode(t, name, err, c.code)
 		if c.code != "" {
 			s.wantChanged(name)
@@ -249,7 +249,7 @@ func TestCreateDevice(t *testing.T) {
 
 func TestEnrollByLink(t *testing.T) {
 	s := newSetup(t, enroll.Options{})
-	_, first, err := s.CreateDevice(t.Context(), by, "lamp-1", nil, 0, s.now)
+	_, first, err := s.CreateDevice(t.Context(), by, "lamp-1", nil, "", 0, s.now)
 	must(t, err)
 	second, err := s.CreateLink(t.Context(), by, "lamp-1", enroll.Lifetimes{Link: time.Hour}, s.now)
 	must(t, err)
@@ -323,7 +323,7 @@ func TestEnrollByLink(t *testing.T) {
 	_, err = s.CreateLink(t.Context(), by, "lamp-1", enroll.Lifetimes{Link: -time.Second}, s.now)
 	wantCode(t, "a link of no time", err, watchword.BadRequest)
 
-	_, link, err := s.CreateDevice(t.Context(), by, "lamp-2", nil, time.Hour, s.now)
+	_, link, err := s.CreateDevice(t.Context(), by, "lamp-2", nil, "", time.Hour, s.now)
 	must(t, err)
 	s.now = link.Expires
 	enter("a link at its end", other.request(t, link.Code, s.now), watchword.CodeInvalid)
@@ -369,7 +369,7 @@ func TestWrongCodesAreThrottled(t *testing.T) {
 		t.Error("the same address in IPv6's form is another")
 	}
 	// A request with a valid code waits as well; a wrong proof is no guess.
-	_, link, err := s.CreateDevice(t.Context(), by, "lamp-1", nil, 0, s.now)
+	_, link, err := s.CreateDevice(t.Context(), by, "lamp-1", nil, "", 0, s.now)
 	must(t, err)
 	_, err = s.Enroll(t.Context(), here, d.request(t, link.Code, s.now), nearby, "", s.now)
 	wantCode(t, "a good code from there", err, watchword.RateLimited)
@@ -537,9 +537,9 @@ func TestPollPairing(t *testing.T) {
 
 func TestApproveAndRejectPairing(t *testing.T) {
 	s := newSetup(t, enroll.Options{})
-	_, _, err := s.CreateDevice(t.Context(), by, "lamp-0", watchword.Labels{"site": "a"}, 0, s.now)
+	_, _, err := s.CreateDevice(t.Context(), by, "lamp-0", watchword.Labels{"site": "a"}, "", 0, s.now)
 	must(t, err)
-	_, _, err = s.CreateDevice(t.Context(), by, "lamp-busy", nil, 0, s.now)
+	_, _, err = s.CreateDevice(t.Context(), by, "lamp-busy", nil, "", 0, s.now)
 	must(t, err)
 	s.changed = nil
 	d := newDevice(t)
@@ -650,7 +650,7 @@ func TestApproveAndRejectPairing(t *testing.T) {
 
 func TestRekey(t *testing.T) {
 	s := newSetup(t, enroll.Options{})
-	_, link, err := s.CreateDevice(t.Context(), by, "lamp-1", nil, 0, s.now)
+	_, link, err := s.CreateDevice(t.Context(), by, "lamp-1", nil, "", 0, s.now)
 	must(t, err)
 	d := newDevice(t)
 	_, err = s.Enroll(t.Context(), here, d.request(t, link.Code, s.now), nearby, "", s.now)

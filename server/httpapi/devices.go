@@ -86,7 +86,7 @@ func (a *API) deviceRoutes() {
 			if err != nil {
 				return nil, err
 			}
-			s, link, err := a.Enrollment.CreateDeviceWithProof(ctx, c.actor, watchword.SubjectID(in.Body.ID), in.Body.Labels, in.Body.Proof, ttl, a.Now())
+			s, link, err := a.Enrollment.CreateDevice(ctx, c.actor, watchword.SubjectID(in.Body.ID), in.Body.Labels, in.Body.Proof, ttl, a.Now())
 			if watchword.CodeOf(err) == watchword.Conflict && in.Once != "" {
 				// The id makes creation idempotent: the same request again returns the device that
 				// the first one created.

@@ -59,10 +59,7 @@ func newAuthority(key crypto.Signer, der []byte) (*authority, error) {
 	return &authority{key: key, cert: cert}, nil
 }
 
-// CAs returns the valid certificates of the server's own authority, as DER, oldest first.
-func (r *Ring) CAs() [][]byte { return r.state.Load().anchors }
-
-// CAPEM returns them as PEM, the active one first.
+// CAPEM returns the valid certificates of the server's own authority as PEM, the active one first.
 func (r *Ring) CAPEM() []byte {
 	k := r.state.Load()
 	out := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: k.ca.cert.Raw})

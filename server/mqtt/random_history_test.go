@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/authz"
 	"github.com/watchword-iot/watchword/mqtt/packet"
 	"github.com/watchword-iot/watchword/server/mqtt"
 	"github.com/watchword-iot/watchword/server/policy"
@@ -38,7 +39,7 @@ func (r permissionLists) mayPublish(topic string) bool {
 
 func (r permissionLists) maySubscribe(filter string) bool {
 	return slices.ContainsFunc(r.sub, func(f string) bool { return policy.Contains(f, filter) }) &&
-		!slices.ContainsFunc(r.noSub, func(f string) bool { return policy.Intersects(f, filter) })
+		!slices.ContainsFunc(r.noSub, func(f string) bool { return authz.Intersects(f, filter) })
 }
 
 // modelClient is one client, as the model sees it.

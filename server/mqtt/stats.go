@@ -2,7 +2,6 @@ package mqtt
 
 import (
 	"sync/atomic"
-	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/lockrank"
@@ -92,10 +91,4 @@ func (b *Broker) Stats() Stats {
 		tn.mu.Unlock()
 	}
 	return out
-}
-
-// Accounts returns how many subjects have a rate account at that time: those with a connection, and
-// those whose bucket is not full yet.
-func (b *Broker) Accounts(now time.Time) int {
-	return b.publishRates.Len(now) + b.controlRates.Len(now)
 }

@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/authz"
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
@@ -86,10 +87,10 @@ func TestContainsAndIntersects(t *testing.T) {
 			if got := policy.Contains(tc.b, tc.a); got != tc.bHoldsA {
 				t.Errorf("Contains(%q, %q): got %v, want %v", tc.b, tc.a, got, tc.bHoldsA)
 			}
-			if got := policy.Intersects(tc.a, tc.b); got != tc.in {
+			if got := authz.Intersects(tc.a, tc.b); got != tc.in {
 				t.Errorf("Intersects(%q, %q): got %v, want %v", tc.a, tc.b, got, tc.in)
 			}
-			if got := policy.Intersects(tc.b, tc.a); got != tc.in {
+			if got := authz.Intersects(tc.b, tc.a); got != tc.in {
 				t.Errorf("Intersects(%q, %q): got %v, want %v", tc.b, tc.a, got, tc.in)
 			}
 		})
@@ -121,7 +122,7 @@ func TestTheAlgebraIsExactFourLevelsDown(t *testing.T) {
 			if got := policy.Contains(a, b); got != contains {
 				t.Errorf("Contains(%q, %q): got %v, want %v", a, b, got, contains)
 			}
-			if got := policy.Intersects(a, b); got != intersects {
+			if got := authz.Intersects(a, b); got != intersects {
 				t.Errorf("Intersects(%q, %q): got %v, want %v", a, b, got, intersects)
 			}
 		}
@@ -130,7 +131,7 @@ func TestTheAlgebraIsExactFourLevelsDown(t *testing.T) {
 
 // isFilter is MQTT 5.0 §4.7.1, byte by byte: what may precede and follow each wildcard.
 func isFilter(s string) bool {
-	if s == "" || len(s) > policy.MaxTopic || !utf8.ValidString(s) || len(strings.Split(s, "/")) > policy.MaxLevels {
+	if s == "" || len(s) > authz.MaxTopic || !utf8.ValidString(s) || len(strings.Split(s, "/")) > policy.MaxLevels {
 		return false
 	}
 	for i := range len(s) {
@@ -286,7 +287,7 @@ func TestContainmentIsAnOrder(t *testing.T) {
 				policy.Contains(b, a), policy.Contains(c, b), policy.Contains(c, a))
 		}
 		// What meets the inner one meets the outer one.
-		if d := draw(); policy.CheckFilter(d) == nil && policy.Intersects(a, d) && !policy.Intersects(b, d) {
+		if d := draw(); policy.CheckFilter(d) == nil && authz.Intersects(a, d) && !authz.Intersects(b, d) {
 			t.Fatalf("%q meets %q, and %q that holds it does not", d, a, b)
 		}
 	}

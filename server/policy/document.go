@@ -60,11 +60,8 @@ type Subject struct {
 	Labels watchword.Labels
 }
 
-// Role returns the custom role that the document is for; "" where it is for ids or labels.
-func (d *Document) Role() string { return d.role }
-
 // SubjectSelector returns the subjects of the document: some ids, or, where ids is nil, all subjects with these
-// labels (and the role of [Document.Role], if there is one).
+// labels (and the custom role that the document is for, if there is one).
 func (d *Document) SubjectSelector() (ids []watchword.SubjectID, labels watchword.Labels) {
 	if d.subjects != nil {
 		return slices.AppendSeq([]watchword.SubjectID{}, maps.Keys(d.subjects)), nil

@@ -2,11 +2,8 @@ package policy
 
 import "github.com/watchword-iot/watchword/internal/authz"
 
-// Limits of topics and filters.
-const (
-	MaxTopic  = authz.MaxTopic // bytes left
-	MaxLevels = authz.MaxLevels
-)
+// MaxLevels limits the levels of a topic or filter.
+const MaxLevels = authz.MaxLevels
 
 // CheckTopic checks that topic is a valid topic name (MQTT 5.0 §4.7). Code: bad_request.
 func CheckTopic(topic string) error { return authz.CheckTopic(topic) }
@@ -26,6 +23,3 @@ func Match(filter, topic string) bool { return authz.Match(filter, topic) }
 // Contains reports whether outer matches every topic that inner matches. Both are
 // filters. It is exact.
 func Contains(outer, inner string) bool { return authz.Contains(outer, inner) }
-
-// Intersects reports whether some topic matches both filters. It is exact.
-func Intersects(a, b string) bool { return authz.Intersects(a, b) }

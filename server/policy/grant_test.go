@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/authz"
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
@@ -157,7 +158,7 @@ func TestCompiledGrantMatchesReference(t *testing.T) {
 			want := s.decide(rules, func(r refRule) bool {
 				return s.any(r.subscribe, func(rf string) bool {
 					if r.deny {
-						return policy.Intersects(rf, inner)
+						return authz.Intersects(rf, inner)
 					}
 					return policy.Contains(rf, inner)
 				})

@@ -31,12 +31,8 @@ type Function struct {
 	Schema []byte
 }
 
-// MaxFunctions is how many functions a device may announce; MaxSchema is the
-// longest schema, in bytes.
-const (
-	MaxFunctions = 256
-	MaxSchema    = 16 << 10
-)
+// MaxSchema limits the schema of a function, in bytes.
+const MaxSchema = 16 << 10
 
 // Configure returns the twin with another wanted configuration. ifVersion is -1 for any, 0 for never set, else the version that
 // was compared. Code: precondition_failed.

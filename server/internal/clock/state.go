@@ -29,9 +29,6 @@ const (
 	AheadAtStart Reason = "ahead_at_start" // ahead of the newest accepted time by more than [MaxAheadAtStart], when the server started
 )
 
-// Reasons is all reasons.
-var Reasons = []Reason{BeforeBuild, BehindMark, SteppedAhead, AheadAtStart}
-
 // Reading is the clocks of a machine at one moment.
 type Reading struct {
 	Wall time.Time     // the wall clock, without monotonic reading

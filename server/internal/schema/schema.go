@@ -44,9 +44,6 @@ type Schema struct {
 	objects  int
 }
 
-// Steps returns the most steps that a validation can take.
-func (s *Schema) Steps() int { return s.steps }
-
 // Objects returns the number of objects and booleans in the schema's JSON; compiling takes time
 // quadratic in it.
 func (s *Schema) Objects() int { return s.objects }

@@ -415,3 +415,6 @@ func BenchmarkWorst(b *testing.B) {
 		})
 	}
 }
+
+// Steps returns the most steps that a validation can take.
+func (s *Schema) Steps() int { return s.steps }
