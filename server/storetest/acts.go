@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -142,4 +143,34 @@ func (t *T) PutPolicy(ctx context.Context, tenant watchword.TenantID, name strin
 // DeletePolicy is [Store.DeletePolicy].
 func (t *T) DeletePolicy(ctx context.Context, tenant watchword.TenantID, name string, ifVersion int64, now time.Time, e audit.Entry) (int64, error) {
 	return t.Store.DeletePolicy(ctx, in(tenant, e), name, ifVersion, now, audit.FixedEntry[policy.Stored](e))
+}
+
+// refusedLeavesNothing mixes steps that are refused in the middle into the same
+// commits as steps that pass.
+func refusedLeavesNothing(t *T) {
+	t.enrolled("lamp-1")
+	n := t.log()
+	errs := race(60, func(i int) error {
+		e := t.entry(audit.CommandOrder, "x")
+		switch i % 3 {
+		case 0:
+			_, _, err := t.AddCommand(t.ctx, t.row(i, "lamp-1"), command.Idempotency{}, unbounded, e)
+			return err
+		case 1: // the number is taken, then the id is found to exist
+			r := t.row(0, "lamp-1")
+			r.ID = "cmd_double"
+			_, _, err := t.AddCommand(t.ctx, r, command.Idempotency{}, unbounded, e)
+			return err
+		default:
+			return t.IssueToken(t.ctx, t.record(fmt.Sprint("tok_", i), "nobody"), t.spend("a"), e)
+		}
+	})
+	ok := count(errs)[""]
+	equal(t, "steps that passed", ok, 21)
+	equal(t, "entries", t.log(), n+ok)
+	rows, err := t.Pending(t.ctx, tenant, "lamp-1", 0, t.now, 1000)
+	t.must(err)
+	equal(t, "commands", len(rows), ok)
+	equal(t, "the last number", rows[len(rows)-1].Seq, int64(ok))
+	t.must(t.Ping(t.ctx))
 }

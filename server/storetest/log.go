@@ -241,3 +241,27 @@ func fewerCheckpoints(t *T) {
 	t.must(err)
 	equal(t, "gone", gone, 0)
 }
+
+func entries(t *T) {
+	const n = 40
+	for _, err := range race(n, func(i int) error {
+		return t.AddEntry(t.ctx, t.entry(audit.RequestRefuse, fmt.Sprint(i)))
+	}) {
+		t.must(err)
+	}
+	var seq int64
+	for {
+		es, err := t.Entries(seq, 7)
+		t.must(err)
+		if len(es) == 0 {
+			break
+		}
+		for _, e := range es {
+			seq++
+			equal(t, "number", e.Seq, seq)
+			equal(t, "time", e.At.Equal(t.now), true)
+			equal(t, "data", e.Data["why"], "test")
+		}
+	}
+	equal(t, "entries", seq, n)
+}
