@@ -40,8 +40,9 @@ var allowed = map[string][]string{
 	"api": {module},
 	"sdk/device": {
 		module, module + "/api", module + "/jose", module + "/token", module + "/audit/ledger", module + "/internal/", "github.com/go-json-experiment/json",
-		"github.com/eclipse/paho.golang",
+		"github.com/eclipse/paho.golang", module + "/sdk/internal/tlstrust",
 	},
+	"sdk/internal/tlstrust": {module, module + "/token", module + "/internal/rest"},
 	"sdk/verify": {
 		module, module + "/api", module + "/jose", module + "/token", module + "/internal/truncate", module + "/internal/durable", module + "/internal/fair", module + "/internal/authz",
 		module + "/internal/cache", module + "/internal/rest", "github.com/go-json-experiment/json",

@@ -16,6 +16,7 @@ import (
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/sdk/internal/tlstrust"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -145,9 +146,9 @@ func (d *Device) hasExpired(end time.Time) bool {
 // needsNonce reports whether only a nonce can show that a command is fresh. The caller holds stateMu.
 func (d *Device) needsNonce() bool { return d.journal.lost || d.now().IsZero() }
 
-// transportFor returns [newTransport] with the device's own time, and never a time before the trust bundle.
+// transportFor returns [tlstrust.NewTransport] with the device's own time, and never a time before the trust bundle.
 func (d *Device) transportFor(t *token.Trust) (*http.Transport, error) {
-	tr, err := newTransport(t, d.nowWithTrust(t), d.connect)
+	tr, err := tlstrust.NewTransport(t, d.nowWithTrust(t), d.connect)
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/sdk/internal/tlstrust"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -87,7 +88,7 @@ type Device struct {
 	identity   *identity // nil until enrolled
 	trust      atomic.Pointer[token.Trust]
 	pinnedRoot string // pin of the current root, if it differs from that of identity; used only when the trust bundle is renewed
-	transport  transportRef
+	transport  tlstrust.Transport
 	client     *rest.Client
 	tokens     *rest.Tokens
 	mqtt       atomic.Pointer[mqttConn] // the current MQTT connection, or nil

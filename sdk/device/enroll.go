@@ -14,6 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/sdk/internal/tlstrust"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -85,7 +86,7 @@ func (d *Device) verifyServer(ctx context.Context, server, pin string) (*token.T
 	}
 	t, err := token.VerifyTrust(string(a.Body), pin, time.Time{})
 	if err != nil {
-		return nil, "", notABundle(err)
+		return nil, "", tlstrust.NotABundle(err)
 	}
 	if d.nowWithTrust(&t).IsZero() { // no clock, or one that is earlier than times signed by the root
 		d.syncFirstTime(ctx, server, &t)
@@ -95,15 +96,7 @@ func (d *Device) verifyServer(ctx context.Context, server, pin string) (*token.T
 			return nil, "", err
 		}
 	}
-	return &t, string(a.Body), checkPeer(peerCerts(), server, &t, d.nowWithTrust(&t))
-}
-
-// notABundle returns the error for a document that is not the server's trust bundle: bundle_invalid if it cannot be parsed.
-func notABundle(err error) error {
-	if watchword.CodeOf(err) == watchword.TokenMalformed {
-		return watchword.Wrap(err, watchword.BundleInvalid, "the server did not return a trust bundle")
-	}
-	return err
+	return &t, string(a.Body), tlstrust.CheckPeer(peerCerts(), server, &t, d.nowWithTrust(&t))
 }
 
 // syncFirstTime requests signed time from a server before enrollment, and reports whether the device's time has changed.

@@ -17,6 +17,7 @@ import (
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/sdk/internal/tlstrust"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -163,7 +164,7 @@ func (d *Device) verifyServerToPair(ctx context.Context, server, pin string) (*t
 	}
 	c, peerCerts := d.insecureClient(server, &tls.Config{MinVersion: tls.VersionTLS13})
 	a, err := c.Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
-	if isUnknownAuthority(err) {
+	if tlstrust.IsUnknownAuthority(err) {
 		err = watchword.Wrap(err, watchword.PeerUntrusted, "no public CA has certified %s: give the pin of its root, which watchword trust pin prints on the server", server)
 	}
 	if err != nil {
@@ -177,7 +178,7 @@ func (d *Device) verifyServerToPair(ctx context.Context, server, pin string) (*t
 	if err != nil {
 		return nil, "", "", err
 	}
-	return &t, raw, pin, checkPeer(peerCerts(), server, &t, d.now())
+	return &t, raw, pin, tlstrust.CheckPeer(peerCerts(), server, &t, d.now())
 }
 
 func (d *Device) forgetPairing() error {

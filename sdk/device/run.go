@@ -16,6 +16,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/sdk/internal/tlstrust"
 )
 
 // Waiting for commands, and pauses after errors.
@@ -235,9 +236,9 @@ func (r *run) receiveLoop(ctx context.Context) error {
 // refreshAfterError starts the tasks that may remove the cause of an error: a newer trust bundle, signed time.
 func (r *run) refreshAfterError(err error) {
 	switch code := watchword.CodeOf(err); {
-	case isUnknownAuthority(err), code == watchword.KeyUnknown, code == watchword.BundleInvalid:
+	case tlstrust.IsUnknownAuthority(err), code == watchword.KeyUnknown, code == watchword.BundleInvalid:
 		r.bundle.trigger() // the server's key or authority may be newer than the bundle
-		if isUnknownAuthority(err) {
+		if tlstrust.IsUnknownAuthority(err) {
 			r.doubtTime() // or its certificate is not valid at the device's time
 		}
 	case code == watchword.TokenEarly, code == watchword.TokenExpired:

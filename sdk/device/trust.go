@@ -3,9 +3,6 @@ package device
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"encoding/pem"
-	"errors"
 	"log/slog"
 	"net/http"
 	"time"
@@ -13,6 +10,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
+	"github.com/watchword-iot/watchword/sdk/internal/tlstrust"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -120,7 +118,7 @@ func (d *Device) restoreAnchors(t *token.Trust) {
 	if d.lock == nil {
 		return
 	}
-	if b, err := durable.ReadTrusted(d.path(caFile), 4*watchword.MaxBundle); err == nil && bytes.Equal(b, anchorsPEM(t)) {
+	if b, err := durable.ReadTrusted(d.path(caFile), 4*watchword.MaxBundle); err == nil && bytes.Equal(b, tlstrust.AnchorsPEM(t)) {
 		return
 	}
 	if err := d.writeAnchors(t); err != nil {
@@ -150,7 +148,7 @@ func (d *Device) fetchTrust(ctx context.Context) (raw []byte, proved bool, err e
 	proved = true
 	r := rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle}
 	a, err := d.client.WithoutTokens().Do(ctx, r)
-	if isUnknownAuthority(err) {
+	if tlstrust.IsUnknownAuthority(err) {
 		c, _ := d.unverifiedClient(d.identity.HTTPS)
 		a, err = c.Do(ctx, r)
 		proved = false
@@ -161,21 +159,7 @@ func (d *Device) fetchTrust(ctx context.Context) (raw []byte, proved bool, err e
 	return a.Body, proved, nil
 }
 
-// isUnknownAuthority reports whether an error means that the trust bundle does not vouch for the peer's certificate: the
-// server's authority may have changed.
-func isUnknownAuthority(err error) bool {
-	_, is := errors.AsType[*tls.CertificateVerificationError](err)
-	return is
-}
-
 // writeAnchors writes the file of certificate authorities, for other clients of the server.
 func (d *Device) writeAnchors(t *token.Trust) error {
-	return durable.WriteFile(d.path(caFile), anchorsPEM(t), 0o644)
-}
-
-func anchorsPEM(t *token.Trust) (ca []byte) {
-	for _, der := range t.CAs {
-		ca = append(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	return ca
+	return durable.WriteFile(d.path(caFile), tlstrust.AnchorsPEM(t), 0o644)
 }
