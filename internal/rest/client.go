@@ -178,6 +178,8 @@ func (c *Client) retryable(r Request, err error) bool {
 			c.tokens.Forget() // the server does not know the token any more
 			return true
 		}
+	case watchword.Denied:
+		return c.tokens != nil && c.tokens.forgetLoaded() // its permissions may be those of before
 	}
 	return false
 }

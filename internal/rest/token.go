@@ -27,6 +27,8 @@ type Tokens struct {
 	// Prover, if not nil, proves the key where the server demands it, or from BindTokens on: then
 	// tokens are bound to the prover's key (RFC 9449).
 	Prover *Prover
+	// Cache, if not nil, keeps the token between processes. Only bound tokens are kept: without the key they are of no use.
+	Cache TokenCache
 	// WithLock, if not nil, is called around each use of the cached token; it must call get.
 	WithLock func(ctx context.Context, get func(context.Context) error) error
 
@@ -36,8 +38,10 @@ type Tokens struct {
 	bindsTokens bool
 	token       string
 	bound       bool // the token is bound
+	loaded      bool // the token is from the cache
 	refreshAt   time.Time
-	dropped     int // counts invalidations, to detect one during a request
+	refused     string // the last token that was invalidated, which the cache may still have
+	dropped     int    // counts invalidations, to detect one during a request
 }
 
 // contextMutex is a mutex whose Lock can be cancelled, since its holder may wait for the server.
@@ -78,7 +82,7 @@ func (t *Tokens) credential(ctx context.Context) (token string, prover *Prover, 
 		defer t.fetching.Unlock()
 		access, bound := t.cached()
 		if access == "" {
-			access, bound, err = t.fetch(ctx)
+			access, bound, err = t.loadOrFetch(ctx)
 		}
 		token, prover = access, nil
 		if bound {
@@ -150,6 +154,9 @@ func (t *Tokens) Forget() {
 
 // drop is called with mu held.
 func (t *Tokens) drop() {
+	if t.token != "" {
+		t.refused = t.token
+	}
 	t.token = ""
 	t.dropped++
 }
@@ -177,9 +184,13 @@ func (t *Tokens) fetch(ctx context.Context) (token string, bound bool, err error
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if dropped == t.dropped {
-		t.token, t.bound = out.Token, proving
+		t.token, t.bound, t.loaded = out.Token, proving, false
 		life := max(time.Duration(min(out.In, maxLife))*time.Second*4/5, time.Second)
-		t.refreshAt = t.Now().Round(0).Add(life) // wall clock: after the machine slept, the token is older
+		now := t.Now().Round(0) // wall clock: after the machine slept, the token is older
+		t.refreshAt = now.Add(life)
+		if t.Cache != nil && proving {
+			t.Cache.Save(CachedToken{Token: out.Token, Obtained: now, RefreshAt: t.refreshAt})
+		}
 	}
 	return out.Token, proving, nil
 }

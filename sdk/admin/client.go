@@ -31,11 +31,26 @@ type Options struct {
 	URL     string // https://host:port, without a trailing slash
 	Dial    string // host:port to connect to instead of URL's; the certificate must still be for URL's host; empty means URL's
 	Issuer  string // the issuer identifier; empty means URL
-	CA      []byte // PEM of the trusted authority; nil means the system's
+	CA      []byte // PEM of the trusted authority; nil means the system's, or those of Bundle
 	Subject watchword.SubjectID
 	Key     *jose.PrivateKey // Subject's signing key
 	Now     func() time.Time // nil means time.Now
+
+	// Bundle is the server's trust bundle, in place of CA and Dial: the client trusts the authorities that it names, and follows
+	// the server to later ones. Pin is the pin of a root that it names, and BundleAt when the server sent it. SaveServer, if not
+	// nil, is called with each bundle that the server sent since, the pin of its newest root, and the server's address and issuer
+	// as of then; it reports its own errors.
+	Bundle     string
+	Pin        string
+	BundleAt   time.Time
+	SaveServer func(Server)
+
+	// TokenCache, if not nil, keeps the access token between processes. Tokens are then bound to the key (RFC 9449).
+	TokenCache TokenCache
 }
+
+// TokenCache keeps access tokens between processes.
+type TokenCache = rest.TokenCache
 
 // Client is a client of the management API. It is safe for concurrent use.
 type Client struct {
@@ -57,6 +72,41 @@ func New(o Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	tr, err := transport(o)
+	if err != nil {
+		return nil, err
+	}
+	issuer := func() string { return o.Issuer }
+	trusted, _ := tr.(*trustedTransport)
+	if trusted != nil {
+		issuer = trusted.issuer
+	}
+	c := &Client{opts: o, signer: s}
+	c.tokens = &rest.Tokens{
+		Client: rest.New(o.URL, tr, nil), Path: "/oauth/token", Now: o.Now, Cache: o.TokenCache,
+		Sign: func() (string, error) {
+			return token.SignAssertion(s, o.Subject, issuer(), o.Now(), time.Minute)
+		},
+		Prover: &rest.Prover{Sign: func(method, uri, nonce, access string) (string, error) {
+			return token.SignDPoP(s, method, uri, nonce, access, o.Now())
+		}},
+	}
+	if trusted != nil {
+		c.tokens.WithLock = trusted.withRefresh
+	}
+	if o.TokenCache != nil {
+		c.tokens.BindTokens()
+	}
+	c.rest = rest.New(o.URL, tr, c.tokens)
+	return c, nil
+}
+
+// transport returns the transport that authenticates the server of o: by its trust bundle, or by o.CA. Code: bad_request, and
+// those of a bundle that is not valid.
+func transport(o Options) (http.RoundTripper, error) {
+	if o.Bundle != "" {
+		return newTrustedTransport(o)
+	}
 	conf := &tls.Config{MinVersion: tls.VersionTLS13, Time: o.Now}
 	if o.CA != nil {
 		conf.RootCAs = x509.NewCertPool()
@@ -74,31 +124,28 @@ func New(o Options) (*Client, error) {
 			return d.DialContext(ctx, network, o.Dial)
 		}
 	}
-	tr := rest.Transport(conf, dial)
-	c := &Client{opts: o, signer: s}
-	c.tokens = &rest.Tokens{
-		Client: rest.New(o.URL, tr, nil), Path: "/oauth/token", Now: o.Now,
-		Sign: func() (string, error) {
-			return token.SignAssertion(s, o.Subject, o.Issuer, o.Now(), time.Minute)
-		},
-		Prover: &rest.Prover{Sign: func(method, uri, nonce, access string) (string, error) {
-			return token.SignDPoP(s, method, uri, nonce, access, o.Now())
-		}},
-	}
-	c.rest = rest.New(o.URL, tr, c.tokens)
-	return c, nil
+	return rest.Transport(conf, dial), nil
 }
 
 // Local returns a client of the server that uses a data folder of this machine, as its first operator. Codes: not_found if
 // no server was started with the folder, key_exposed, file_untrusted.
 func Local(dir string) (*Client, error) {
+	o, err := LocalOptions(dir)
+	if err != nil {
+		return nil, err
+	}
+	return New(o)
+}
+
+// LocalOptions returns the options of [Local]. Codes: as there.
+func LocalOptions(dir string) (o Options, err error) {
 	const mostPlace, mostCA = 64 << 10, 1 << 20
 	b, err := durable.ReadTrusted(filepath.Join(dir, "server.json"), mostPlace)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, watchword.Refuse(watchword.NotFound, "no server was started with the data folder %s", dir)
+		return o, watchword.Refuse(watchword.NotFound, "no server was started with the data folder %s", dir)
 	}
 	if err != nil {
-		return nil, err
+		return o, err
 	}
 	var place struct {
 		URL      string              `json:"url"`
@@ -108,25 +155,25 @@ func Local(dir string) (*Client, error) {
 		Operator watchword.SubjectID `json:"operator"`
 	}
 	if err := json.Unmarshal(b, &place); err != nil {
-		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "%s is damaged", filepath.Join(dir, "server.json"))
+		return o, watchword.Wrap(err, watchword.ConfigInvalid, "%s is damaged", filepath.Join(dir, "server.json"))
 	}
-	o := Options{URL: place.URL, Issuer: place.Issuer, Subject: place.Operator, Dial: localAddress(place.HTTPS)}
+	o = Options{URL: place.URL, Issuer: place.Issuer, Subject: place.Operator, Dial: localAddress(place.HTTPS)}
 	if place.CA != "" {
 		if o.CA, err = durable.ReadTrusted(place.CA, mostCA); err != nil {
 			if watchword.CodeOf(err) == watchword.FileUntrusted {
-				return nil, err
+				return o, err
 			}
-			return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the CA certificate %s cannot be read", place.CA)
+			return o, watchword.Wrap(err, watchword.ConfigInvalid, "the CA certificate %s cannot be read", place.CA)
 		}
 	}
 	jwk, err := durable.ReadPrivate(filepath.Join(dir, "operator.jwk"))
 	if err != nil {
-		return nil, watchword.Wrap(err, watchword.CodeOf(err), "the operator's key cannot be read: %s", err)
+		return o, watchword.Wrap(err, watchword.CodeOf(err), "the operator's key cannot be read: %s", err)
 	}
 	if o.Key, err = jose.ParsePrivateJWK(jwk, jose.ForSigning); err != nil {
-		return nil, err
+		return o, err
 	}
-	return New(o)
+	return o, nil
 }
 
 // localAddress returns the address by which this machine reaches a server that listens on listens: the server's public name
