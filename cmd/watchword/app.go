@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -17,7 +16,6 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/terminal"
-	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
 // app is the state that all commands share. Commands print only through out and err.
@@ -27,6 +25,7 @@ type app struct {
 	format string
 	json   bool
 	data   string
+	target
 }
 
 func (a *app) prepare() error {
@@ -40,29 +39,8 @@ func (a *app) prepare() error {
 		a.format = "table"
 		return usage("-o %s: must be table, json or jsonl", f)
 	}
-	if a.data == "" {
-		a.data = os.Getenv("WATCHWORD_DATA")
-	}
-	if a.data == "" {
-		a.data = defaultData()
-	}
-	return nil
+	return a.chooseData()
 }
-
-// defaultData is the data folder if neither --data nor WATCHWORD_DATA is set.
-func defaultData() string {
-	if d := os.Getenv("XDG_DATA_HOME"); d != "" {
-		return filepath.Join(d, "watchword")
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return "watchword-data"
-	}
-	return filepath.Join(home, ".local", "share", "watchword")
-}
-
-// client returns the client of the server on this machine.
-func (a *app) client() (*admin.Client, error) { return admin.Local(a.data) }
 
 // print prints a result: as JSON with -o json, else as table writes it.
 func (a *app) print(v any, table func(w *terminal.Writer)) error {

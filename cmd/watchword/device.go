@@ -1,8 +1,8 @@
 package main
 
 import (
+	"context"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"rsc.io/qr"
@@ -77,7 +77,7 @@ func (a *app) deviceCreate() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.printLink(d, d.Enrollment, *picture)
+		return a.printDeviceLink(d, d.Enrollment, *picture)
 	}
 	return c
 }
@@ -95,16 +95,22 @@ func (a *app) deviceLink() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.printLink(e, &e, *picture)
+		return a.printDeviceLink(e, &e, *picture)
 	}
 	return c
 }
 
-// printLink prints v as JSON, or the link alone on standard output and an instruction on standard error.
-func (a *app) printLink(v any, e *api.Enrollment, picture bool) error {
+// printDeviceLink prints the link of a device.
+func (a *app) printDeviceLink(v any, e *api.Enrollment, picture bool) error {
+	return a.printLink(v, e, picture, "watchword device link ID", "on the device, run: watchword agent enroll 'LINK' --dir DIR")
+}
+
+// printLink prints v as JSON, or the link alone on standard output and on standard error how it is used. again is the command
+// that makes another link.
+func (a *app) printLink(v any, e *api.Enrollment, picture bool, again, use string) error {
 	if e == nil { // a repeated creation: the link is shown once only
 		return a.print(v, func(w *terminal.Writer) {
-			w.Printf("the device exists already; %s device link ID makes a new link\n", program())
+			w.Printf("it exists already; %s makes a new link\n", runnable(again))
 		})
 	}
 	if err := a.print(v, func(w *terminal.Writer) { w.Printf("%s\n", e.Link) }); err != nil {
@@ -116,7 +122,7 @@ func (a *app) printLink(v any, e *api.Enrollment, picture bool) error {
 		}
 	}
 	if a.format == "table" {
-		a.err.Printf("valid for one use, until %s; on the device, run: watchword agent enroll 'LINK' --dir DIR\n", formatTime(e.ExpiresAt))
+		a.err.Printf("valid for one use, until %s; %s\n", formatTime(e.ExpiresAt), use)
 	}
 	return nil
 }
@@ -197,13 +203,7 @@ func showDevice(w *terminal.Writer, d api.Device) {
 		proof = "yes"
 	}
 	w.Printf("id\t%s\nstate\t%s\nlabels\t%s\nrequire proof\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, proof, d.Version, formatTime(d.CreatedAt), formatTime(d.ChangedAt))
-	for _, k := range d.Keys {
-		until := ""
-		if k.Retired != nil {
-			until = ", replaced " + formatTime(*k.Retired)
-		}
-		w.Printf("key\t%s  %s, %s, since %s%s\n", k.ID, k.Purpose, k.State, formatTime(k.AddedAt), until)
-	}
+	showKeys(w, d.Keys)
 	for _, f := range d.Functions {
 		schema := ""
 		if len(f.Schema) > 0 {
@@ -211,9 +211,7 @@ func showDevice(w *terminal.Writer, d api.Device) {
 		}
 		w.Printf("function\t%s%s\n", f.Name, schema)
 	}
-	for _, s := range d.Sessions {
-		w.Printf("session\t%s  %s from %s, until %s\n", s.ID, s.Transport, s.Remote, formatTime(s.ExpiresAt))
-	}
+	showSessions(w, d.Sessions)
 }
 
 func (a *app) deviceRequireProof() *cobra.Command {
@@ -309,22 +307,16 @@ func (a *app) deviceRevoke() *cobra.Command {
 	reason := c.Flags().String("reason", "", "reason, recorded in the audit log; required")
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if *reason == "" {
-			return usage("revoke requires --reason; it is recorded in the audit log")
-		}
-		if err := a.confirm(*yes, "revoke "+args[0]+" permanently"); err != nil {
+		if err := requireReason(*reason); err != nil {
 			return err
 		}
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
-		start := time.Now()
-		d, err := cl.Revoke(c.Context(), watchword.SubjectID(args[0]), *reason)
-		if err == nil && a.format == "table" {
-			a.err.Printf("all live sessions are closed, after %d ms\n", time.Since(start).Milliseconds())
-		}
-		return a.printDevice(d, err)
+		return a.revoke(c.Context(), *yes, "revoke "+args[0]+" permanently", func(ctx context.Context) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			return a.printDevice(cl.Revoke(ctx, watchword.SubjectID(args[0]), *reason))
+		})
 	}
 	return c
 }

@@ -205,6 +205,16 @@ var answers = map[string]func() any{
 	"PUT /v1/policies/":        func() any { return full[api.Policy]() },
 	"POST /v1/explain":         func() any { return full[api.Explanation]() },
 	"GET /v1/self":             func() any { return full[api.Self]() },
+	"GET keys":                 func() any { return full[api.KeyList]() },
+	"GET /v1/operators?":       func() any { return page[api.Subject]("operators") },
+	"POST /v1/operators":       func() any { return full[api.Subject]() },
+	"GET /v1/operators/":       func() any { return full[api.Subject]() },
+	"PUT /v1/operators/":       func() any { return full[api.Subject]() },
+	"POST /v1/operators/":      func() any { return full[api.Subject]() },
+	"GET /v1/services?":        func() any { return page[api.Subject]("services") },
+	"POST /v1/services":        func() any { return full[api.Subject]() },
+	"GET /v1/services/":        func() any { return full[api.Subject]() },
+	"POST /v1/services/":       func() any { return full[api.Subject]() },
 	"GET /v1/retained?":        func() any { return page[api.Retained]("retained") },
 	"GET /v1/retained/":        func() any { return full[api.RetainedDetail]() },
 	"GET /v1/self/commands":    func() any { return map[string]any{"commands": []any{map[string]string{"jwe": hostileText}}} },
@@ -238,13 +248,17 @@ func (e *hostileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case r.URL.Path == "/oauth/token" && attack != "token":
-		send(200, map[string]any{"access_token": access, "token_type": "Bearer", "expires_in": 600})
+		kind := "Bearer"
+		if r.Header.Get("DPoP") != "" {
+			kind = "DPoP"
+		}
+		send(200, map[string]any{"access_token": access, "token_type": kind, "expires_in": 600})
 		return
 	case r.URL.Path == "/v1/trust":
 		_, _ = w.Write([]byte(e.bundle))
 		return
 	case r.URL.Path == "/v1/enroll" && attack == "fields":
-		send(200, map[string]any{"id": "lamp-1", "labels": map[string]string{hostileText: hostileText}, "issuer": e.url, "token_endpoint": e.url + "/oauth/token", "https": e.url})
+		send(200, map[string]any{"id": "lamp-1", "kind": "operator", "labels": map[string]string{hostileText: hostileText}, "issuer": e.url, "token_endpoint": e.url + "/oauth/token", "https": e.url})
 		return
 	}
 	switch attack {
@@ -340,6 +354,30 @@ var hostileCases = map[string]hostileCase{
 	"backup verify":        {args: []string{"{file}", "--identity", "{file}"}, quiet: true}, // speaks to no server
 	"clock accept":         {args: []string{"--config", "{file}", "--yes"}, quiet: true},
 	"whoami":               {},
+	"login":                {args: []string{"{link}"}, quiet: true}, // it prints what was verified, or has a checked form
+	"logout":               {quiet: true},
+	"context list":         {quiet: true}, // asks no server
+	"context use":          {args: []string{"c"}, quiet: true},
+	"context delete":       {args: []string{"c", "--yes"}, quiet: true},
+	"operator invite":      {args: []string{"alice", "--role", "viewer", "--qr"}},
+	"operator link":        {args: []string{"alice"}},
+	"operator role":        {args: []string{"alice", "viewer"}},
+	"operator list":        {},
+	"operator show":        {args: []string{"alice"}},
+	"operator suspend":     {args: []string{"alice"}},
+	"operator resume":      {args: []string{"alice"}},
+	"operator revoke":      {args: []string{"alice", "--reason", "r", "--yes"}},
+	"operator key list":    {args: []string{"alice"}},
+	"operator key revoke":  {args: []string{"alice", "key", "--yes"}, quiet: true},
+	"service key list":     {args: []string{"billing"}},
+	"service key revoke":   {args: []string{"billing", "key", "--yes"}, quiet: true},
+	"service create":       {args: []string{"billing", "-l", "a=b"}},
+	"service link":         {args: []string{"billing"}},
+	"service list":         {},
+	"service show":         {args: []string{"billing"}},
+	"service suspend":      {args: []string{"billing"}},
+	"service resume":       {args: []string{"billing"}},
+	"service revoke":       {args: []string{"billing", "--reason", "r", "--yes"}},
 	"device create":        {args: []string{"lamp-1", "-l", "a=b", "--qr"}},
 	"device link":          {args: []string{"lamp-1", "--qr"}},
 	"device list":          {},
@@ -612,6 +650,9 @@ func (w *hostileSetup) run(t *testing.T, c hostileCase, path []string, format st
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
+	home := filepath.Join(w.dir, fmt.Sprintf("home-%d", w.n)) // without the access token of the run before
+	t.Setenv("XDG_CONFIG_HOME", home)
+	t.Setenv("XDG_CACHE_HOME", home)
 	stdout, stderr := &screen{}, &screen{}
 	status = run(ctx, args, terminal.New(stdout, shows).SetWidth(1<<20), terminal.New(stderr, shows))
 	if ctx.Err() != nil && c.longer == 0 {

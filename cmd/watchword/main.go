@@ -205,10 +205,10 @@ func truncateReason(s string) string {
 // hintByCode is the suggested next step for a code.
 var hintByCode = map[watchword.Code]string{
 	watchword.Denied:          "watchword policy explain shows which rule decided",
-	watchword.Unavailable:     "check that the server runs (watchword serve), and that --data or WATCHWORD_DATA names its data folder",
+	watchword.Unavailable:     "check that the server runs (watchword serve), and which server this tool uses: watchword context list, --data or WATCHWORD_DATA",
 	watchword.ClockUntrusted:  "set the clock of the server's machine; watchword clock show says what is wrong, and watchword clock accept vouches for the clock as it is",
-	watchword.CodeInvalid:     "watchword device link ID makes a new link",
-	watchword.PinMismatch:     "make a new link with watchword device link ID, and check which server answers at that address",
+	watchword.CodeInvalid:     "a link is valid once, and for a limited time: watchword device link ID, watchword operator link NAME and watchword service link NAME make a new one",
+	watchword.PinMismatch:     "make a new link (watchword device link ID, watchword operator link NAME), and check which server answers at that address",
 	watchword.PairingExpired:  "run watchword agent pair again; it keeps the same keys",
 	watchword.FunctionUnknown: "watchword device show ID lists what the device announced",
 	watchword.RateLimited:     "wait a moment and try again",
@@ -237,11 +237,14 @@ func (a *app) root() *cobra.Command {
 	f := root.PersistentFlags()
 	f.StringVarP(&a.format, "output", "o", "table", "output format: table, json or jsonl")
 	f.BoolVar(&a.json, "json", false, "same as -o json")
-	f.StringVar(&a.data, "data", "", "data folder of the server on this machine (default $WATCHWORD_DATA, else "+defaultData()+")")
+	a.addTargetFlags(f)
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.prepare() }
 	root.AddCommand(
-		a.serveCommand(), a.demoCommand(), a.deviceCommand(), a.enrollmentCommand(), a.trustCommand(), a.commandCommand(), a.twinCommand(), a.eventCommand(),
-		a.sessionCommand(), a.retainedCommand(), a.policyCommand(), a.tokenCommand(), a.keyCommand(), a.auditCommand(), a.agentCommand(), a.simCommand(), a.whoamiCommand(), a.clockCommand(), a.backupCommand(), a.versionCommand(),
+		a.serveCommand(), a.demoCommand(), a.backupCommand(), a.clockCommand(),
+		a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.contextCommand(), a.operatorCommand(), a.serviceCommand(),
+		a.deviceCommand(), a.enrollmentCommand(), a.trustCommand(), a.commandCommand(), a.twinCommand(), a.eventCommand(), a.sessionCommand(), a.retainedCommand(),
+		a.policyCommand(), a.tokenCommand(), a.keyCommand(), a.auditCommand(),
+		a.agentCommand(), a.simCommand(), a.versionCommand(),
 	)
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root

@@ -40,6 +40,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"status":   wantStatus,
 			"awaiting": awaiting,
+			"until":    until,
 			"capture":  capture,
 			"mangle":   replaceInFile,
 			"retain":   retain,
@@ -73,6 +74,23 @@ func awaiting(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		if time.Now().After(end) {
 			ts.Fatalf("%s did not come", path)
+		}
+	}
+}
+
+// until runs a program again and again until its standard output matches a pattern: until PATTERN program args….
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 || neg {
+		ts.Fatalf("usage: until PATTERN program args…")
+	}
+	pattern := regexp.MustCompile("(?m)" + args[0])
+	for end := time.Now().Add(30 * time.Second); ; {
+		err := ts.Exec(args[1], args[2:]...)
+		if err == nil && pattern.MatchString(ts.ReadFile("stdout")) {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("the output of %v did not match %s: %v", args[1:], args[0], err)
 		}
 	}
 }

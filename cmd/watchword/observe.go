@@ -221,7 +221,11 @@ func (a *app) whoamiCommand() *cobra.Command {
 			if s.Role != "" {
 				w.Printf("role\t%s\n", s.Role)
 			}
-			w.Printf("server\t%s\nkey\t%s\n", cl.URL(), s.Token.Key)
+			end := ""
+			if s.Token.KeyEndsAt != nil {
+				end = ", until " + formatTime(*s.Token.KeyEndsAt)
+			}
+			w.Printf("server\t%s\nkey\t%s%s\n", cl.URL(), s.Token.Key, end)
 			for _, p := range s.Permissions.Perm {
 				w.Printf("may\t%s\n", p)
 			}

@@ -14,7 +14,6 @@ import (
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/jose"
-	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -131,11 +130,10 @@ func (p *inspection) verifyWithBundle(t token.Trust, now time.Time) (err error) 
 	return err
 }
 
-// trust fetches the trust bundle of the server of the data folder, and its currently valid issuer keys: a bundle that was
-// signed in advance may name one that was revoked since. TLS authenticates both: the authority's certificate is in the
-// folder.
+// trust fetches the trust bundle of the server that commands talk to, and its currently valid issuer keys: a bundle that was
+// signed in advance may name one that was revoked since. TLS authenticates both.
 func (a *app) trust(ctx context.Context) (token.Trust, error) {
-	cl, err := admin.Local(a.data)
+	cl, err := a.client()
 	if err != nil {
 		return token.Trust{}, err
 	}

@@ -147,6 +147,8 @@ func (a *API) problem(r *http.Request, err error) *problem {
 	}
 	level := slog.LevelInfo
 	switch {
+	case p.Code == watchword.DPoPNonce: // each client's first request with a proof is answered so (RFC 9449 §8)
+		level = slog.LevelDebug
 	case p.Code == watchword.Unavailable:
 		level = slog.LevelWarn
 	case p.Status >= http.StatusInternalServerError:

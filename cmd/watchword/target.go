@@ -1,0 +1,174 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/pflag"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/cmd/internal/contexts"
+	"github.com/watchword-iot/watchword/sdk/admin"
+)
+
+// target is the server that commands talk to, and the subject that they act as: the global options, and where the data folder
+// was named.
+type target struct {
+	server, caFile, keyFile, as string // --server, --cafile, --key, --as
+	context                     string // --context
+
+	dataFrom origin
+}
+
+// origin says where the name of the data folder is from. The zero value is a folder that is not chosen yet.
+type origin int
+
+const (
+	fromFlag origin = iota + 1
+	fromEnvironment
+	fromDefault
+)
+
+func (a *app) addTargetFlags(f *pflag.FlagSet) {
+	f.StringVar(&a.data, "data", "", "data folder of the server on this machine (default $WATCHWORD_DATA, else "+defaultData()+")")
+	f.StringVar(&a.context, "context", "", "context to use, of those that watchword login made (default $WATCHWORD_CONTEXT, else the current one)")
+	f.StringVar(&a.server, "server", "", "URL of the server, with --key and --as, in place of a context")
+	f.StringVar(&a.caFile, "cafile", "", "with --server: PEM file of the certificate authority to trust (default: the system's)")
+	f.StringVar(&a.keyFile, "key", "", "with --server: file of the private key (JWK)")
+	f.StringVar(&a.as, "as", "", "with --server: ID of the operator or service whose key --key is")
+}
+
+// chooseData sets the data folder and where its name is from. A second call changes nothing.
+func (a *app) chooseData() error {
+	switch env := os.Getenv("WATCHWORD_DATA"); {
+	case a.dataFrom != 0:
+	case a.data != "":
+		a.dataFrom = fromFlag
+	case env != "":
+		a.data, a.dataFrom = env, fromEnvironment
+	default:
+		a.data, a.dataFrom = defaultData(), fromDefault
+	}
+	if a.server == "" && (a.caFile != "" || a.keyFile != "" || a.as != "") {
+		return usage("--cafile, --key and --as are used with --server URL")
+	}
+	if a.server != "" && (a.keyFile == "" || a.as == "") {
+		return usage("--server requires --key FILE and --as ID: the private key, and the operator or service whose key it is")
+	}
+	return nil
+}
+
+// defaultData is the data folder if neither --data nor WATCHWORD_DATA is set.
+func defaultData() string {
+	if d := os.Getenv("XDG_DATA_HOME"); d != "" {
+		return filepath.Join(d, "watchword")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "watchword-data"
+	}
+	return filepath.Join(home, ".local", "share", "watchword")
+}
+
+// chosen is the server that a command talks to, of the ways to name one. Exactly one field is set.
+type chosen struct {
+	flags   bool   // --server, --key and --as
+	data    string // data folder
+	context string // name of a context
+}
+
+// choose returns the server that a command talks to. The first of these that is given counts: --server, --data, --context,
+// WATCHWORD_DATA, WATCHWORD_CONTEXT, the current context, the default data folder. current returns the current context; empty
+// for none.
+func (a *app) choose(environment string, current func() (string, error)) (chosen, error) {
+	switch {
+	case a.server != "":
+		return chosen{flags: true}, nil
+	case a.dataFrom == fromFlag:
+		return chosen{data: a.data}, nil
+	case a.context != "":
+		return chosen{context: a.context}, nil
+	case a.dataFrom == fromEnvironment:
+		return chosen{data: a.data}, nil
+	case environment != "":
+		return chosen{context: environment}, nil
+	}
+	name, err := current()
+	if err != nil || name != "" {
+		return chosen{context: name}, err
+	}
+	return chosen{data: a.data}, nil
+}
+
+// contexts opens the contexts of the user.
+func (a *app) contexts() (*contexts.Store, error) {
+	return contexts.Open(func(err error) { a.err.Printf("watchword: %s\n", truncateReason(errorText(err))) })
+}
+
+// chosenTarget is [app.choose] with the environment and the contexts of this process. store is nil without a home folder.
+func (a *app) chosenTarget() (to chosen, store *contexts.Store, err error) {
+	store, storeErr := a.contexts()
+	to, err = a.choose(os.Getenv("WATCHWORD_CONTEXT"), func() (string, error) {
+		if storeErr != nil {
+			return "", nil // without a home folder there are no contexts
+		}
+		f, err := store.Read()
+		return f.Current, err
+	})
+	if err == nil && to.context != "" && storeErr != nil {
+		err = storeErr
+	}
+	return to, store, err
+}
+
+// options returns the options of a client of the server that [app.choose] names.
+func (a *app) options() (o admin.Options, store *contexts.Store, err error) {
+	to, store, err := a.chosenTarget()
+	switch {
+	case err != nil:
+	case to.flags:
+		o, err = a.flagOptions()
+	case to.context != "":
+		o, err = store.Options(to.context)
+	default:
+		o, err = admin.LocalOptions(to.data)
+		if watchword.CodeOf(err) == watchword.NotFound && a.dataFrom == fromDefault {
+			err = watchword.Refuse(watchword.NotFound, "no server was started with the data folder %s, and this user is logged in to none: start a server with %s, name the data folder of one with --data or WATCHWORD_DATA, or log in to a server of another machine with %s",
+				to.data, runnable("watchword serve"), runnable("watchword login LINK"))
+		}
+	}
+	return o, store, err
+}
+
+// flagOptions returns the options of --server, --cafile, --key and --as.
+func (a *app) flagOptions() (o admin.Options, err error) {
+	o = admin.Options{URL: a.server, Subject: watchword.SubjectID(a.as)}
+	if a.caFile != "" {
+		const most = 1 << 20
+		if o.CA, err = readTrusted(a.caFile, most); err != nil {
+			return o, err
+		}
+	}
+	o.Key, err = contexts.ReadKey(a.keyFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = watchword.Wrap(err, watchword.NotFound, "file %s does not exist", a.keyFile)
+	}
+	return o, err
+}
+
+// client returns the client of the server that [app.choose] names. Its tokens are bound to the key and kept until they end, so
+// that a command does not request its own.
+func (a *app) client() (*admin.Client, error) {
+	o, store, err := a.options()
+	if err != nil {
+		return nil, err
+	}
+	o.Issuer = cmp.Or(o.Issuer, o.URL)
+	if store != nil {
+		o.TokenCache = store.TokenCache(o)
+	}
+	return admin.New(o)
+}
