@@ -108,6 +108,8 @@ var keptByName = map[string]string{
 	"internal/tomlpos.locator.tables":       "of one document",
 	"policy.arguments.doc":                  "of one request",
 	"policy.rule.paths":                     "of one rule",
+	"policy.Item.Args":                      "of one rule",
+	"registry.groups.byText":                "of one answer",
 }
 
 // Fields and variables keep nothing by a name that may stand for something else in another tenant: the key of each map, and of

@@ -203,6 +203,7 @@ var answers = map[string]func() any{
 	"GET /v1/policies?":        func() any { return page[api.Policy]("policies") },
 	"GET /v1/policies/":        func() any { return "# " + hostileText + "\n" },
 	"PUT /v1/policies/":        func() any { return full[api.Policy]() },
+	"POST /v1/policies/diff?":  func() any { return hostileDiff() },
 	"POST /v1/explain":         func() any { return full[api.Explanation]() },
 	"GET /v1/self":             func() any { return full[api.Self]() },
 	"GET keys":                 func() any { return full[api.KeyList]() },
@@ -311,6 +312,19 @@ func (e *hostileServer) answer(r *http.Request) any {
 	return found()
 }
 
+// hostileDiff is an answer of POST /v1/policies/diff whose permissions have a prefix that a client accepts.
+func hostileDiff() any {
+	items := []any{map[string]any{"permission": []any{"topic:" + hostileText, []string{"pub"}}, "args": map[string]string{hostileText: hostileText}, "rule": hostileText, "deny": hostileText}}
+	return map[string]any{
+		"name": hostileText, "version": 1, "subjects": 9, "sessions": 9, "refused": map[string]string{"code": hostileText, "detail": hostileText},
+		"groups": []any{map[string]any{
+			"kind": hostileText, "role": hostileText, "labels": map[string]string{hostileText: hostileText}, "subjects": 9, "sessions": 9, "examples": []string{hostileText}, "proof": hostileText,
+			"gained": items, "lost": items, "may_give_gained": items, "may_give_lost": items,
+		}},
+		"live_sessions": []any{map[string]any{"id": hostileText, "subject": hostileText, "transport": hostileText, "gains": true}},
+	}
+}
+
 // screen is where a command prints, which ends when it has printed enough.
 type screen struct {
 	mu    sync.Mutex
@@ -408,6 +422,7 @@ var hostileCases = map[string]hostileCase{
 	"policy list":          {},
 	"policy show":          {args: []string{"p"}, lines: true},
 	"policy check":         {args: []string{"{policy}"}, quiet: true},
+	"policy diff":          {args: []string{"{policy}"}},
 	"policy apply":         {args: []string{"{policy}"}},
 	"policy delete":        {args: []string{"p", "--yes"}, quiet: true},
 	"policy explain":       {args: []string{"--subject", "s", "--action", "call", "--resource", "fn:lamp-1/f"}},

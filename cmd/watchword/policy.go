@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) policyCommand() *cobra.Command {
-	return commandGroup("policy", "Check, apply and explain policies", a.policyList(), a.policyShow(), a.policyCheck(), a.policyApply(), a.policyDelete(), a.policyExplain())
+	return commandGroup("policy", "Check, apply and explain policies", a.policyList(), a.policyShow(), a.policyCheck(), a.policyDiff(), a.policyApply(), a.policyDelete(), a.policyExplain())
 }
 
 func (a *app) policyList() *cobra.Command {

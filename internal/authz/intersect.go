@@ -53,11 +53,15 @@ func Intersection(a, b string) (string, bool) {
 	}
 }
 
-// fullyDenied reports whether every topic that filter matches is denied. A filter without # is
-// covered by several others only if one of them covers it, since a + matches infinitely many names;
-// a filter with # is examined level by level, until no denied filter is as long.
+// fullyDenied reports whether every topic that filter matches is denied.
 func fullyDenied(filter string, pub bool, lists ...[]Topic) bool {
-	covered := func(f string) bool {
+	longest := 0
+	for _, l := range lists {
+		for i := range l {
+			longest = max(longest, Levels(l[i].Filter))
+		}
+	}
+	return CoveredTogether(filter, longest, func(f string) bool {
 		for _, l := range lists {
 			for i := range l {
 				if r := &l[i]; (pub && r.Pub || !pub && r.Sub) && Contains(r.Filter, f) {
@@ -66,26 +70,30 @@ func fullyDenied(filter string, pub bool, lists ...[]Topic) bool {
 			}
 		}
 		return false
-	}
-	if covered(filter) {
+	})
+}
+
+// Levels returns the number of levels of a filter.
+func Levels(filter string) int { return strings.Count(filter, "/") + 1 }
+
+// CoveredTogether reports whether several filters match every topic that filter matches. contained reports whether one of them
+// contains a filter; longest is the most levels that one of them has. It is exact: a filter without # is covered by several others
+// only if one of them covers it, since a + matches infinitely many names; a filter with # is examined level by level, until none
+// of the others is as long.
+func CoveredTogether(filter string, longest int, contained func(filter string) bool) bool {
+	if contained(filter) {
 		return true
 	}
 	begins, open := strings.CutSuffix(rooted(filter), "#")
 	if !open {
 		return false
 	}
-	longest := 0
-	for _, l := range lists {
-		for i := range l {
-			longest = max(longest, strings.Count(l[i].Filter, "/")+1)
-		}
-	}
 	levels := strings.Count(begins, "/")
-	if levels > 0 && !covered(begins[:len(begins)-1]) { // "a/#" matches "a"
+	if levels > 0 && !contained(begins[:len(begins)-1]) { // "a/#" matches "a"
 		return false
 	}
 	for n := levels + 1; n <= min(max(longest, levels)+1, MaxLevels); n++ {
-		if begins += "+"; !covered(begins) {
+		if begins += "+"; !contained(begins) {
 			return false
 		}
 		begins += "/"

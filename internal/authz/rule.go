@@ -100,7 +100,8 @@ type Target struct {
 	Version int64
 }
 
-// Call is a rule on calls of one device (Device), of any device ("*"), or of devices with Labels.
+// Call is a rule on calls of one device (Device), of any device ("*"), or of devices with Labels. A rule for one device if that has
+// certain labels has both; it is only compared, and decides nothing.
 type Call[B any] struct {
 	Device   string
 	Labels   watchword.Labels
@@ -130,7 +131,7 @@ func (r *Call[B]) excludes(t Target) bool {
 // Resource returns device and function as written in a permission.
 func (r *Call[B]) Resource() string {
 	device := r.Device
-	if r.Labels != nil {
+	if r.Labels != nil && device == "" {
 		device = r.Labels.String()
 	}
 	return watchword.FunctionPrefix + device + "/" + r.Function

@@ -46,6 +46,18 @@ func (c *Client) CheckPolicy(ctx context.Context, name string, text []byte) erro
 	return err
 }
 
+// DiffPolicy returns what ApplyPolicy with this text would change, or DeletePolicy where text is nil, and changes nothing. Its
+// Version is what ApplyPolicy takes as ifVersion. Codes: policy_invalid, too_large, timed_out; not_found for the deletion of a policy
+// that is not there.
+func (c *Client) DiffPolicy(ctx context.Context, name string, text []byte) (d api.PolicyDiff, err error) {
+	r := rest.Request{Method: http.MethodPost, Path: "/v1/policies/diff", Query: url.Values{"name": {name}}, Type: "application/toml", Body: text}
+	if text == nil {
+		r.Query.Set("delete", "true")
+	}
+	_, err = c.rest.JSON(ctx, r, nil, &d)
+	return d, err
+}
+
 // ApplyPolicy applies a policy, which is effective for live sessions when it returns. ifVersion below 0 means any, 0 that
 // it must not exist. Codes: policy_invalid, token_too_large, precondition_failed.
 func (c *Client) ApplyPolicy(ctx context.Context, name string, text []byte, ifVersion int64) (p api.Policy, err error) {

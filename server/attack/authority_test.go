@@ -220,6 +220,9 @@ func (b *fullAuthorityDevice) operations(t *testing.T, n *int) map[string]func()
 		"POST /v1/policies/check": func() operation {
 			return operation{path: "/v1/policies/check?name=p", body: "subjects = [\"nobody\"]\n[[allow]]\npublish = [\"a\"]\n", contentType: "application/toml"}
 		},
+		"POST /v1/policies/diff": func() operation {
+			return operation{path: "/v1/policies/diff?name=p", body: "subjects = [\"nobody\"]\n[[allow]]\npublish = [\"a\"]\n", contentType: "application/toml"}
+		},
 		"POST /v1/explain":                         at("/v1/explain", `{"subject":"operator","action":"get","resource":"api:/v1/devices"}`),
 		"POST /v1/keys/{role}/rotate":              at("/v1/keys/time/rotate", `{"now":true}`),
 		"POST /v1/keys/{id}/revoke":                nil, // by keyOf below

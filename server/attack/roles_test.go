@@ -58,7 +58,7 @@ func TestRolesByOperation(t *testing.T) {
 		"GET /v1/audit": "owner admin auditor", "GET /v1/audit/export": "owner admin auditor", "GET /v1/audit/{seq}": "owner admin auditor", "GET /v1/audit/{seq}/proof": "owner admin auditor",
 		"GET /v1/keys": "owner admin", "GET /v1/operators": "owner admin", "GET /v1/operators/{id}": "owner admin", "GET /v1/operators/{id}/keys": "owner admin",
 		"POST /v1/commands": "owner admin operator", "POST /v1/commands/{id}/cancel": "owner admin operator",
-		"GET /v1/commands/{id}/evidence": see, "POST /v1/explain": see, "POST /v1/policies/check": see,
+		"GET /v1/commands/{id}/evidence": see, "POST /v1/explain": see, "POST /v1/policies/check": see, "POST /v1/policies/diff": see,
 	}
 	for _, p := range []string{"devices", "devices/{id}", "devices/{id}/twin", "services", "services/{id}", "services/{id}/keys", "enrollments", "enrollments/{user_code}", "commands", "commands/{id}", "sessions", "policies", "policies/{name}", "events", "retained", "retained/{topic}"} {
 		may["GET /v1/"+p] = see

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"mime"
 	"net/http"
 	"slices"
 	"strings"
@@ -71,6 +72,9 @@ func (a *API) policyRoutes() {
 	})
 	a.describe(http.MethodPost, "/v1/policies/check", "Check a policy without applying it", nil)
 
+	a.handle(route{pattern: "POST /v1/policies/diff", safePost: true, maxBody: maxPolicy}, a.diffPolicy)
+	a.describe(http.MethodPost, "/v1/policies/diff", "Show what an edit of a policy would change, for subjects and live sessions, without applying it", nil)
+
 	type policyDeleteIn struct {
 		Name  string `path:"name" maxLength:"64"`
 		Match string `header:"If-Match"`
@@ -84,6 +88,38 @@ func (a *API) policyRoutes() {
 			return nil, c.policyEdit.Delete(ctx, c.actor, in.Name, v, a.Now())
 		})
 	a.explainRoute()
+}
+
+// diffPolicy compares the text in the body, or with ?delete=true the deletion of the policy.
+func (a *API) diffPolicy(w http.ResponseWriter, r *http.Request, c *caller) error {
+	q := r.URL.Query()
+	name := q.Get("name")
+	if err := watchword.CheckName("name", name); err != nil {
+		return err
+	}
+	method := http.MethodPut
+	source := c.body
+	switch del := q.Get("delete"); {
+	case del == "true" && len(source) > 0:
+		return watchword.RefuseField("body", "must be empty with delete=true")
+	case del == "true":
+		method, source = http.MethodDelete, nil
+	case del != "" && del != "false":
+		return watchword.RefuseField("delete", "must be true or false")
+	default:
+		if ct, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || ct != tomlType {
+			return watchword.Refuse(watchword.UnsupportedMediaType, "Content-Type must be %s", tomlType)
+		}
+	}
+	d, err := a.Registry.DiffPolicy(c.ctx, c.actor, name, source, a.Guard.Sessions)
+	if err != nil {
+		return err
+	}
+	if err := c.Authority.Request(method, "/v1/policies/"+name).Err(); err != nil {
+		d.Refused = err
+	}
+	writeAnswer(w, http.StatusOK, viewDiff(name, method == http.MethodDelete, d))
+	return nil
 }
 
 func (a *API) applyPolicy(w http.ResponseWriter, r *http.Request, c *caller) error {

@@ -56,11 +56,16 @@ var everyTopic = watchword.Permission{Resource: watchword.TopicPrefix + allTopic
 
 // Narrows reports whether something that before allows is not allowed by after.
 func Narrows(before, after *Grant) bool {
-	_, loses := uncovered(extent{allowed: &before.Allowed, denied: &before.Denied}, extent{allowed: &after.Allowed, denied: &after.Denied})
+	_, loses := uncovered(before.holds(), after.holds())
 	return loses || before.proof == nil && after.proof != nil
 }
 
 func (g *Grant) held() *rules { return &g.Allowed }
+
+// holds is what the subject may do.
+func (g *Grant) holds() extent { return extent{allowed: &g.Allowed, denied: &g.Denied} }
+
+// gives is what the subject may give to others.
 func (g *Grant) gives() extent {
 	return extent{allowed: g.givable(), denied: &g.Denied, everyTopic: g.givesEveryTopic}
 }

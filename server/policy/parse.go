@@ -396,7 +396,8 @@ func (p *parser) args(path string, table map[string]any, r *rule) {
 		case err == nil:
 		case p.stored:
 			p.doc.skippedBounds = append(p.doc.skippedBounds, name)
-			if compiled, err = schema.Compile([]byte(strconv.FormatBool(r.deny))); err != nil { // matches everything in a deny rule, nothing in an allow rule
+			source = strconv.FormatBool(r.deny)
+			if compiled, err = schema.Compile([]byte(source)); err != nil { // matches everything in a deny rule, nothing in an allow rule
 				panic(err) // true and false are valid schemas
 			}
 		case errors.Is(err, schema.ErrBounds):

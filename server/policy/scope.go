@@ -87,5 +87,5 @@ func callContains(r, inner *callRule) bool {
 	case r.Device == "*":
 		return true
 	}
-	return inner.Labels == nil && r.Device == inner.Device
+	return r.Device == inner.Device // "" where inner is for labels alone
 }

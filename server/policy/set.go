@@ -111,7 +111,20 @@ func ChangedDocuments(a, b *Set) (out []*Document) {
 }
 
 // GrantFor compiles the policies for one subject. Documents that do not apply cost nothing.
-func (s *Set) GrantFor(w Subject) *Grant {
+func (s *Set) GrantFor(w Subject) *Grant { return s.compile(w, w.ID, w.fill) }
+
+// templatesFor is GrantFor with the templates as they are in the documents: each rule has the index that the compiled one has.
+func (s *Set) templatesFor(w Subject) *Grant {
+	return s.compile(w, "${id}", func(template string) string {
+		if w.fill(template) == "" {
+			return ""
+		}
+		return template
+	})
+}
+
+// compile fills the rules that apply to w; own is the id in the topics that every device has.
+func (s *Set) compile(w Subject, own watchword.SubjectID, fill func(template string) string) *Grant {
 	found := slices.Clone(s.bySubject[w.ID])
 	for k, v := range w.Labels {
 		found = append(found, s.byLabel[[2]string{k, v}]...)
@@ -122,8 +135,8 @@ func (s *Set) GrantFor(w Subject) *Grant {
 	found = append(found, s.everybody...)
 	found = slices.DeleteFunc(found, func(d *Document) bool { return !d.AppliesTo(w) })
 	slices.SortFunc(found, func(a, b *Document) int { return cmp.Compare(a.Name, b.Name) })
-	c := compiler{fill: w.fill, g: &Grant{version: s.version}}
-	c.builtIn(w)
+	c := compiler{fill: fill, g: &Grant{version: s.version}}
+	c.builtIn(w, own)
 	for _, d := range found {
 		c.document(d)
 	}
@@ -156,11 +169,11 @@ func (c *compiler) document(d *Document) {
 	}
 }
 
-func (c *compiler) builtIn(w Subject) {
+func (c *compiler) builtIn(w Subject, id watchword.SubjectID) {
 	self := selfOrigin
 	c.g.Allowed.Paths = append(c.g.Allowed.Paths, authz.NewPath("/v1/self/#", authz.AllPaths, self))
 	if w.Kind == watchword.Device {
-		own := "devices/" + string(w.ID) + "/"
+		own := "devices/" + string(id) + "/"
 		c.g.Allowed.Topics = append(c.g.Allowed.Topics,
 			authz.NewTopic(own+"events/#", true, false, self),
 			authz.NewTopic(own+"state", true, true, self),

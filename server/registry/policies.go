@@ -3,7 +3,6 @@ package registry
 import (
 	"bytes"
 	"context"
-	"slices"
 	"strconv"
 	"time"
 
@@ -14,7 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/server/session"
 )
 
-// editLock lets one policy change after the other pass, and the wait for it
+// editLock lets one policy change, or one comparison, after the other pass, and the wait for it
 // end with the caller's context.
 type editLock chan struct{}
 
@@ -25,7 +24,7 @@ func (l editLock) acquire(ctx context.Context) (release func(), err error) {
 	case l <- struct{}{}:
 		return func() { <-l }, nil
 	case <-ctx.Done():
-		return nil, watchword.Wrap(ctx.Err(), watchword.TimedOut, "another policy change was not finished in time")
+		return nil, watchword.Wrap(ctx.Err(), watchword.TimedOut, "another change or comparison of policies was not finished in time")
 	}
 }
 
@@ -55,66 +54,14 @@ func (r *Registry) CheckPolicy(ctx context.Context, t watchword.TenantID, name s
 	if err != nil {
 		return err
 	}
-	return r.checkAllTokenSizes(ctx, t, doc)
-}
-
-func (r *Registry) checkAllTokenSizes(ctx context.Context, t watchword.TenantID, doc *policy.Document) error {
 	set, err := r.directory.Policies(ctx, t)
 	if err != nil {
 		return err
 	}
 	set = set.With(doc)
-	return r.eachSubject(ctx, t, func(s *watchword.Subject) error {
-		if !doc.AppliesTo(session.PolicySubject(s)) {
-			return nil
-		}
-		return r.checkTokenSize(set, *s)
+	return r.eachConcerned(ctx, t, []*policy.Document{doc}, func(s *watchword.Subject, w policy.Subject) error {
+		return r.checkGrantSize(set.GrantFor(w), s)
 	})
-}
-
-// checkNarrowed refuses an edit that takes something from a subject which has more than the actor. Code: exceeds_own.
-func (r *Registry) checkNarrowed(ctx context.Context, by session.Actor, before, after *policy.Set) error {
-	if by.Policy == nil {
-		return nil // the server itself; MayEdit refused a subject without its policy
-	}
-	docs := policy.ChangedDocuments(before, after)
-	return r.eachSubject(ctx, by.Tenant, func(s *watchword.Subject) error {
-		w := session.PolicySubject(s)
-		if s.ID == by.Subject || !slices.ContainsFunc(docs, func(d *policy.Document) bool { return d.AppliesTo(w) }) {
-			return nil
-		}
-		was := before.GrantFor(w)
-		if !policy.Narrows(was, after.GrantFor(w)) {
-			return nil
-		}
-		if err := by.MayActOn(s.ID, was); err != nil {
-			return watchword.Wrap(err, watchword.ExceedsOwn, "the policy takes something from %q: %s", s.ID, watchword.DetailOf(err))
-		}
-		return nil
-	})
-}
-
-// eachSubject calls f with each subject of the tenant that is not revoked, until it returns an error.
-func (r *Registry) eachSubject(ctx context.Context, t watchword.TenantID, f func(*watchword.Subject) error) error {
-	const page = 1000
-	for after := watchword.SubjectID(""); ; {
-		subjects, err := r.store.Subjects(ctx, t, "", "", nil, after, page)
-		if err != nil {
-			return err
-		}
-		for i := range subjects {
-			if subjects[i].State == watchword.Revoked {
-				continue
-			}
-			if err := f(&subjects[i]); err != nil {
-				return err
-			}
-		}
-		if len(subjects) < page {
-			return nil
-		}
-		after = subjects[page-1].ID
-	}
 }
 
 // The bounds of all policies of a tenant together: all are compiled at the start and looked at for each subject.
@@ -188,18 +135,12 @@ func (p *PolicyEdit) Apply(ctx context.Context, by session.Actor, name string, s
 	if err != nil {
 		return policy.Stored{}, err
 	}
-	r := p.r
+	r, c := p.r, comparison{by: by, before: before, after: before.With(doc), doc: doc}
+	c.old, _ = before.Document(name)
 	if err := r.checkPolicyLimits(ctx, by.Tenant, name, source); err != nil {
 		return policy.Stored{}, err
 	}
-	old, _ := before.Document(name)
-	if err := by.MayEdit(old, doc); err != nil {
-		return policy.Stored{}, err
-	}
-	if err := r.checkAllTokenSizes(ctx, by.Tenant, doc); err != nil {
-		return policy.Stored{}, err
-	}
-	if err := r.checkNarrowed(ctx, by, before, before.With(doc)); err != nil {
+	if err := r.checkEdit(ctx, &c); err != nil {
 		return policy.Stored{}, err
 	}
 	entry := func(before, after policy.Stored) audit.Entry {
@@ -226,10 +167,7 @@ func (p *PolicyEdit) Delete(ctx context.Context, by session.Actor, name string, 
 		return err
 	}
 	if old, ok := before.Document(name); ok {
-		if err := by.MayEdit(old, nil); err != nil {
-			return err
-		}
-		if err := r.checkNarrowed(ctx, by, before, before.Without(name)); err != nil {
+		if err := r.checkEdit(ctx, &comparison{by: by, before: before, after: before.Without(name), old: old}); err != nil {
 			return err
 		}
 	}

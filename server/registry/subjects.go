@@ -51,11 +51,12 @@ type Registry struct {
 	issuers   watchword.Issuers
 
 	editLock editLock
+	diffLock editLock // held by the comparison of [Registry.DiffPolicy]
 }
 
 // New returns a registry that writes to st, asks d, and takes its changes to live.
 func New(st Store, d *Directory, live Live, issuer string) *Registry {
-	return &Registry{store: st, directory: d, live: live, issuers: watchword.Issuers(issuer), editLock: newEditLock()}
+	return &Registry{store: st, directory: d, live: live, issuers: watchword.Issuers(issuer), editLock: newEditLock(), diffLock: newEditLock()}
 }
 
 // Subject returns one subject with its keys. Code: not_found.
@@ -88,8 +89,12 @@ func (r *Registry) CheckTokenSize(ctx context.Context, s watchword.Subject) erro
 }
 
 func (r *Registry) checkTokenSize(set *policy.Set, s watchword.Subject) error {
-	g := set.GrantFor(session.PolicySubject(&s))
-	return token.Grant{Issuer: r.issuers.Of(s.Tenant), Subject: s, Perm: g.Perm(), Deny: g.Deny()}.CheckSize()
+	return r.checkGrantSize(set.GrantFor(session.PolicySubject(&s)), &s)
+}
+
+// checkGrantSize refuses a subject whose token would outgrow 4 KiB with what g gives it. Code: token_too_large.
+func (r *Registry) checkGrantSize(g *policy.Grant, s *watchword.Subject) error {
+	return token.Grant{Issuer: r.issuers.Of(s.Tenant), Subject: *s, Perm: g.Perm(), Deny: g.Deny()}.CheckSize()
 }
 
 // SetLabels replaces the labels and recomputes what they decide. Codes:
