@@ -2,6 +2,7 @@ package registry_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -196,5 +197,19 @@ func TestTheAnswerOfADiffIsBounded(t *testing.T) {
 	}
 	if len(deny.Groups) > 200 || len(deny.Groups) < 100 {
 		t.Errorf("%d groups", len(deny.Groups))
+	}
+}
+
+// A diff is not made from a text and a version that do not belong together: another node has changed the policies.
+func TestADiffOfPoliciesThatChangedIsMadeAgain(t *testing.T) {
+	w := newWorld(t)
+	dir := registry.NewDirectory(w.store)
+	other := &world{Registry: registry.New(w.store, dir, receiver{dir}, "https://hub.example"), t: t, store: w.store, dir: dir, now: w.now}
+	other.apply("lamps", "for = { kind = \"lamp\" }\n[[allow]]\npublish = [\"plant/other\"]\n")
+	if _, err := w.diff(server, "lamps", ""); !errors.Is(err, watchword.ErrAuthorityChanged) {
+		t.Errorf("got %v", err)
+	}
+	if d, err := other.diff(server, "lamps", ""); err != nil || d.Version != 2 {
+		t.Errorf("got %+v, %v", d, err)
 	}
 }
