@@ -60,6 +60,9 @@ type Subject struct {
 	Labels watchword.Labels
 }
 
+// Role returns the custom role that the document is for; "" where it is for ids or labels.
+func (d *Document) Role() string { return d.role }
+
 // SubjectSelector returns the subjects of the document: some ids, or, where ids is nil, all subjects with these
 // labels (and the custom role that the document is for, if there is one).
 func (d *Document) SubjectSelector() (ids []watchword.SubjectID, labels watchword.Labels) {
