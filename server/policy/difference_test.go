@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/authz"
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
@@ -83,7 +84,7 @@ func (a *diffAct) within(t *testing.T, item policy.Item, w policy.Subject) bool 
 	resource := fill(item.Resource, w)
 	if f, ok := strings.CutPrefix(resource, "topic:"); ok { // also topics that start with $
 		inner, ok := strings.CutPrefix(a.resource, "topic:")
-		return ok && policy.Intersects(f, inner)
+		return ok && authz.Intersects(f, inner)
 	}
 	g, err := policy.FromPermissions([]watchword.Permission{{Resource: resource, Actions: item.Actions}}, nil)
 	if err != nil {
