@@ -41,6 +41,8 @@ const (
 	Unavailable Code = "unavailable"
 	// ClockUntrusted means that the clock of the server's machine is not trusted, so that nothing that states the time is signed.
 	ClockUntrusted Code = "clock_untrusted"
+	// Superseded means that another server was restored from a backup of this one: this one orders and delivers no commands.
+	Superseded Code = "superseded"
 	// TimedOut means a wait ended before its event.
 	TimedOut Code = "timed_out"
 	// ClientInvalid means a client assertion that is not valid: unknown subject or
@@ -179,7 +181,7 @@ func (c Code) Page() string {
 // Codes lists the closed set in the order of docs/errors.md.
 var Codes = []Code{
 	BadRequest, TooLarge, UnsupportedMediaType, MethodNotAllowed, NotFound, Conflict, PreconditionFailed, Denied, ExceedsOwn,
-	Unauthenticated, RateLimited, Busy, Unavailable, ClockUntrusted, TimedOut, ClientInvalid, GrantUnsupported,
+	Unauthenticated, RateLimited, Busy, Unavailable, ClockUntrusted, Superseded, TimedOut, ClientInvalid, GrantUnsupported,
 	ScopeInvalid, TargetInvalid, ProofRequired, DPoPInvalid, DPoPNonce,
 	TokenMalformed, TokenKind, AlgorithmInvalid, KeyUnknown, SignatureInvalid, TokenExpired, TokenEarly, TokenLifetime,
 	IssuerMismatch, AudienceMismatch, TokenReplayed, TokenUnrecorded, TokenRevoked, IssuerRevoked, TokenTooLarge,

@@ -1,6 +1,9 @@
 package watchword
 
-import "strings"
+import (
+	"strconv"
+	"strings"
+)
 
 // Issuers names the issuers of a server's tenants (RFC 8414 §2). Its value is the issuer identifier of the default tenant, a URL
 // without a path; the identifier of each other tenant has the path /t/TENANT behind it.
@@ -49,4 +52,25 @@ func CutTenantPath(path string) (t TenantID, rest string) {
 		return "", path
 	}
 	return TenantID(name), rest
+}
+
+// LogOrigin returns the origin of an issuer's audit log (C2SP tlog-checkpoint) before the server was ever restored from a
+// backup: the issuer's address without the scheme and without the path of a tenant, since the tenants of a server share one
+// log. A restored log has the origin of [RestoredLogOrigin]; a trust bundle names it.
+func LogOrigin(issuer string) string {
+	_, rest, ok := strings.Cut(issuer, "://")
+	if !ok {
+		rest = issuer
+	}
+	if i := strings.LastIndex(rest, tenantPrefix); i >= 0 {
+		if t, more := CutTenantPath(rest[i:]); t != "" && more == "" {
+			rest = rest[:i]
+		}
+	}
+	return rest + "/log"
+}
+
+// RestoredLogOrigin returns the origin of an issuer's audit log from the restore with this epoch on.
+func RestoredLogOrigin(issuer string, epoch int64) string {
+	return LogOrigin(issuer) + "/" + strconv.FormatInt(epoch, 10)
 }

@@ -29,6 +29,7 @@ type ServerKeyList struct {
 
 // TrustBundle says of the trust bundle in force how long it lasts.
 type TrustBundle struct {
+	Epoch     int64     `json:"epoch" doc:"counts before ver: a bundle of a higher epoch is newer"`
 	Version   int64     `json:"ver"`
 	ExpiresAt time.Time `json:"expires_at"`
 	Ahead     int       `json:"ahead" doc:"number of bundles that are signed in advance"`
@@ -47,6 +48,7 @@ type PlanBundlesRequest struct {
 
 // PlannedBundle is a trust bundle that an offline root has to sign.
 type PlannedBundle struct {
+	Epoch     int64             `json:"epoch"`
 	Version   int64             `json:"ver"`
 	StartsAt  time.Time         `json:"starts_at"`
 	ExpiresAt time.Time         `json:"expires_at"`

@@ -182,7 +182,7 @@ func (s *Server) checkRestored(ctx context.Context, out *BackupCheck) (err error
 	}
 	for _, b := range bundles {
 		if err := verifyStoredBundle(string(b.JWS)); err != nil {
-			return watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %d is not signed by the roots that it names", b.Version)
+			return watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %s is not signed by the roots that it names", b.Version)
 		}
 		out.Bundles++
 	}

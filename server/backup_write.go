@@ -92,15 +92,11 @@ func describeSnapshot(ctx context.Context, db *sqlite.Snapshot, m *backup.Manife
 	if m.Tables, err = db.TableCounts(ctx); err != nil {
 		return err
 	}
-	keys, err := logKeys(ctx, &db.LogFile)
-	if err != nil {
-		return err
-	}
 	tree, err := db.Tree(ctx)
 	if err != nil {
 		return err
 	}
-	m.Log = backup.NewLog(keys[0].Name(), tree.Size(), tree.Root())
+	m.Log = backup.NewLog(instance.Origin(), tree.Size(), tree.Root())
 	sealed, err := db.ServerKeys(ctx)
 	if err != nil {
 		return err

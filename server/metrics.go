@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net"
@@ -32,6 +33,12 @@ func (s *Server) operationsServer() *http.Server {
 			}
 			return 1
 		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_superseded", Help: "1 if another server was restored from a backup of this one, else 0."}, func() float64 {
+			if s.keys.CheckNotSuperseded() != nil {
+				return 1
+			}
+			return 0
+		}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_clock_offset_seconds", Help: "How far the clock of the machine is ahead of the time that the server goes by; 0 while it is trusted."}, func() float64 {
 			st := s.clock.Read()
 			return st.Wall.Sub(st.Time).Seconds()
@@ -46,7 +53,7 @@ func (s *Server) operationsServer() *http.Server {
 			http.Error(w, publicText(err), http.StatusServiceUnavailable)
 			return
 		}
-		if err := s.clock.Check(); err != nil {
+		if err := cmp.Or(s.clock.Check(), s.keys.CheckNotSuperseded()); err != nil {
 			http.Error(w, publicText(err), http.StatusServiceUnavailable)
 			return
 		}

@@ -50,10 +50,16 @@ func VerifyLog(ctx context.Context, dir string, keys func(origin string) []ledge
 		return v, err
 	}
 	if keys != nil {
-		given := keys(own[0].Name())
-		for _, k := range own { // keys of witnesses may come from the folder: their signatures alone prove nothing
-			if k.Witness() {
-				given = append(given, k)
+		var given []ledger.Key
+		for _, k := range own { // a restored log had another name before
+			of := []ledger.Key{k} // keys of witnesses may come from the folder: their signatures alone prove nothing
+			if !k.Witness() {
+				of = keys(k.Name())
+			}
+			for _, k := range of {
+				if !slices.ContainsFunc(given, func(g ledger.Key) bool { return g.String() == k.String() }) {
+					given = append(given, k)
+				}
 			}
 		}
 		own = given
@@ -88,7 +94,7 @@ func logKeys(ctx context.Context, f *sqlite.LogFile) (keys []ledger.Key, err err
 		if err != nil {
 			return nil, watchword.Wrap(err, watchword.KeyDamaged, "the log key %s is damaged", s.ID)
 		}
-		keys = append(keys, ledger.LogKeys(founding.Issuer, pub)...)
+		keys = append(keys, ledger.LogKeys(s.OriginOf(founding), pub)...)
 	}
 	if len(keys) == 0 {
 		return nil, watchword.Refuse(watchword.LogInvalid, "the database has no key of the log")
@@ -100,9 +106,9 @@ func logKeys(ctx context.Context, f *sqlite.LogFile) (keys []ledger.Key, err err
 	for _, b := range bundles { // former keys too: their signatures are kept
 		t, err := token.ReadTrust(string(b.JWS))
 		if err != nil {
-			return nil, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %d is damaged", b.Version)
+			return nil, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %s is damaged", b.Version)
 		}
-		ws, err := ledger.VerifierKeys(t.Issuer, nil, t.Witnesses)
+		ws, err := ledger.VerifierKeys(t.Origin(), nil, t.Witnesses)
 		if err != nil {
 			return nil, err
 		}

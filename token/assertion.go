@@ -16,7 +16,13 @@ type Assertion struct {
 	Subject watchword.SubjectID
 	Key     watchword.KeyID
 	JTI     string
+	Issued  time.Time
 	Expires time.Time
+}
+
+// SingleUse returns what a store remembers of the assertion.
+func (a Assertion) SingleUse() SingleUse {
+	return SingleUse{JTI: a.JTI, Issued: a.Issued, Expires: a.Expires.Add(Skew)}
 }
 
 type assertionClaims struct {
@@ -126,5 +132,5 @@ func (u *UnverifiedAssertion) verifyWithKey(k *jose.PublicKey) (Assertion, error
 	if _, err := u.jws.Verify(k); err != nil {
 		return Assertion{}, err
 	}
-	return Assertion{Subject: u.claims.sub, Key: k.ID(), JTI: u.claims.jti, Expires: u.claims.exp.time()}, nil
+	return Assertion{Subject: u.claims.sub, Key: k.ID(), JTI: u.claims.jti, Issued: u.claims.iat.time(), Expires: u.claims.exp.time()}, nil
 }

@@ -39,5 +39,5 @@ func TrustPinOfBundle(raw string) (string, error) {
 // the caller must mark used. Codes: as there.
 func VerifyPairing(raw string, key *jose.PublicKey, issuer, codeHash string, seal watchword.KeyID, now time.Time) (SingleUse, error) {
 	c, err := verifyPossession(raw, key, issuer, possession{typ: TypEnrollment, codeHash: codeHash, seal: seal}, now)
-	return SingleUse{JTI: c.jti, Expires: c.exp.time()}, err
+	return SingleUse{JTI: c.jti, Issued: c.iat.time(), Expires: c.exp.time()}, err
 }

@@ -16,6 +16,7 @@ type Rekey struct {
 	Sign    watchword.KeyID
 	Seal    watchword.KeyID
 	JTI     string
+	Issued  time.Time
 	Expires time.Time
 }
 
@@ -90,7 +91,7 @@ func readRekey(payload []byte, sub watchword.SubjectID, issuer string, now time.
 	if err := (validity{iat: c.IAT, exp: c.EXP}).check(now, RekeyLifetime, Skew, Skew); err != nil {
 		return Rekey{}, err
 	}
-	return Rekey{Sign: c.Sign, Seal: c.Seal, JTI: c.JTI, Expires: c.EXP.time()}, nil
+	return Rekey{Sign: c.Sign, Seal: c.Seal, JTI: c.JTI, Issued: c.IAT.time(), Expires: c.EXP.time()}, nil
 }
 
 // openRekey verifies one signature or two and returns the payload. A kid is mandatory, as everywhere.

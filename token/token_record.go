@@ -24,6 +24,7 @@ type Record struct {
 // SingleUse is the single use of a client assertion: (tenant, subject, jti), stored until Expires plus the skew.
 type SingleUse struct {
 	JTI     string
+	Issued  time.Time // iat: an assertion of before the server was restored from a backup is refused ([ErrBeforeRestore])
 	Expires time.Time
 }
 
@@ -76,6 +77,19 @@ func CheckNotRevoked(revoked, issuerRevoked bool) error {
 
 // ErrNotRecorded is the error for a token that is not on record.
 var ErrNotRecorded = watchword.Refuse(watchword.NotFound, "no token has this id")
+
+// ErrBeforeRestore is the error for an assertion, or a proof of a key change, that was signed before the server was restored
+// from a backup: whether it was used since the backup is not known.
+var ErrBeforeRestore = watchword.Refuse(watchword.TokenExpired, "iat is before the server was restored from a backup: sign a new one")
+
+// CheckIssued returns an error if the credential was issued before a restore at that time; zero: there was none. Code:
+// token_expired.
+func (s SingleUse) CheckIssued(restored time.Time) error {
+	if !restored.IsZero() && s.Issued.Before(restored) {
+		return ErrBeforeRestore
+	}
+	return nil
+}
 
 // ErrJTIUsed is the error for an assertion, or a proof of a key change, that was used before.
 var ErrJTIUsed = watchword.Refuse(watchword.TokenReplayed, "jti was used before: sign a new one for each request; see docs/errors.md")

@@ -1,10 +1,12 @@
 package token
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
 	"encoding/json"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,10 +34,40 @@ type Trust struct {
 	// 16; empty if there was no other than Issuer. MQTTS is HOST:PORT of MQTT over TLS; both are stated once the address moved.
 	History []IssuerPeriod
 	MQTTS   string
-	CAs     [][]byte // DER of the server's own authority's certificates, if any
-	WebPKI  bool     // the server's certificate is of the public Web PKI
-	Issued  time.Time
-	Expires time.Time
+	// LogOrigin is the origin of the log that Log signs, at most 512 bytes; empty means that of the first issuer. Use Origin.
+	LogOrigin string
+	CAs       [][]byte // DER of the server's own authority's certificates, if any
+	WebPKI    bool     // the server's certificate is of the public Web PKI
+	Issued    time.Time
+	Expires   time.Time
+}
+
+// BundleVersion is the version of a trust bundle. The epoch counts first: a bundle of a higher epoch is newer, whatever its
+// number is, since a server that is restored from a backup cannot know the last number that was used.
+type BundleVersion struct{ Epoch, Number int64 }
+
+// Compare returns -1, 0 or +1 if v is older than w, equal or newer.
+func (v BundleVersion) Compare(w BundleVersion) int {
+	return cmp.Or(cmp.Compare(v.Epoch, w.Epoch), cmp.Compare(v.Number, w.Number))
+}
+
+// NewerThan reports whether v is newer than w.
+func (v BundleVersion) NewerThan(w BundleVersion) bool { return v.Compare(w) > 0 }
+
+// String returns the version as EPOCH.NUMBER.
+func (v BundleVersion) String() string {
+	return strconv.FormatInt(v.Epoch, 10) + "." + strconv.FormatInt(v.Number, 10)
+}
+
+// BundleVersion returns the version of the bundle.
+func (t Trust) BundleVersion() BundleVersion { return BundleVersion{t.Epoch, t.Version} }
+
+// Origin returns the origin of the log.
+func (t Trust) Origin() string {
+	if t.LogOrigin != "" {
+		return t.LogOrigin
+	}
+	return watchword.LogOrigin(t.FirstIssuer())
 }
 
 type trustTLS struct {
@@ -115,6 +147,9 @@ func (t Trust) payload() ([]byte, error) {
 			m["mqtts"] = t.MQTTS
 		}
 	}
+	if t.LogOrigin != "" && t.LogOrigin != watchword.LogOrigin(t.FirstIssuer()) {
+		m["log_origin"] = t.LogOrigin
+	}
 	return json.Marshal(m)
 }
 
@@ -138,7 +173,7 @@ func VerifyTrust(raw, pin string, now time.Time) (Trust, error) {
 }
 
 // VerifyNextTrust verifies a bundle that follows known: signed by a root of known and by each root that it names, with the
-// same issuer or one that follows it in History, and not older. So a new root is introduced by a bundle that the old one signed too. Codes: as [VerifyTrust].
+// same issuer or one that follows it in History, and not older ([BundleVersion]). So a new root is introduced by a bundle that the old one signed too. Codes: as [VerifyTrust].
 func VerifyNextTrust(raw string, known Trust, now time.Time) (Trust, error) {
 	t, signatures, err := readTrust(raw)
 	if err != nil {
@@ -147,10 +182,18 @@ func VerifyNextTrust(raw string, known Trust, now time.Time) (Trust, error) {
 	if err := t.verifySignatures(signatures, NewKeySet(known.Roots...), now); err != nil {
 		return Trust{}, err
 	}
-	if !t.HasIssuer(known.Issuer) || t.Version < known.Version || t.Epoch < known.Epoch {
-		return Trust{}, watchword.Refuse(watchword.BundleInvalid, "iss of the trust bundle must be the known issuer or follow it (issuers), and epoch and ver must not be lower than the known ones; see docs/errors.md")
+	if err := t.CheckFollows(known); err != nil {
+		return Trust{}, err
 	}
 	return t, nil
+}
+
+// CheckFollows returns an error if the bundle is of another issuer than known, and does not follow it, or if it is older. Code: bundle_invalid.
+func (t Trust) CheckFollows(known Trust) error {
+	if !t.HasIssuer(known.Issuer) || known.BundleVersion().NewerThan(t.BundleVersion()) {
+		return watchword.Refuse(watchword.BundleInvalid, "iss of the trust bundle must be the known issuer or follow it (issuers), and epoch and ver must not be lower than the known ones; see docs/errors.md")
+	}
+	return nil
 }
 
 // readTrust parses a bundle without verifying it. The bundle itself contains the keys of its signers, which the caller must
@@ -236,6 +279,8 @@ func parseTrust(payload []byte) (Trust, error) {
 			return jose.Each(v, t.readIssuer)
 		case "mqtts":
 			return readString(&t.MQTTS, v)
+		case "log_origin":
+			return readString(&t.LogOrigin, v)
 		}
 		return w.member(name, v)
 	})
@@ -250,6 +295,9 @@ func parseTrust(payload []byte) (Trust, error) {
 	}
 	if err := t.checkHistory(); err != nil {
 		return Trust{}, err
+	}
+	if len(t.LogOrigin) > maxLogOrigin {
+		return Trust{}, watchword.Refuse(watchword.TokenMalformed, "log_origin must have at most %d bytes", maxLogOrigin)
 	}
 	t.Issued, t.Expires = w.iat.time(), w.exp.time()
 	return t, checkJTI(jti)
@@ -272,6 +320,9 @@ func (t *Trust) readRole(name string, v jsontext.Value) error {
 		return nil
 	})
 }
+
+// maxLogOrigin is the maximum length of a log's origin, in bytes.
+const maxLogOrigin = 512
 
 // MaxWitnesses is the maximum number of witnesses in a bundle.
 const MaxWitnesses = 16

@@ -64,3 +64,68 @@ func TestABundleNamesWitnesses(t *testing.T) {
 		}
 	}
 }
+
+// A restored server starts its numbers again under a higher epoch: the epoch counts first.
+func TestTheEpochOfABundleCountsBeforeItsNumber(t *testing.T) {
+	k, err := jose.GenerateKey(jose.P256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := k.Signer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().Truncate(time.Second)
+	bundle := func(v token.BundleVersion) token.Trust {
+		return token.Trust{Issuer: "https://w.example", Version: v.Number, Epoch: v.Epoch, Roots: []*jose.PublicKey{s.Public()}, Issued: now, Expires: now.Add(time.Hour)}
+	}
+	for _, tc := range []struct {
+		known, next token.BundleVersion
+		compare     int
+	}{
+		{token.BundleVersion{Epoch: 1, Number: 9}, token.BundleVersion{Epoch: 1, Number: 10}, 1},
+		{token.BundleVersion{Epoch: 1, Number: 9}, token.BundleVersion{Epoch: 1, Number: 9}, 0},
+		{token.BundleVersion{Epoch: 1, Number: 9}, token.BundleVersion{Epoch: 1, Number: 8}, -1},
+		{token.BundleVersion{Epoch: 1, Number: 9}, token.BundleVersion{Epoch: 2, Number: 1}, 1},
+		{token.BundleVersion{Epoch: 2, Number: 1}, token.BundleVersion{Epoch: 1, Number: 9}, -1},
+	} {
+		if got := tc.next.Compare(tc.known); got != tc.compare || tc.next.NewerThan(tc.known) != (got > 0) {
+			t.Errorf("%s to %s: %d, want %d", tc.next, tc.known, got, tc.compare)
+		}
+		want := watchword.Code("")
+		if tc.compare < 0 {
+			want = watchword.BundleInvalid
+		}
+		if got, err := token.VerifyNextTrust(signedAnyway(t, bundle(tc.next), s), bundle(tc.known), now); watchword.CodeOf(err) != want || err == nil && got.BundleVersion() != tc.next {
+			t.Errorf("%s after %s: %s, %v", tc.next, tc.known, got.BundleVersion(), err)
+		}
+	}
+}
+
+func TestABundleNamesTheOriginOfTheLog(t *testing.T) {
+	k, err := jose.GenerateKey(jose.P256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := k.Signer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().Truncate(time.Second)
+	for _, tc := range []struct {
+		origin, want string
+		code         watchword.Code
+	}{
+		{"", "w.example/log", ""},
+		{"w.example/log", "w.example/log", ""},
+		{watchword.RestoredLogOrigin("https://w.example/t/blue", 44), "w.example/log/44", ""},
+		{strings.Repeat("o", 512), strings.Repeat("o", 512), ""},
+		{strings.Repeat("o", 513), "", watchword.TokenMalformed},
+	} {
+		b := token.Trust{Issuer: "https://w.example/t/blue", Version: 1, Epoch: 1, LogOrigin: tc.origin, Roots: []*jose.PublicKey{s.Public()}, Issued: now, Expires: now.Add(time.Hour)}
+		got, err := token.VerifyTrust(signedAnyway(t, b, s), token.TrustPin(s.Public()), now)
+		if watchword.CodeOf(err) != tc.code || err == nil && got.Origin() != tc.want {
+			t.Errorf("%.20q: %.20q, %v", tc.origin, got.Origin(), err)
+		}
+	}
+}

@@ -31,20 +31,20 @@ type Key struct {
 // LogKey returns the log's own key: name is the log's origin.
 func LogKey(name string, pub ed25519.PublicKey) Key { return Key{name, algLog, pub} }
 
-// LogKeys returns the keys of an issuer's log; keys that are not Ed25519 are left out.
-func LogKeys(issuer string, keys ...*jose.PublicKey) (out []Key) {
+// LogKeys returns the keys of the log with this origin; keys that are not Ed25519 are left out.
+func LogKeys(origin string, keys ...*jose.PublicKey) (out []Key) {
 	for _, k := range keys {
 		if pub, ok := k.Crypto().(ed25519.PublicKey); ok {
-			out = append(out, LogKey(Origin(issuer), pub))
+			out = append(out, LogKey(origin, pub))
 		}
 	}
 	return out
 }
 
-// VerifierKeys returns all keys whose signatures under an issuer's log are accepted: the log's keys, and its witnesses by
-// their verifier keys. Code: bad_request for an invalid verifier key.
-func VerifierKeys(issuer string, logs []*jose.PublicKey, witnesses []string) ([]Key, error) {
-	keys := LogKeys(issuer, logs...)
+// VerifierKeys returns all keys whose signatures under the log with this origin are accepted: the log's keys, and its
+// witnesses by their verifier keys. Code: bad_request for an invalid verifier key.
+func VerifierKeys(origin string, logs []*jose.PublicKey, witnesses []string) ([]Key, error) {
+	keys := LogKeys(origin, logs...)
 	for _, w := range witnesses {
 		k, err := ParseKey(w)
 		if err == nil && !k.Witness() {
@@ -126,21 +126,6 @@ type Signer struct {
 
 // Sign signs a note's text.
 func (s Signer) Sign(msg []byte) ([]byte, error) { return s.SignFunc(msg) }
-
-// Origin returns the name of an issuer's log: its address without the scheme, and without the path of a tenant
-// ([watchword.TenantPath]), since the tenants of a server share one log.
-func Origin(issuer string) string {
-	_, rest, ok := strings.Cut(issuer, "://")
-	if !ok {
-		rest = issuer
-	}
-	if i := strings.LastIndex(rest, "/t/"); i >= 0 {
-		if t, more := watchword.CutTenantPath(rest[i:]); t != "" && more == "" {
-			rest = rest[:i]
-		}
-	}
-	return rest + "/log"
-}
 
 var (
 	_ note.Verifier = Key{}

@@ -490,7 +490,7 @@ func TestTheLogHasOneNameForAllTenants(t *testing.T) {
 		"https://hub.example/t/other/more": "hub.example/t/other/more/log",
 		"https://hub.example/elsewhere":    "hub.example/elsewhere/log",
 	} {
-		if got := ledger.Origin(issuer); got != want {
+		if got := watchword.LogOrigin(issuer); got != want {
 			t.Errorf("%s: %s, want %s", issuer, got, want)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/server/audit"
 )
@@ -83,6 +84,11 @@ func mirror(ctx context.Context, dir string, get audit.Fetch, keys logKeys) (aud
 	case watchword.CodeOf(err) != watchword.NotFound:
 		return audit.VerifyResult{}, err
 	}
+	if len(against) > 0 {
+		if err := sameOrigin(ctx, dir, against[0], get); err != nil {
+			return audit.VerifyResult{}, err
+		}
+	}
 	v, err := mirrorOnce(ctx, dir, get, here, keys, against)
 	if watchword.CodeOf(err) == watchword.LogInvalid {
 		nothing := func(context.Context, string) ([]byte, error) {
@@ -91,6 +97,27 @@ func mirror(ctx context.Context, dir string, get audit.Fetch, keys logKeys) (aud
 		return mirrorOnce(ctx, dir, get, nothing, keys, against)
 	}
 	return v, err
+}
+
+// sameOrigin refuses to continue the copy of a log with another origin: a server that was restored from a backup has a new
+// log, and only the copy has the entries that are missing in it. Code: conflict.
+func sameOrigin(ctx context.Context, dir string, copied []byte, get audit.Fetch) error {
+	note, err := get(ctx, "checkpoint")
+	if err != nil {
+		return err
+	}
+	here, err := ledger.ReadCheckpoint(copied)
+	if err != nil {
+		return nil // a damaged copy is fetched again
+	}
+	there, err := ledger.ReadCheckpoint(note)
+	if err != nil {
+		return err
+	}
+	if here.Origin != there.Origin {
+		return watchword.Refuse(watchword.Conflict, "%s is a copy of the log %s with %d entries, and the server has the log %s: it was restored from a backup. Keep %s, and copy the new log to another folder", dir, here.Origin, here.Size, there.Origin, dir)
+	}
+	return nil
 }
 
 func mirrorOnce(ctx context.Context, dir string, get, here audit.Fetch, keys logKeys, against [][]byte) (v audit.VerifyResult, err error) {

@@ -305,7 +305,7 @@ func (a *app) bundledLogKeys(ctx context.Context) ([]ledger.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ledger.VerifierKeys(t.Issuer, t.Log, t.Witnesses)
+	return ledger.VerifierKeys(t.Origin(), t.Log, t.Witnesses)
 }
 
 // orOwn uses the keys of this machine's server if --key names none.

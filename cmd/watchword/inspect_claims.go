@@ -76,13 +76,14 @@ var claimMeanings = map[string]string{
 	"cmd": "the function to run", "args": "its arguments", "act": "who ordered it, by the server's word", "order": "the orderer's own signed word", "args_hash": "hash of the arguments",
 	"ver": "version: it only grows", "config": "what the device shall be", "cid": "the command that it answers", "ch": "hash of what was obeyed", "st": "what became of it",
 	"result": "what the function gave back", "keys": "the server's public keys, by role", "tls": "by what the server's TLS is known",
+	"log_origin": "name of the audit log",
 }
 
 // claimShape is the JSON type of each claim, by jsontext's first characters.
 var claimShape = func() map[string]string {
 	m := map[string]string{"aud": `"[`}
 	for shape, names := range map[string]string{
-		`"`: "iss sub client_id jti key scope htm htu ath nonce code_hash pin seal_jkt cmd order args_hash cid ch st",
+		`"`: "iss sub client_id jti key log_origin scope htm htu ath nonce code_hash pin seal_jkt cmd order args_hash cid ch st",
 		"0": "epoch seq ver iat exp nbf", "[": "perm deny", "{": "args config keys tls act cnf dev",
 	} {
 		for _, name := range strings.Fields(names) {

@@ -65,7 +65,7 @@ func (a *app) keyList() *cobra.Command {
 			for _, k := range ks.Keys {
 				keyRow(w, k)
 			}
-			w.Printf("\npin\t%s\ntrust bundle\tversion %d, until %s, %d signed in advance\n", ks.Pin, ks.Bundle.Version, formatTime(ks.Bundle.ExpiresAt), ks.Bundle.Ahead)
+			w.Printf("\npin\t%s\ntrust bundle\tversion %d, epoch %d, until %s, %d signed in advance\n", ks.Pin, ks.Bundle.Version, ks.Bundle.Epoch, formatTime(ks.Bundle.ExpiresAt), ks.Bundle.Ahead)
 		})
 	}
 	return c
@@ -140,6 +140,7 @@ type trustBundle struct {
 	Issuer    string              `json:"iss"`
 	Version   int64               `json:"ver"`
 	Epoch     int64               `json:"epoch"`
+	LogOrigin string              `json:"log_origin"`
 	IssuedAt  time.Time           `json:"issued_at"`
 	ExpiresAt time.Time           `json:"expires_at"`
 	Pins      []string            `json:"pins"`
@@ -169,7 +170,7 @@ func (a *app) keyBundle() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		b := trustBundle{t.Issuer, t.Version, t.Epoch, t.Issued.UTC(), t.Expires.UTC(), nil, map[string][]string{}, len(t.CAs), t.WebPKI, text}
+		b := trustBundle{t.Issuer, t.Version, t.Epoch, t.Origin(), t.Issued.UTC(), t.Expires.UTC(), nil, map[string][]string{}, len(t.CAs), t.WebPKI, text}
 		for role, ks := range map[string][]*jose.PublicKey{"root": t.Roots, "issuer": t.Issuers, "command": t.Command, "time": t.Time, "log": t.Log} {
 			for _, k := range ks {
 				b.Keys[role] = append(b.Keys[role], string(k.ID()))
@@ -188,6 +189,7 @@ func (a *app) keyBundle() *cobra.Command {
 					w.Printf("%s\t%s\n", role, k)
 				}
 			}
+			w.Printf("audit log\t%s\n", b.LogOrigin)
 			w.Printf("tls\t%d authorities of its own, public Web PKI %v\n", b.CA, b.WebPKI)
 		})
 	}
@@ -261,8 +263,8 @@ func (a *app) keySign() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.err.Printf("signed version %d of %s, from %s to %s: %d issuer, %d command, %d time, %d log keys, %d authorities\n",
-				t.Version, t.Issuer, formatTime(t.Issued), formatTime(t.Expires), len(t.Issuers), len(t.Command), len(t.Time), len(t.Log), len(t.CAs))
+			a.err.Printf("signed version %s of %s, from %s to %s: %d issuer, %d command, %d time, %d log keys, %d authorities\n",
+				t.BundleVersion(), t.Issuer, formatTime(t.Issued), formatTime(t.Expires), len(t.Issuers), len(t.Command), len(t.Time), len(t.Log), len(t.CAs))
 			out.Bundles = append(out.Bundles, raw)
 		}
 		return a.writeJSON(out)

@@ -38,6 +38,7 @@ var wireRenames = []wireRename{
 	{`"given":`, `"deliverable":`},
 	{`,"labels":{"role":"owner"}`, ``}, // a role is a field of the subject
 	{`"labels":"role=owner"`, `"labels":"","role":"owner"`},
+	{`"bundle":{"ver":1`, `"bundle":{"epoch":1,"ver":1`},                 // the version of a bundle is the pair
 	{`0x8C {reason-string="TEXT"`, `0x8C {reason-string="denied: TEXT"`}, // protocol errors begin with their code too
 	{`{reason-string="TEXT"`, `{reason-string="bad_request: TEXT"`},
 }
@@ -138,7 +139,7 @@ func (s *scenario) discovery() {
 }
 
 // addedPaths are the prefixes of paths that the API had not when the record was made.
-var addedPaths = []string{"/v1/operators", "/v1/services", "/v1/logins", "/v1/self/keys/", "/v1/self/link", "/v1/policies/diff"}
+var addedPaths = []string{"/v1/operators", "/v1/services", "/v1/logins", "/v1/self/keys/", "/v1/self/link", "/v1/self/trust", "/v1/policies/diff"}
 
 // addedOperations are the operations on other paths that the API had not when the record was made.
 var addedOperations = []string{"GET /v1/self/keys"}

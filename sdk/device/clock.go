@@ -241,7 +241,7 @@ func (d *Device) trySyncTime(ctx context.Context, server string, t *token.Trust)
 	if errors.Is(err, errOutsideTrust) && d.client != nil {
 		if rerr := d.renewTrust(ctx); rerr != nil {
 			err = errors.Join(err, rerr)
-		} else if newer := d.trust.Load(); newer.Version > t.Version {
+		} else if newer := d.trust.Load(); isNewer(newer, t) {
 			changed, err = d.requestTime(ctx, server, newer)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // counters is a second copy of every number of the folder that must not decrease. With it the device detects a damaged or
@@ -28,8 +29,30 @@ type counters struct {
 
 	LogSize int64       `json:"log,omitempty"` // the last checkpoint of the log that was seen
 	LogRoot ledger.Hash `json:"log_root,omitzero"`
+	// LogOrigin identifies the log of that checkpoint: a hash of its origin; empty for [watchword.LogOrigin]. LogEpoch is the
+	// epoch of the trust bundle under which it was seen; 0 in the counters of builds that did not state it.
+	LogOrigin string `json:"log_origin,omitempty"`
+	LogEpoch  int64  `json:"log_epoch,omitempty"`
 
 	Time int64 `json:"time,omitempty"` // the last signed time, in seconds
+}
+
+// bundleVersion returns the version of the newest trust bundle that was stored.
+func (c counters) bundleVersion() token.BundleVersion {
+	return token.BundleVersion{Epoch: c.TrustEpoch, Number: c.TrustVersion}
+}
+
+// setBundleVersion raises the version of the newest trust bundle. Within an epoch only the number grows; a higher epoch
+// starts its numbers again.
+func (c *counters) setBundleVersion(v token.BundleVersion) {
+	if v.NewerThan(c.bundleVersion()) {
+		c.TrustEpoch, c.TrustVersion = v.Epoch, v.Number
+	}
+}
+
+// setLogRecord states the last checkpoint of the log that was seen.
+func (c *counters) setLogRecord(r logRecord) {
+	c.LogSize, c.LogRoot, c.LogOrigin, c.LogEpoch = r.size, r.root, r.originID, r.epoch
 }
 
 // numbersFile holds the counters in two slots, written alternately and in place, each with its checksum. An interrupted

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
@@ -104,8 +103,8 @@ type Device struct {
 	journal   *journal
 	counters  *counterFile // has its own lock
 
-	configETag     atomic.Pointer[string] // the ETag of the known configuration; nil for none
-	seenCheckpoint ledger.Checkpoint      // the last one seen, if RequireLogProof is set
+	configETag atomic.Pointer[string] // the ETag of the known configuration; nil for none
+	seenLog    logRecord              // the last checkpoint seen, if RequireLogProof is set
 }
 
 // Open opens or creates a device's folder, and locks it for this process. Codes: folder_in_use, key_exposed,
@@ -192,7 +191,7 @@ func (d *Device) prepare() error {
 	if err := d.useTrust(&t); err != nil {
 		return err
 	}
-	if d.seenCheckpoint, err = d.readCheckpoint(&t); err != nil {
+	if d.seenLog, err = d.readCheckpoint(&t); err != nil {
 		return err
 	}
 	if d.lock == nil {
@@ -221,8 +220,8 @@ func (d *Device) adoptCounters() {
 	}
 	err := d.counters.update(func(c *counters) {
 		c.ConfigEpoch, c.ConfigVersion = config.Epoch, config.Seq
-		c.TrustVersion, c.TrustEpoch = max(c.TrustVersion, trust.Version), max(c.TrustEpoch, trust.Epoch)
-		c.LogSize, c.LogRoot = d.seenCheckpoint.Size, d.seenCheckpoint.Root
+		c.setBundleVersion(trust.BundleVersion())
+		c.setLogRecord(d.seenLog)
 		if floor := d.clock.lowerBound(); !floor.IsZero() {
 			c.Time = floor.Unix()
 		}

@@ -330,8 +330,8 @@ func TestADamagedCheckpointIsRecovered(t *testing.T) {
 	trust.Log = []*jose.PublicKey{k.Public()}
 	note := func(size int64) []byte {
 		t.Helper()
-		ls := ledger.Signer{Key: ledger.LogKeys(trust.Issuer, k.Public())[0], SignFunc: signer.SignBytes}
-		b, err := ledger.Checkpoint{Origin: ledger.Origin(trust.Issuer), Size: size, Root: ledger.Hash{byte(size)}}.Sign(ls)
+		ls := ledger.Signer{Key: ledger.LogKeys(trust.Origin(), k.Public())[0], SignFunc: signer.SignBytes}
+		b, err := ledger.Checkpoint{Origin: trust.Origin(), Size: size, Root: ledger.Hash{byte(size)}}.Sign(ls)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -346,10 +346,10 @@ func TestADamagedCheckpointIsRecovered(t *testing.T) {
 	}
 	put(whole)
 	known, err := d.readCheckpoint(&trust)
-	if err != nil || known.Size != 9 {
+	if err != nil || known.size != 9 {
 		t.Fatalf("%+v, %v", known, err)
 	}
-	d.counters.stage(func(c *counters) { c.LogSize, c.LogRoot = known.Size, known.Root })
+	d.counters.stage(func(c *counters) { c.setLogRecord(known) })
 	if err := d.counters.update(func(*counters) {}); err != nil {
 		t.Fatal(err)
 	}
@@ -370,7 +370,7 @@ func TestADamagedCheckpointIsRecovered(t *testing.T) {
 		t.Errorf("an older one: %+v, %v", got, err)
 	}
 	put(note(12))
-	if got, err := d.readCheckpoint(&trust); err != nil || got.Size != 12 {
+	if got, err := d.readCheckpoint(&trust); err != nil || got.size != 12 {
 		t.Errorf("a later one: %+v, %v", got, err)
 	}
 	if cases < 30 {

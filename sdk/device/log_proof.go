@@ -17,37 +17,68 @@ import (
 // checkpointFile is the last checkpoint of the log that this device saw.
 const checkpointFile = "log.checkpoint"
 
-// readCheckpoint returns the last checkpoint of the log that was seen; a zero one for none. The file is used if the log's
-// signature on it is valid, else the counters.
-func (d *Device) readCheckpoint(t *token.Trust) (ledger.Checkpoint, error) {
+// logRecord is the last checkpoint of the log that this device saw: what the log of the server must extend. It is of one log:
+// a server that was restored from a backup has a log with another origin, which does not contain the entries after the
+// backup. Only the root can introduce that log: see seenIn. The zero value means that no checkpoint was seen.
+type logRecord struct {
+	originID string // [logOriginID] of the log's origin
+	size     int64
+	root     ledger.Hash
+	epoch    int64 // of the trust bundle under which it was seen; 0: not known
+}
+
+// seenIn returns the checkpoint that the log of t must extend; a zero one if the record is of another log, and t introduces
+// a new one: it is of a higher epoch than the bundle under which the record was made. A bundle that names another log
+// without a higher epoch does not end the record; a command is then refused.
+func (r logRecord) seenIn(t *token.Trust) ledger.Checkpoint {
+	switch {
+	case r.size == 0, r.originID != logOriginID(t) && t.Epoch > r.epoch:
+		return ledger.Checkpoint{}
+	case r.originID != logOriginID(t):
+		return ledger.Checkpoint{Origin: "another log", Size: r.size, Root: r.root} // which no checkpoint of t's log extends
+	}
+	return ledger.Checkpoint{Origin: t.Origin(), Size: r.size, Root: r.root}
+}
+
+// logOriginID returns a short name of the log of t: empty for the log of a server that was never restored.
+func logOriginID(t *token.Trust) string {
+	if t.Origin() == watchword.LogOrigin(t.FirstIssuer()) {
+		return ""
+	}
+	return jose.HashString(t.Origin())[:16] // the counters have a fixed size, and an origin can be long
+}
+
+// readCheckpoint returns the last checkpoint of the log that was seen; a zero one for none. The file is used if it is of the
+// log of t and the log's signature on it is valid, else the counters.
+func (d *Device) readCheckpoint(t *token.Trust) (logRecord, error) {
 	c := d.counters.values()
-	stored := ledger.Checkpoint{Origin: ledger.Origin(d.identity.Issuer), Size: c.LogSize, Root: c.LogRoot}
-	if stored.Size == 0 {
-		stored = ledger.Checkpoint{}
+	stored := logRecord{originID: c.LogOrigin, size: c.LogSize, root: c.LogRoot, epoch: c.LogEpoch}
+	if stored.size == 0 {
+		stored = logRecord{}
 	}
 	b, err := durable.ReadTrusted(d.path(checkpointFile), ledger.MaxNote)
 	switch {
 	case isUntrustedFile(err):
 		return stored, err
-	case errors.Is(err, fs.ErrNotExist) && stored.Size == 0:
+	case errors.Is(err, fs.ErrNotExist) && stored.size == 0:
 		return stored, nil
 	}
 	if err == nil {
 		var keys []ledger.Key
 		var o ledger.VerifiedCheckpoint
-		if keys, err = ledger.VerifierKeys(t.Issuer, t.Log, t.Witnesses); err == nil {
+		if keys, err = ledger.VerifierKeys(t.Origin(), t.Log, t.Witnesses); err == nil {
 			o, err = ledger.VerifyCheckpoint(b, keys...)
 		}
-		if err == nil && o.Size >= stored.Size {
-			return o.Checkpoint, nil
+		if known := stored.seenIn(t); err == nil && o.Size >= known.Size && (known.Size == 0 || known.Origin == o.Origin) {
+			return logRecord{logOriginID(t), o.Size, o.Root, t.Epoch}, nil
 		}
-		if err != nil && stored.Size == 0 { // of a build without counters: the key that signed it may no longer exist
-			if c, rerr := ledger.ReadCheckpoint(b); rerr == nil {
-				return c, nil
+		if err != nil && stored.size == 0 { // of a build without counters: the key that signed it may no longer exist
+			if c, rerr := ledger.ReadCheckpoint(b); rerr == nil && c.Origin == watchword.LogOrigin(t.FirstIssuer()) {
+				return logRecord{size: c.Size, root: c.Root}, nil
 			}
 		}
 	}
-	if stored.Size == 0 {
+	if stored.size == 0 {
 		d.opts.Log.Error("the log's checkpoint is lost in both places; the next one is trusted", slog.Any("err", err))
 	}
 	return stored, nil
@@ -68,20 +99,22 @@ func (d *Device) verifyLogProof(plain []byte, cty string) ([]byte, error) {
 		return no(err)
 	}
 	trust := d.trust.Load()
-	keys, err := ledger.VerifierKeys(trust.Issuer, trust.Log, trust.Witnesses)
+	keys, err := ledger.VerifierKeys(trust.Origin(), trust.Log, trust.Witnesses)
 	if err != nil {
 		return no(err)
 	}
-	p, seen, err := l.Verify(d.seenCheckpoint, int(trust.Quorum), keys...)
+	before := d.seenLog.seenIn(trust)
+	p, seen, err := l.Verify(before, int(trust.Quorum), keys...)
 	if err != nil {
 		return no(err)
 	}
-	if seen.Size > d.seenCheckpoint.Size { // before the command is begun: a device that restarts must not accept an older log
+	if seen.Size > before.Size { // before the command is begun: a device that restarts must not accept an older log
 		if err := durable.WriteFile(d.path(checkpointFile), p.Checkpoint, 0o600); err != nil {
 			return nil, watchword.Wrap(err, watchword.Unavailable, "the log's checkpoint cannot be written")
 		}
-		d.seenCheckpoint = seen.Checkpoint
-		d.counters.stage(func(c *counters) { c.LogSize, c.LogRoot = seen.Size, seen.Root }) // written together with the command's number
+		record := logRecord{logOriginID(trust), seen.Size, seen.Root, trust.Epoch}
+		d.seenLog = record
+		d.counters.stage(func(c *counters) { c.setLogRecord(record) }) // written together with the command's number
 	}
 	if err := d.checkHandover(p.Body, l.JWS); err != nil {
 		return no(err)

@@ -320,9 +320,9 @@ func (c *mqttConn) subscribe(ctx context.Context, commands string, topics ...str
 
 // hello is the message with which a device reports its state before it receives commands.
 type hello struct {
-	Nonce string `json:"nonce"` // nonce that commands must carry; empty for none
-	Epoch int64  `json:"epoch"` // with Seq the number of the last command that was begun
-	Seq   int64  `json:"seq"`
+	Nonce string `json:"nonce"`         // nonce that commands must carry; empty for none
+	Epoch int64  `json:"epoch"`         // the epoch of the trust bundle
+	Seq   int64  `json:"seq"`           // number of the last command of that epoch that was begun; 0: none
 	Log   *int64 `json:"log,omitempty"` // size of the last log that was seen, with RequireLogProof
 	Max   int    `json:"max,omitempty"`
 }
@@ -330,12 +330,16 @@ type hello struct {
 func (d *Device) hello() hello {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
+	trust := d.trust.Load()
 	g := hello{Epoch: d.journal.last.Epoch, Seq: d.journal.last.Seq, Max: d.opts.MaxCommand}
+	if trust.Epoch > g.Epoch { // a server that was replaced by a restored one must see it, even before the first command
+		g.Epoch, g.Seq = trust.Epoch, 0
+	}
 	if d.needsNonce() {
 		g.Nonce = d.nonce.current(d.opts.Now())
 	}
 	if d.opts.RequireLogProof {
-		size := d.seenCheckpoint.Size
+		size := d.seenLog.seenIn(trust).Size
 		g.Log = &size
 	}
 	return g

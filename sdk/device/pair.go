@@ -292,7 +292,7 @@ func (p *pairer) wait(ctx context.Context) (*identity, error) {
 		case watchword.PairingSlow: // RFC 8628 §3.5: for this and all further polls
 			interval += pairInterval
 			gap, failures = interval, 0
-		case watchword.Unavailable, watchword.ClockUntrusted, watchword.RateLimited, watchword.Busy, watchword.TimedOut:
+		case watchword.Unavailable, watchword.ClockUntrusted, watchword.Superseded, watchword.RateLimited, watchword.Busy, watchword.TimedOut:
 			gap = min(max(interval, time.Second)<<min(failures, 8), pairPollMax)
 			if e, ok := errors.AsType[*watchword.Error](err); ok {
 				gap = max(gap, min(e.RetryAfter, pairPollMax))

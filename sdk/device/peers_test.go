@@ -337,7 +337,16 @@ var requests = map[string]request{
 	"the configuration": {route: "GET /v1/self/config", do: func(ctx context.Context, _ *scene, d *Device) error { return d.fetchConfig(ctx) }},
 	"commands":          {route: "GET /v1/self/commands", do: func(ctx context.Context, _ *scene, d *Device) error { return newRun(d).poll(ctx, pollWait) }},
 	"a receipt":         {route: "POST /v1/self/receipts", do: func(ctx context.Context, _ *scene, d *Device) error { return d.SendReceipt(ctx, "x") }},
-	"new keys":          {route: "POST /v1/self/keys", do: func(ctx context.Context, _ *scene, d *Device) error { return d.Rekey(ctx, RekeyOptions{}) }},
+	"its trust bundle": {route: "PUT /v1/self/trust", do: func(ctx context.Context, _ *scene, d *Device) error {
+		older, err := os.ReadFile(d.path(trustFile))
+		if err != nil {
+			return err
+		}
+		known := *d.trust.Load()
+		known.Epoch++ // the server's bundle is of a lower epoch than the device's
+		return d.handInTrust(ctx, string(older), &known)
+	}},
+	"new keys": {route: "POST /v1/self/keys", do: func(ctx context.Context, _ *scene, d *Device) error { return d.Rekey(ctx, RekeyOptions{}) }},
 }
 
 // device returns one that may make a request; requests share those that none of them changes.

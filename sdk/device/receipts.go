@@ -247,7 +247,7 @@ func (d *Device) postReceipt(ctx context.Context, receipt string) error {
 // reached, is busy, or refuses this device.
 func isUnreachable(err error) bool {
 	switch watchword.CodeOf(err) {
-	case watchword.Unavailable, watchword.ClockUntrusted, watchword.Busy, watchword.RateLimited, watchword.TimedOut, watchword.SubjectRevoked:
+	case watchword.Unavailable, watchword.ClockUntrusted, watchword.Superseded, watchword.Busy, watchword.RateLimited, watchword.TimedOut, watchword.SubjectRevoked:
 		return true
 	}
 	return errors.Is(err, context.DeadlineExceeded)

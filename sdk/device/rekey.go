@@ -206,7 +206,7 @@ func (d *Device) finishKeyChange(ctx context.Context) error {
 	switch watchword.CodeOf(err) {
 	case "":
 		return nil
-	case watchword.Unavailable, watchword.ClockUntrusted, watchword.Busy, watchword.RateLimited, watchword.TimedOut:
+	case watchword.Unavailable, watchword.ClockUntrusted, watchword.Superseded, watchword.Busy, watchword.RateLimited, watchword.TimedOut:
 		c.failed = time.Now()
 		return err
 	}

@@ -236,7 +236,7 @@ func (r *run) receiveLoop(ctx context.Context) error {
 // refreshAfterError starts the tasks that may remove the cause of an error: a newer trust bundle, signed time.
 func (r *run) refreshAfterError(err error) {
 	switch code := watchword.CodeOf(err); {
-	case tlstrust.IsUnknownAuthority(err), code == watchword.KeyUnknown, code == watchword.BundleInvalid:
+	case tlstrust.IsUnknownAuthority(err), code == watchword.KeyUnknown, code == watchword.BundleInvalid, code == watchword.Superseded:
 		r.bundle.trigger() // the server's key or authority may be newer than the bundle
 		if tlstrust.IsUnknownAuthority(err) {
 			r.doubtTime() // or its certificate is not valid at the device's time
@@ -275,6 +275,8 @@ func (r *run) poll(ctx context.Context, wait time.Duration) error {
 	q := url.Values{"limit": {"1"}}
 	if at.Seq > 0 {
 		q.Set("after", strconv.FormatInt(at.Seq, 10))
+	}
+	if at.Epoch > 0 {
 		q.Set("epoch", strconv.FormatInt(at.Epoch, 10))
 	}
 	if at.Nonce != "" {

@@ -3,6 +3,7 @@ package device
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"time"
@@ -26,16 +27,16 @@ func (d *Device) renewTrust(ctx context.Context) error {
 	t, err := d.verifyNext(string(raw), known)
 	switch {
 	case proved && err != nil:
-		return err
+		return errors.Join(err, d.handInTrust(ctx, string(raw), known))
 	case err != nil:
 		return watchword.Wrap(err, watchword.Unavailable, "the server has no valid certificate, and returned no valid trust bundle (%s)", watchword.CodeOf(err))
-	case !proved && t.Version <= known.Version && !lost: // any peer can send what is public
+	case !proved && !isNewer(&t, known) && !lost: // any peer can send what is public
 		return watchword.Refuse(watchword.Unavailable, "the server has no valid certificate, and returned no newer trust bundle")
 	}
-	if t.Version > known.Version || lost {
+	if isNewer(&t, known) || lost {
 		// A newer bundle counts more than a time that a server signed; only the device's own clock, if it is not plainly wrong,
 		// counts more than the bundle.
-		if (t.Version <= known.Version || d.usesOwnClock()) && d.hasExpired(t.Expires) {
+		if (!isNewer(&t, known) || d.usesOwnClock()) && d.hasExpired(t.Expires) {
 			return watchword.Refuse(watchword.BundleInvalid, "the trust bundle expired before this device started")
 		}
 		if d.lock != nil { // a folder that another process has locked is repaired by that process
@@ -46,12 +47,29 @@ func (d *Device) renewTrust(ctx context.Context) error {
 		if err := d.useTrust(&t); err != nil {
 			return err
 		}
-		d.opts.Log.Info("a newer trust bundle", slog.Int64("version", t.Version))
+		d.opts.Log.Info("a newer trust bundle", slog.String("version", t.BundleVersion().String()))
 		if err := d.dropTimeOutside(&t); err != nil {
 			return err
 		}
 	}
 	return d.updatePin(d.trust.Load()) // by the stored bundle: another one of the same version is not used
+}
+
+// handInTrust hands the device's own bundle to a server whose bundle is of a lower epoch: another server was restored from a
+// backup of it, and the bundle, which the root of both signed, stops the old one. It does nothing in any other case.
+func (d *Device) handInTrust(ctx context.Context, theirs string, known *token.Trust) error {
+	t, err := token.ReadTrust(theirs)
+	if err != nil || !known.HasIssuer(t.Issuer) || t.Epoch >= known.Epoch || isLostTrust(known) {
+		return nil
+	}
+	own, err := durable.ReadTrusted(d.path(trustFile), 2*watchword.MaxBundle)
+	if err != nil {
+		return err
+	}
+	d.opts.Log.Warn("the server has an older epoch than this device: another server was restored from its backup; it gets the trust bundle of this device",
+		slog.Int64("epoch", t.Epoch), slog.Int64("known", known.Epoch))
+	_, err = d.client.Do(ctx, rest.Request{Method: http.MethodPut, Path: "/v1/self/trust", Type: "application/jose", Body: own})
+	return err
 }
 
 // readTrust returns the folder's trust bundle. If it is missing, damaged, or older than the device has seen, it is lost:
@@ -67,8 +85,8 @@ func (d *Device) readTrust() (t token.Trust, err error) {
 		// It was verified before it was stored; an expired bundle must still lead to the next one.
 		t, err = token.VerifyTrust(string(raw), d.identity.Pin, time.Time{})
 	}
-	if err == nil && (t.Version < stored.TrustVersion || t.Epoch < stored.TrustEpoch) {
-		err = watchword.Refuse(watchword.BundleInvalid, "ver is %d, and must be at least the known version, %d", t.Version, stored.TrustVersion)
+	if err == nil && stored.bundleVersion().NewerThan(t.BundleVersion()) {
+		err = watchword.Refuse(watchword.BundleInvalid, "the version is %s, and must be at least the known version, %s", t.BundleVersion(), stored.bundleVersion())
 	}
 	if err == nil {
 		d.restoreAnchors(&t)
@@ -77,6 +95,9 @@ func (d *Device) readTrust() (t token.Trust, err error) {
 	d.opts.Log.Error("the trust bundle of the folder is lost; the next one is asked for under the pin, and nothing is obeyed until it came", slog.Any("err", err))
 	return token.Trust{Issuer: d.identity.Issuer, Version: stored.TrustVersion, Epoch: stored.TrustEpoch}, nil
 }
+
+// isNewer reports whether a bundle is newer than a known one. The epoch counts first: [token.BundleVersion].
+func isNewer(t, known *token.Trust) bool { return t.BundleVersion().NewerThan(known.BundleVersion()) }
 
 // isLostTrust reports whether a bundle is the placeholder of a lost one.
 func isLostTrust(t *token.Trust) bool { return t != nil && len(t.Roots) == 0 }
@@ -87,15 +108,15 @@ func (d *Device) verifyNext(raw string, known *token.Trust) (token.Trust, error)
 	if !isLostTrust(known) {
 		t, err := token.VerifyNextTrust(raw, *known, d.now())
 		if watchword.CodeOf(err) == watchword.BundleInvalid && !d.usesOwnClock() {
-			if newer, nerr := token.VerifyNextTrust(raw, *known, time.Time{}); nerr == nil && newer.Version > known.Version {
+			if newer, nerr := token.VerifyNextTrust(raw, *known, time.Time{}); nerr == nil && isNewer(&newer, known) {
 				return newer, nil
 			}
 		}
 		return t, err
 	}
 	t, err := token.VerifyTrust(raw, d.identity.Pin, d.now())
-	if err == nil && (t.Issuer != known.Issuer || t.Version < known.Version || t.Epoch < known.Epoch) {
-		err = watchword.Refuse(watchword.BundleInvalid, "the trust bundle is of another issuer, or older than the known one")
+	if err == nil {
+		err = t.CheckFollows(*known)
 	}
 	return t, err
 }
@@ -108,9 +129,7 @@ func (d *Device) storeTrust(raw []byte, t *token.Trust) error {
 	if err := d.writeAnchors(t); err != nil {
 		return err
 	}
-	return d.counters.update(func(c *counters) {
-		c.TrustVersion, c.TrustEpoch = max(c.TrustVersion, t.Version), max(c.TrustEpoch, t.Epoch)
-	})
+	return d.counters.update(func(c *counters) { c.setBundleVersion(t.BundleVersion()) })
 }
 
 // restoreAnchors writes the file of certificate authorities if it is missing or differs.

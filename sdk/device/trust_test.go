@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
@@ -62,6 +63,56 @@ func TestThePinnedRootIsInTheStoredBundle(t *testing.T) {
 	}
 	if d.pinnedRoot != "" || d.trust.Load() != &known {
 		t.Errorf("it goes by the root %s now, and keeps a bundle of version %d", d.pinnedRoot, d.trust.Load().Version)
+	}
+}
+
+// The counters keep the highest epoch, and the highest number of that epoch.
+func TestTheCountersKeepTheNewestBundle(t *testing.T) {
+	var c counters
+	for _, step := range []struct{ seen, want token.BundleVersion }{
+		{token.BundleVersion{Epoch: 1, Number: 9}, token.BundleVersion{Epoch: 1, Number: 9}},
+		{token.BundleVersion{Epoch: 1, Number: 8}, token.BundleVersion{Epoch: 1, Number: 9}},
+		{token.BundleVersion{Epoch: 3, Number: 2}, token.BundleVersion{Epoch: 3, Number: 2}},
+		{token.BundleVersion{Epoch: 1, Number: 99}, token.BundleVersion{Epoch: 3, Number: 2}},
+		{token.BundleVersion{Epoch: 3, Number: 3}, token.BundleVersion{Epoch: 3, Number: 3}},
+	} {
+		if c.setBundleVersion(step.seen); c.bundleVersion() != step.want {
+			t.Errorf("after %s: %s, want %s", step.seen, c.bundleVersion(), step.want)
+		}
+	}
+}
+
+// Only a bundle of a higher epoch that names another log ends the record of the log that was seen.
+func TestOnlyAHigherEpochStartsTheRecordOfTheLogAgain(t *testing.T) {
+	const issuer = "https://w.example"
+	bundle := func(epoch int64, origin string) *token.Trust {
+		return &token.Trust{Issuer: issuer, Epoch: epoch, LogOrigin: origin}
+	}
+	restored := watchword.RestoredLogOrigin(issuer, 5)
+	seen := logRecord{size: 9, epoch: 1}
+	later := logRecord{originID: logOriginID(bundle(5, restored)), size: 4, epoch: 5}
+	for _, tc := range []struct {
+		name   string
+		record logRecord
+		under  *token.Trust
+		size   int64
+		origin string
+	}{
+		{"nothing was seen", logRecord{}, bundle(1, ""), 0, ""},
+		{"the same log", seen, bundle(1, ""), 9, "w.example/log"},
+		{"a later bundle with the same log", seen, bundle(5, ""), 9, "w.example/log"},
+		{"another log, and the same epoch", seen, bundle(1, restored), 9, "another log"},
+		{"another log, and a higher epoch", seen, bundle(5, restored), 0, ""},
+		{"a build that stored no epoch", logRecord{size: 9}, bundle(1, ""), 9, "w.example/log"},
+		{"a build that stored no epoch, and a restored log", logRecord{size: 9}, bundle(5, restored), 0, ""},
+		{"the restored log", later, bundle(5, restored), 4, restored},
+		{"the restored log under a later bundle", later, bundle(6, restored), 4, restored},
+		{"the log of before, and a lower epoch", later, bundle(1, ""), 4, "another log"},
+		{"the log of the next restore", later, bundle(7, watchword.RestoredLogOrigin(issuer, 7)), 0, ""},
+	} {
+		if got := tc.record.seenIn(tc.under); got.Size != tc.size || got.Origin != tc.origin {
+			t.Errorf("%s: %d entries of %q", tc.name, got.Size, got.Origin)
+		}
 	}
 }
 

@@ -230,6 +230,7 @@ func (b *fullAuthorityDevice) operations(t *testing.T, n *int) map[string]func()
 		"POST /v1/keys/bundles":                    nil,
 		"POST /v1/self/events/{stream}":            at("/v1/self/events/lux", `1`),
 		"PUT /v1/self/state":                       at("/v1/self/state", `{"on":true}`),
+		"PUT /v1/self/trust":                       nil, // a bundle that changes something: TestABundleOfTheRootStopsASupersededServer
 		"PUT /v1/self/functions":                   at("/v1/self/functions", `{"functions":[{"name":"f"}]}`),
 		"POST /v1/self/receipts":                   nil, // one that fits is in TestReceiptsOfOneWhoseRightWentAreRefused
 		"POST /v1/self/link":                       nil, // of an operator: see server/attack/operator_keys_test.go; the same act is POST /v1/operators/{id}/link

@@ -75,6 +75,8 @@ const (
 	ClockTrust       = "clock.trust"
 	ClockAccept      = "clock.accept"
 	BackupCreate     = "backup.create"
+	ServerSuperseded = "server.superseded"
+	LogRestore       = "log.restore"
 )
 
 // Kinds is the list of all kinds.
@@ -84,7 +86,7 @@ var Kinds = withSubjects([]string{
 	DeviceResume, DeviceRevoke, DeviceDelete, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
 	CommandCancel, CommandSettle, CommandExpire, CommandConflict, CommandUndeliver, ConfigSet, CommandHandOver, SessionOpen,
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
-	ClockRefuse, ClockTrust, ClockAccept, BackupCreate,
+	ClockRefuse, ClockTrust, ClockAccept, BackupCreate, ServerSuperseded, LogRestore,
 })
 
 // NeedsAuthority reports whether a subject's act of this kind is authorized by versions that the store compares

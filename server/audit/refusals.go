@@ -32,6 +32,7 @@ var requestRefusals = map[watchword.Code]recording{
 	watchword.Busy:                 never,
 	watchword.Unavailable:          never,
 	watchword.ClockUntrusted:       never,
+	watchword.Superseded:           authenticatedOnly,
 	watchword.TimedOut:             never,
 	watchword.ClientInvalid:        always,
 	watchword.GrantUnsupported:     never,

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit/ledger"
@@ -50,7 +51,7 @@ func NewLogVerifier(keys []ledger.Key, own, external [][]byte) (*LogVerifier, er
 		if err != nil {
 			return nil, err
 		}
-		if len(c.expected) > 0 && o.Origin != c.expected[0].Origin {
+		if len(c.expected) > 0 && !sameLog(o.Origin, c.expected[0].Origin) {
 			return nil, watchword.Refuse(watchword.LogInvalid, "the checkpoints are of different logs: %s and %s", c.expected[0].Origin, o.Origin)
 		}
 		if o.Size > 0 { // a checkpoint of the empty log proves nothing
@@ -59,6 +60,19 @@ func NewLogVerifier(keys []ledger.Key, own, external [][]byte) (*LogVerifier, er
 	}
 	slices.SortStableFunc(c.expected, func(a, b expectedCheckpoint) int { return cmp.Compare(a.Size, b.Size) })
 	return c, nil
+}
+
+// sameLog reports whether two origins are of one server's log: of before and after a restore ([watchword.RestoredLogOrigin]).
+// The restored log begins with the entries that the backup had.
+func sameLog(a, b string) bool { return baseOrigin(a) == baseOrigin(b) }
+
+// baseOrigin returns an origin without the epoch of a restore.
+func baseOrigin(origin string) string {
+	i := strings.LastIndexByte(origin, '/')
+	if _, err := strconv.ParseUint(origin[i+1:], 10, 63); i >= 0 && err == nil && strings.HasSuffix(origin[:i], "/log") {
+		return origin[:i]
+	}
+	return origin
 }
 
 // Record verifies the next entry. It returns the expected tiles that become full with it.
@@ -111,6 +125,9 @@ func (v *LogVerifier) compare() error {
 	for len(v.expected) > 0 && v.expected[0].Size == v.tree.Size() {
 		w := v.expected[0]
 		if root := v.tree.Root(); root != w.Root {
+			if last := v.expected[len(v.expected)-1]; last.Origin != w.Origin {
+				return watchword.Refuse(watchword.LogInvalid, "the checkpoint of %d entries is of %s, and the log of %s does not begin with those entries: it was restored from a backup that has fewer of them, or it was rewritten", w.Size, w.Origin, last.Origin)
+			}
 			from := v.result.Checkpoint.Size + 1
 			if w.external { // only external checkpoints prove anything about the log between them
 				from = v.externalSize + 1
@@ -145,6 +162,9 @@ func (v *LogVerifier) Finish() (VerifyResult, error) {
 	}
 	if len(v.expected) > 0 {
 		last := v.expected[len(v.expected)-1]
+		if v.result.Origin != "" && last.Origin != v.result.Origin {
+			return v.result, watchword.Refuse(watchword.LogInvalid, "the checkpoint of %d entries is of %s, and the log of %s has %d: it was restored from a backup that has fewer of them, or entries were removed", last.Size, last.Origin, v.result.Origin, v.result.Entries)
+		}
 		return v.result, watchword.Refuse(watchword.LogInvalid, "entry %d is missing: the log has %d entries, and a checkpoint was signed for %d", v.result.Entries+1, v.result.Entries, last.Size)
 	}
 	v.result.Uncovered = v.result.Entries - v.result.Checkpoint.Size

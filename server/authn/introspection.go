@@ -35,7 +35,7 @@ func (svc *Service) AuthenticateClient(ctx context.Context, t watchword.TenantID
 			return c, err
 		}
 	}
-	return c, svc.tokens.ConsumeAssertion(ctx, t, s.ID, token.SingleUse{JTI: a.JTI, Expires: a.Expires.Add(token.Skew)})
+	return c, svc.tokens.ConsumeAssertion(ctx, t, s.ID, a.SingleUse())
 }
 
 // Introspection is the state and the current permissions of an access token (RFC 7662 §2.2).

@@ -28,6 +28,6 @@ func (svc *Service) IssueForPairing(ctx context.Context, t watchword.TenantID, i
 	if err := who.Subject.CheckActive(); err != nil {
 		return IssuedToken{}, err
 	}
-	a := token.Assertion{Subject: id, Key: key, JTI: possession.JTI, Expires: possession.Expires}
+	a := token.Assertion{Subject: id, Key: key, JTI: possession.JTI, Issued: possession.Issued, Expires: possession.Expires}
 	return svc.issue(ctx, authenticated{t, who.Subject, who.Grant, a}, TokenRequest{Proof: req}, p, trace, now)
 }

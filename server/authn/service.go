@@ -321,7 +321,7 @@ func (svc *Service) recordToken(ctx context.Context, t watchword.TenantID, g tok
 	by := audit.Actor{Tenant: t, Subject: g.Subject.ID, Key: a.Key, Trace: trace}
 	return svc.tokens.IssueToken(ctx, token.Record{
 		Tenant: t, JTI: g.JTI, Subject: g.Subject.ID, Incarnation: g.Subject.Incarnation, Key: a.Key, ClaimsDigest: digest, Issued: g.Issued, Expires: g.Expires,
-	}, token.SingleUse{JTI: a.JTI, Expires: a.Expires.Add(token.Skew)}, by.DoneEntry(audit.TokenIssue, g.JTI, now, nil))
+	}, a.SingleUse(), by.DoneEntry(audit.TokenIssue, g.JTI, now, nil))
 }
 
 // VerifyPossession checks that sig is a signature over message by the key that credentials

@@ -146,8 +146,12 @@ type SealedCommand struct {
 
 // AcknowledgeUpTo notes that the device says that it knows every command of this epoch up
 // to seq, and returns the number after which commands are still wanted: seq, or
-// 0 where the device speaks of an earlier life of the counters.
+// 0 where the device speaks of an earlier life of the counters. Code: superseded where it speaks of a later one: no command may
+// be handed over to it.
 func (dl *Delivery) AcknowledgeUpTo(ctx context.Context, epoch, seq int64) (after int64, err error) {
+	if err := dl.svc.CheckEpoch(epoch); err != nil {
+		return 0, err
+	}
 	if epoch != dl.svc.opts.Epoch || seq < 1 {
 		return 0, nil
 	}
@@ -172,7 +176,7 @@ func (dl *Delivery) markDelivered(ctx context.Context, a Acknowledgement) error 
 // Next returns up to limit commands with numbers above after, in order, signed
 // (for nonce, if the device has one) and sealed. It waits until there is one,
 // but no longer than pause, and not after ctx has ended: then it returns none
-// and no error. Codes: conflict where a newer connection took over;
+// and no error. Codes: conflict where a newer connection took over; superseded;
 // subject_suspended, subject_revoked, unavailable.
 func (dl *Delivery) Next(ctx context.Context, after int64, nonce string, limit int, pause time.Duration) ([]SealedCommand, error) {
 	timer := time.NewTimer(pause)
@@ -201,6 +205,9 @@ func (dl *Delivery) Next(ctx context.Context, after int64, nonce string, limit i
 // follows with the next call. Commands that cannot be sent over this connection do not block the following ones, however
 // many they are.
 func (dl *Delivery) pending(ctx context.Context, after int64, nonce string, limit int) (out []SealedCommand, more bool, err error) {
+	if err := dl.svc.keys.CheckNotSuperseded(); err != nil {
+		return nil, false, err
+	}
 	for {
 		rows, err := dl.svc.store.Pending(ctx, dl.key.tenant, dl.key.device, after, dl.svc.opts.Now(), limit)
 		if err != nil {

@@ -286,12 +286,15 @@ func TestAcknowledgements(t *testing.T) {
 	}
 	w := s.Watch(tenant, one.ID)
 	defer w.Close()
+	if _, err := l.AcknowledgeUpTo(t.Context(), 2, 2); watchword.CodeOf(err) != watchword.Superseded {
+		t.Errorf("a device of a higher epoch: %v", err)
+	}
 	for _, c := range []struct {
 		name                string
 		epoch, seq, after   int64
 		first, second, last watchword.CommandState
 	}{
-		{"of another epoch", 2, 2, 0, watchword.Sent, watchword.Sent, watchword.Queued},
+		{"of an earlier epoch", 0, 2, 0, watchword.Sent, watchword.Sent, watchword.Queued},
 		{"nothing", 1, 0, 0, watchword.Sent, watchword.Sent, watchword.Queued},
 		{"below nothing", 1, -1, 0, watchword.Sent, watchword.Sent, watchword.Queued},
 		{"the first", 1, 1, 1, watchword.Delivered, watchword.Sent, watchword.Queued},

@@ -244,7 +244,7 @@ func (f *evidenceBuilder) prove(role string) string {
 			p = ledger.Proof{Index: int64(i), Salt: salt, Body: body}
 		}
 	}
-	c := ledger.Checkpoint{Origin: ledger.Origin(f.trusts[0].Issuer), Size: tree.Size(), Root: tree.Root()}
+	c := ledger.Checkpoint{Origin: f.trusts[0].Origin(), Size: tree.Size(), Root: tree.Root()}
 	var err error
 	p.Hashes, err = ledger.InclusionProof(c, p.Index, func(level int, n int64, width int) ([]byte, error) {
 		return ledger.AppendTile(nil, leaves[:width]...), nil
@@ -257,7 +257,7 @@ func (f *evidenceBuilder) prove(role string) string {
 // note signs a checkpoint as the log and its witnesses.
 func (f *evidenceBuilder) note(c ledger.Checkpoint) []byte {
 	f.t.Helper()
-	log := ledger.LogKeys(f.trusts[0].Issuer, f.log.Public())[0]
+	log := ledger.LogKeys(f.trusts[0].Origin(), f.log.Public())[0]
 	raw, err := c.Sign(ledger.Signer{Key: log, SignFunc: f.log.SignBytes})
 	must(f.t, err)
 	opened, err := note.Open(raw, note.VerifierList(log))

@@ -41,9 +41,12 @@ func NewCommandID(now time.Time) watchword.CommandID {
 //
 // Codes: bad_request, too_large, denied, not_found, subject_revoked,
 // function_unknown, args_invalid, order_invalid (and the codes of
-// [token.VerifyOrder] behind it), conflict, busy, unavailable.
+// [token.VerifyOrder] behind it), conflict, busy, superseded, unavailable.
 func (svc *Service) Order(ctx context.Context, a *session.Authority, c Call, trace string) (Row, error) {
 	now := svc.opts.Now()
+	if err := svc.keys.CheckNotSuperseded(); err != nil {
+		return Row{}, err
+	}
 	if err := c.normalize(svc.opts.MaxArgs); err != nil {
 		return Row{}, err
 	}

@@ -59,6 +59,10 @@ type Keys interface {
 	CommandSigner() *jose.Signer
 	// CommandKeyValid reports whether the key of that id is valid.
 	CommandKeyValid(id watchword.KeyID) bool
+	// CheckNotSuperseded returns an error if another server has this one's devices. Code: superseded.
+	CheckNotSuperseded() error
+	// CheckEpoch returns an error if a device that states this epoch has another server, or if all have. Code: superseded.
+	CheckEpoch(epoch int64) error
 }
 
 // Log is what a service needs of the log, for devices that execute only logged commands.
@@ -165,6 +169,10 @@ func (svc *Service) issuer(t watchword.TenantID) string {
 
 // Epoch is that of the commands and configurations that the service signs.
 func (svc *Service) Epoch() int64 { return svc.opts.Epoch }
+
+// CheckEpoch returns an error if no commands may go to a device that states this epoch, which is that of its trust bundle or
+// of its last command; 0: none. Code: superseded.
+func (svc *Service) CheckEpoch(epoch int64) error { return svc.keys.CheckEpoch(epoch) }
 
 // SignConfig signs a device's wanted configuration with the command key: what a
 // device shall be is as much an order as what it shall do.

@@ -92,7 +92,7 @@ func (ec *evidenceCheck) bundles(pin string) error {
 			return evidenceInvalid("all trust bundles must be of one issuer")
 		}
 		ec.trust = append(ec.trust, b)
-		keys, err := ledger.VerifierKeys(b.Issuer, b.Log, b.Witnesses)
+		keys, err := ledger.VerifierKeys(b.Origin(), b.Log, b.Witnesses)
 		if err != nil {
 			return err
 		}

@@ -150,7 +150,7 @@ func (svc *Service) checkRekey(s watchword.Subject, by audit.Actor, r RekeyReque
 	if err != nil {
 		return none(watchword.WrapRefusal(err, watchword.ProofInvalid, "the proof of the key change is not valid"))
 	}
-	change.Spent = token.SingleUse{JTI: p.JTI, Expires: p.Expires.Add(token.Skew)}
+	change.Spent = token.SingleUse{JTI: p.JTI, Issued: p.Issued, Expires: p.Expires.Add(token.Skew)}
 	return change, map[string]string{
 		"sign": string(change.Sign.ID), "seal": string(change.Seal.ID), "sign_jwk": string(change.Sign.JWK), "seal_jwk": string(change.Seal.JWK), "sign_before": string(current.ID), "seal_before": string(seal.ID),
 	}, nil

@@ -35,7 +35,7 @@ func (a *API) keyRoutes() {
 			if out.Body.Keys, more, err = cutPage(out.Body.Keys, in.Size); more {
 				out.Body.NextPageToken = string(out.Body.Keys[len(out.Body.Keys)-1].ID)
 			}
-			out.Body.Bundle = api.TrustBundle{Version: st.Version, ExpiresAt: st.BundleExpires.UTC(), Ahead: st.PlannedBundles, Stale: st.Stale}
+			out.Body.Bundle = api.TrustBundle{Epoch: st.Version.Epoch, Version: st.Version.Number, ExpiresAt: st.BundleExpires.UTC(), Ahead: st.PlannedBundles, Stale: st.Stale}
 			return out, err
 		})
 	type rotateIn struct {
@@ -64,7 +64,7 @@ func (a *API) keyRoutes() {
 			out := &planOut{}
 			for _, p := range planned {
 				out.Body.Bundles = append(out.Body.Bundles, api.PlannedBundle{
-					Version: p.Version, StartsAt: p.Starts.UTC(), ExpiresAt: p.Expires.UTC(), Roots: p.Roots, Payload: p.Payload,
+					Epoch: p.Epoch, Version: p.Version, StartsAt: p.Starts.UTC(), ExpiresAt: p.Expires.UTC(), Roots: p.Roots, Payload: p.Payload,
 				})
 			}
 			return out, err

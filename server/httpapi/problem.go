@@ -33,6 +33,7 @@ var statusOf = map[watchword.Code]int{
 	watchword.Busy:                 http.StatusTooManyRequests,
 	watchword.Unavailable:          http.StatusServiceUnavailable,
 	watchword.ClockUntrusted:       http.StatusServiceUnavailable,
+	watchword.Superseded:           http.StatusServiceUnavailable,
 	watchword.TimedOut:             http.StatusGatewayTimeout,
 	watchword.ClientInvalid:        http.StatusUnauthorized,
 	watchword.GrantUnsupported:     http.StatusBadRequest,

@@ -66,6 +66,8 @@ func (a *API) selfRoutes() {
 	a.describe(http.MethodPut, "/v1/self/state", "Report the device's state: a JSON object up to 32 KiB", nil)
 	a.handle(route{pattern: "GET /v1/self/state"}, a.selfState)
 	a.describe(http.MethodGet, "/v1/self/state", "Get the last reported state", nil)
+	a.handle(route{pattern: "PUT /v1/self/trust", maxBody: watchword.MaxBundle}, a.receiveBundle)
+	a.describe(http.MethodPut, "/v1/self/trust", "Hand in the trust bundle that this subject has, if it is of a higher epoch than the server's: another server was restored from a backup", nil)
 	a.handle(route{pattern: "GET /v1/self/config"}, a.selfConfig)
 	a.describe(http.MethodGet, "/v1/self/config", "Get the desired configuration, signed", nil)
 
@@ -201,6 +203,18 @@ func (a *API) reportState(w http.ResponseWriter, r *http.Request, c *caller) err
 		return a.Bus.Tenant(c.Tenant()).PublishDocument(&bus.Document{Name: selfTopic(c, "state"), ContentType: "application/json", Payload: doc}, nil)
 	}
 	if err := a.Twins.ReportState(r.Context(), c.Tenant(), c.Versions(), c.Subject(), doc, a.Now(), publish); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// receiveBundle takes the trust bundle of a subject: see [keyring.Rotator.ReceiveBundle].
+func (a *API) receiveBundle(w http.ResponseWriter, r *http.Request, c *caller) error {
+	if err := a.ControlRates.Take(quota.Key{Tenant: c.Tenant(), Subject: c.Subject()}, twin.ReportCost, time.Now()); err != nil {
+		return err
+	}
+	if err := a.Keys.ReceiveBundle(r.Context(), c.actor.Actor, string(bytes.TrimSpace(c.body)), a.Now()); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -30,7 +30,7 @@ func Initialize(ctx context.Context, st Store, f InitOptions) error {
 	instance := audit.Actor{Tenant: watchword.DefaultTenant}
 	var entries []audit.Entry
 	for _, role := range Roles {
-		s, err := makeKey(data, role, Active, f.Issuer, f.Clock, f.Now, f.Now)
+		s, err := makeKey(data, role, Active, Instance{Issuer: f.Issuer}, f.Clock, f.Now, f.Now)
 		if err != nil {
 			return err
 		}
@@ -45,7 +45,7 @@ func Initialize(ctx context.Context, st Store, f InitOptions) error {
 
 // makeKey creates a key of a role, encrypted under data. The certificate of an authority is valid from now on, even if the
 // key starts to sign later.
-func makeKey(data []byte, role Role, state State, issuer string, clock Clock, now, starts time.Time) (SealedKey, error) {
+func makeKey(data []byte, role Role, state State, f Instance, clock Clock, now, starts time.Time) (SealedKey, error) {
 	curve := jose.P256
 	if role == Log {
 		curve = jose.Ed // required by C2SP signed notes
@@ -58,8 +58,11 @@ func makeKey(data []byte, role Role, state State, issuer string, clock Clock, no
 	if s.Private, err = sealBytes(data, sealContext(s), k.JWK()); err != nil {
 		return s, err
 	}
-	if role == CA {
-		s.Cert, err = selfSign(checkedKey{k.Crypto(), check(role, clock)}, issuer, now)
+	switch role {
+	case CA:
+		s.Cert, err = selfSign(checkedKey{k.Crypto(), check(role, clock)}, f.Issuer, now)
+	case Log:
+		s.Origin = f.LogOrigin
 	}
 	return s, err
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/server/keyring"
+	"github.com/watchword-iot/watchword/token"
 )
 
 func TestKeyUpdateAppliesToCurrentKeys(t *testing.T) {
@@ -20,7 +21,7 @@ func TestKeyUpdateAppliesToCurrentKeys(t *testing.T) {
 	}
 	bundle := func(versions ...int64) (out []keyring.SignedBundle) {
 		for _, v := range versions {
-			out = append(out, keyring.SignedBundle{Version: v})
+			out = append(out, keyring.SignedBundle{Version: token.BundleVersion{Epoch: 1, Number: v}})
 		}
 		return out
 	}
@@ -44,7 +45,9 @@ func TestKeyUpdateAppliesToCurrentKeys(t *testing.T) {
 		{"a bundle of the same version", keyring.KeyUpdate{Bundles: bundle(2)}, bundle(1, 2), ""},
 		{"an earlier bundle", keyring.KeyUpdate{Bundles: bundle(1)}, bundle(2), ""},
 		{"two bundles of one version", keyring.KeyUpdate{Bundles: bundle(3, 3)}, bundle(2), ""},
-		{"a bundle in the place of one that is dropped", keyring.KeyUpdate{Bundles: bundle(2), DropBundles: []int64{2}}, bundle(1, 2), "active next "},
+		{"a bundle in the place of one that is dropped", keyring.KeyUpdate{Bundles: bundle(2), DropBundles: []token.BundleVersion{{Epoch: 1, Number: 2}}}, bundle(1, 2), "active next "},
+		{"the first bundle of a higher epoch", keyring.KeyUpdate{Bundles: []keyring.SignedBundle{{Version: token.BundleVersion{Epoch: 2, Number: 1}}}}, bundle(1, 2), "active next "},
+		{"a later bundle of a lower epoch", keyring.KeyUpdate{Bundles: bundle(3)}, []keyring.SignedBundle{{Version: token.BundleVersion{Epoch: 2, Number: 1}}}, ""},
 	} {
 		ks, err := c.turn.Apply(stands, c.had)
 		if c.want == "" {

@@ -144,11 +144,8 @@ func (r *Rotator) PlanBundles(ctx context.Context, by audit.Actor, count int, no
 	if err := r.apply(ctx, by, t, "", now); err != nil {
 		return nil, err
 	}
-	version := int64(0)
-	for _, b := range r.ring.state.Load().bundles {
-		version = max(version, b.Version)
-	}
-	return r.ring.state.Load().planBundles(r.ring.instance, r.opts.Schedule, r.opts.BundleInfo, version+1, count, now)
+	first := lastNumber(r.ring.state.Load().bundles, r.ring.Epoch()) + 1
+	return r.ring.state.Load().planBundles(r.ring.instance, r.opts.Schedule, r.opts.BundleInfo, first, count, now)
 }
 
 // ImportBundles imports bundles that were signed offline: each signed by every root that it names, with valid keys of this
@@ -164,9 +161,7 @@ func (r *Rotator) ImportBundles(ctx context.Context, by audit.Actor, raws []stri
 		return watchword.RefuseField("bundles", "must be 1 to %d", MaxPlannedBundles)
 	}
 	known := token.Trust{Issuer: r.ring.Issuer(), Epoch: r.ring.Epoch(), Roots: ks.public[Root]}
-	for _, b := range r.ring.state.Load().bundles {
-		known.Version = max(known.Version, b.Version)
-	}
+	known.Version = lastNumber(r.ring.state.Load().bundles, known.Epoch)
 	var t KeyUpdate
 	for _, b := range r.ring.state.Load().bundles {
 		if b.Starts.After(now) {
@@ -178,13 +173,15 @@ func (r *Rotator) ImportBundles(ctx context.Context, by audit.Actor, raws []stri
 		if err != nil {
 			return err
 		}
-		if next.Version <= known.Version {
-			return watchword.Refuse(watchword.Conflict, "bundle %d has version %d, and version %d exists already: make a new plan", i+1, next.Version, known.Version)
+		if !next.BundleVersion().NewerThan(known.BundleVersion()) {
+			return watchword.Refuse(watchword.Conflict, "bundle %d has version %s, and version %s exists already: make a new plan", i+1, next.BundleVersion(), known.BundleVersion())
 		}
 		if next, err = token.VerifyNextTrust(raw, known, time.Time{}); err != nil {
 			return err
 		}
 		switch {
+		case next.Epoch != r.ring.Epoch() || next.Origin() != r.ring.LogOrigin():
+			return watchword.Refuse(watchword.BundleInvalid, "bundle %d must be of epoch %d and name the log %s", i+1, r.ring.Epoch(), r.ring.LogOrigin())
 		case !ks.trusts(next):
 			return watchword.Refuse(watchword.BundleInvalid, "bundle %d names a key that is not an active key of this server", i+1)
 		case !next.Expires.After(now):
@@ -204,7 +201,7 @@ func (r *Rotator) ImportBundles(ctx context.Context, by audit.Actor, raws []stri
 		if i == 0 && starts.After(now) {
 			starts = now
 		}
-		t.Bundles = append(t.Bundles, SignedBundle{Version: next.Version, JWS: []byte(raw), Starts: starts, Expires: next.Expires})
+		t.Bundles = append(t.Bundles, SignedBundle{Version: next.BundleVersion(), JWS: []byte(raw), Starts: starts, Expires: next.Expires})
 	}
 	return r.apply(ctx, by, t, "", now)
 }

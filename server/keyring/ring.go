@@ -25,6 +25,8 @@ type Store interface {
 	ServerKeys(ctx context.Context) ([]SealedKey, error)
 	Bundles(ctx context.Context) ([]SignedBundle, error)
 	RotateKeys(ctx context.Context, t KeyUpdate, es ...audit.Entry) error
+	// SetSuperseded raises [Instance.SupersededBy].
+	SetSuperseded(ctx context.Context, epoch int64, e audit.Entry) error
 }
 
 // Ring holds the decrypted current keys. Callers must get a key each time they use one, and not store it. It is safe for
@@ -42,6 +44,7 @@ type Ring struct {
 	written atomic.Pointer[keyState] // state that this process wrote since the keys were last read; nil: none
 
 	tenantBundles tenantBundles
+	supersededBy  atomic.Int64 // see [Instance.SupersededBy]
 }
 
 // keyState is one immutable state of the ring.
@@ -92,6 +95,7 @@ func Open(ctx context.Context, st Store, kek KEK, clock Clock) (*Ring, error) {
 		return nil, err
 	}
 	r := &Ring{store: st, clock: clock, instance: founding}
+	r.supersededBy.Store(founding.SupersededBy)
 	for _, s := range sealed {
 		if s.Role != Data || s.State != Active {
 			continue
@@ -149,8 +153,15 @@ func (r *Ring) read(ctx context.Context) (*keyState, error) {
 	if err != nil {
 		return nil, err
 	}
-	k.bundles, err = r.store.Bundles(ctx)
-	return k, err
+	if k.bundles, err = r.store.Bundles(ctx); err != nil {
+		return nil, err
+	}
+	is, err := r.store.Instance(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.supersededBy.Store(is.SupersededBy)
+	return k, nil
 }
 
 // version returns the number of steps that all keys have taken: see [watchword.ServerKeysChanged].
@@ -261,6 +272,12 @@ func (r *Ring) Issuer() string { return r.instance.Issuer }
 // Epoch returns the epoch that commands carry.
 func (r *Ring) Epoch() int64 { return r.instance.Epoch }
 
+// RestoredAt returns when the server was restored from a backup; zero: never.
+func (r *Ring) RestoredAt() time.Time { return r.instance.RestoredAt }
+
+// LogOrigin returns the origin of the log.
+func (r *Ring) LogOrigin() string { return r.instance.Origin() }
+
 // Signer returns the active signer of a role; nil for an offline root.
 func (r *Ring) Signer(role Role) *jose.Signer { return r.state.Load().signers[role] }
 
@@ -288,17 +305,18 @@ func (r *Ring) CommandKeyValid(id watchword.KeyID) bool {
 // LogSigner returns the signer of the log's checkpoints, with the active log key.
 func (r *Ring) LogSigner() ledger.Signer {
 	s := r.Signer(Log)
-	return ledger.Signer{Key: ledger.LogKeys(r.Issuer(), s.Public())[0], SignFunc: s.SignBytes} // log keys are Ed25519 (initialize.go)
+	return ledger.Signer{Key: ledger.LogKeys(r.LogOrigin(), s.Public())[0], SignFunc: s.SignBytes} // log keys are Ed25519 (initialize.go)
 }
 
-// LogKeys returns every key with which checkpoints of the log were signed or will be.
+// LogKeys returns every key with which checkpoints of the log were signed or will be, each under the origin of its time: a
+// key of before a restore signs nothing of the restored log.
 func (r *Ring) LogKeys() (out []ledger.Key) {
 	for _, s := range r.state.Load().all {
 		if s.Role != Log {
 			continue
 		}
 		if pub, err := jose.ParseJWK(s.Public, jose.ForSigning); err == nil { // those of valid keys were parsed when the ring was opened
-			out = append(out, ledger.LogKeys(r.Issuer(), pub)...)
+			out = append(out, ledger.LogKeys(s.OriginOf(r.instance), pub)...)
 		}
 	}
 	return out

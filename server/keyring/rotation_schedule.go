@@ -135,14 +135,14 @@ func (t KeyUpdate) Apply(ks []SealedKey, bundles []SignedBundle) ([]SealedKey, e
 			return nil, watchword.Refuse(watchword.Conflict, "the %s key %s is not %s any more", m.Role, m.ID, m.From)
 		}
 	}
-	version := int64(0)
+	var version token.BundleVersion
 	for _, b := range bundles {
-		if !slices.Contains(t.DropBundles, b.Version) {
-			version = max(version, b.Version)
+		if !slices.Contains(t.DropBundles, b.Version) && b.Version.NewerThan(version) {
+			version = b.Version
 		}
 	}
 	for _, b := range t.Bundles {
-		if b.Version <= version {
+		if !b.Version.NewerThan(version) {
 			return nil, watchword.Refuse(watchword.Conflict, "a trust bundle of this version or a later one exists")
 		}
 		version = b.Version

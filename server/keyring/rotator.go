@@ -118,7 +118,7 @@ func (r *Rotator) Step(ctx context.Context, now time.Time) error {
 }
 
 func (r *Rotator) newKey(role Role, state State, now, starts time.Time) (SealedKey, error) {
-	return makeKey(r.ring.dataKey, role, state, r.ring.Issuer(), r.ring.clock, now, starts)
+	return makeKey(r.ring.dataKey, role, state, r.ring.instance, r.ring.clock, now, starts)
 }
 
 // currentBundle returns the newest published bundle, verified; nil if there is none yet.
@@ -129,7 +129,7 @@ func (r *Rotator) currentBundle(now time.Time) (*token.Trust, error) {
 	}
 	t, err := token.ReadTrust(string(b.JWS))
 	if err != nil {
-		return nil, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %d is damaged", b.Version)
+		return nil, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %s is damaged", b.Version)
 	}
 	return &t, nil
 }
@@ -171,10 +171,6 @@ func (r *Rotator) notifyKeysChanged(ctx context.Context, version int64) error {
 // signBundles adds to t the bundle that the ring needs after it, and drops bundles signed in advance that no longer match.
 func (r *Rotator) signBundles(t *KeyUpdate, after *keyState, now time.Time) error {
 	all := append(slices.Clone(r.ring.state.Load().bundles), t.Bundles...)
-	version := int64(0)
-	for _, b := range all {
-		version = max(version, b.Version)
-	}
 	if after.rootOffline() {
 		for _, b := range all {
 			if !b.Starts.After(now) {
@@ -186,7 +182,7 @@ func (r *Rotator) signBundles(t *KeyUpdate, after *keyState, now time.Time) erro
 		}
 		return nil
 	}
-	want := after.bundle(r.ring.instance, r.opts.BundleInfo, version+1, now)
+	want := after.bundle(r.ring.instance, r.opts.BundleInfo, lastNumber(all, r.ring.instance.Epoch)+1, now)
 	// With the root here nothing is signed ahead: a bundle of the future was signed while the clock was ahead, or the root lived
 	// offline. Devices that have it take a later one only by its version.
 	ahead := slices.ContainsFunc(all, func(b SignedBundle) bool { return b.Starts.After(now.Add(token.Skew)) })
@@ -291,7 +287,7 @@ func auditEntries(by audit.Actor, t KeyUpdate, reason string, now time.Time) (ou
 	}
 	for _, b := range t.Bundles {
 		out = append(out, by.DoneEntry(audit.BundleSign, "", now, map[string]string{
-			"version": strconv.FormatInt(b.Version, 10), "sha256": jose.Hash(b.JWS), "starts": stamp(b.Starts),
+			"version": strconv.FormatInt(b.Version.Number, 10), "sha256": jose.Hash(b.JWS), "starts": stamp(b.Starts),
 		}))
 	}
 	return out
@@ -324,7 +320,7 @@ func (s SealedKey) info() Info {
 type Status struct {
 	Keys           []Info
 	Pin            string
-	Version        int64 // of the published bundle
+	Version        token.BundleVersion // of the published bundle
 	BundleExpires  time.Time
 	PlannedBundles int    // bundles signed in advance
 	Stale          string // why an offline root must sign a bundle; empty if it need not

@@ -466,7 +466,7 @@ func TestOfflineRoot(t *testing.T) {
 		}
 	})
 	h.must(h.k.ImportBundles(ctx, by, signed, h.now))
-	if st := h.k.Status(h.now); st.Version != planned[0].Version || st.PlannedBundles != 5 || st.Stale != "" {
+	if st := h.k.Status(h.now); st.Version.Number != planned[0].Version || st.PlannedBundles != 5 || st.Stale != "" {
 		t.Fatalf("status %+v", st)
 	}
 

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // Role is the purpose of a server key. No key has two.
@@ -54,6 +55,15 @@ type SealedKey struct {
 	Created time.Time
 	Starts  time.Time // when it begins to sign, or began
 	Ends    time.Time // when a retiring key becomes invalid; zero: never
+	Origin  string    // of a log key: the origin of the log that it signs; empty means [watchword.LogOrigin], and for other roles
+}
+
+// OriginOf returns the origin of the log that a log key of instance f signs.
+func (s SealedKey) OriginOf(f Instance) string {
+	if s.Origin != "" {
+		return s.Origin
+	}
+	return watchword.LogOrigin(f.Issuer)
 }
 
 // StateChange changes the state of one key. Starts and Ends are written unchanged. Private, if not nil, replaces the
@@ -72,14 +82,29 @@ type KeyUpdate struct {
 	Add         []SealedKey
 	Change      []StateChange
 	Bundles     []SignedBundle
-	DropBundles []int64 // versions
+	DropBundles []token.BundleVersion
 }
 
-// Instance is what is fixed at the first start of a server.
+// Instance is what is fixed at the first start of a server, and at each restore.
 type Instance struct {
 	Issuer string // the issuer identifier: public_url, no trailing slash
-	Epoch  int64  // incremented when the server is restored from a backup
-	At     time.Time
+	Epoch  int64  // grows when the server is restored from a backup
+	// LogOrigin is the origin of the log since the last restore; empty before the first, for [watchword.LogOrigin].
+	LogOrigin string
+	At        time.Time // first start
+	// RestoredAt is when the server was restored from a backup; zero: never. Assertions that were issued before it are refused.
+	RestoredAt time.Time
+	// SupersededBy is the epoch of a trust bundle of the own root that was shown to this server and is higher than Epoch: another
+	// server was restored from a backup of this one. 0: none.
+	SupersededBy int64
+}
+
+// Origin returns the origin of the log.
+func (f Instance) Origin() string {
+	if f.LogOrigin != "" {
+		return f.LogOrigin
+	}
+	return watchword.LogOrigin(f.Issuer)
 }
 
 // The errors of a store that is not initialized, or is initialized already.
@@ -90,7 +115,7 @@ var (
 
 // SignedBundle is a signed trust bundle, published from Starts on, until the next one starts. Version only grows.
 type SignedBundle struct {
-	Version int64
+	Version token.BundleVersion
 	JWS     []byte // one compact JWS, or a JSON array of two
 	Starts  time.Time
 	Expires time.Time

@@ -48,7 +48,7 @@ func (r *Ring) forTenant(k *keyState, b SignedBundle, t watchword.TenantID) (Sig
 	}
 	trust, err := token.ReadTrust(string(b.JWS))
 	if err != nil {
-		return b, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %d is damaged", b.Version)
+		return b, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %s is damaged", b.Version)
 	}
 	trust.Issuer = watchword.Issuers(r.Issuer()).Of(t)
 	var roots []*jose.Signer

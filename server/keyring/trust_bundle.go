@@ -19,7 +19,7 @@ const (
 // bundle returns the bundle with the keys of k, valid from at on.
 func (k *keyState) bundle(f Instance, n BundleInfo, version int64, at time.Time) token.Trust {
 	return token.Trust{
-		Issuer: f.Issuer, Version: version, Epoch: f.Epoch, Roots: k.public[Root], Issuers: k.public[Issuer],
+		Issuer: f.Issuer, Version: version, Epoch: f.Epoch, LogOrigin: f.LogOrigin, Roots: k.public[Root], Issuers: k.public[Issuer],
 		Command: k.public[Command], Time: k.public[Time], Log: k.public[Log],
 		CAs: k.anchors, WebPKI: n.WebPKI, Witnesses: n.Witnesses, Quorum: int64(n.Quorum), Issued: at, Expires: at.Add(token.TrustLifetime),
 	}
@@ -36,7 +36,7 @@ func (k *keyState) signBundle(t token.Trust) (SignedBundle, error) {
 		roots = append(roots, s)
 	}
 	raw, err := token.SignTrust(t, roots...)
-	return SignedBundle{Version: t.Version, JWS: []byte(raw), Starts: t.Issued, Expires: t.Expires}, err
+	return SignedBundle{Version: t.BundleVersion(), JWS: []byte(raw), Starts: t.Issued, Expires: t.Expires}, err
 }
 
 // rootOffline reports whether the private key of a root that must sign bundles is not here.
@@ -59,6 +59,16 @@ func currentBundle(bundles []SignedBundle, now time.Time) (SignedBundle, bool) {
 	return SignedBundle{}, false
 }
 
+// lastNumber returns the highest number among the bundles of an epoch; 0 for none.
+func lastNumber(bundles []SignedBundle, epoch int64) (n int64) {
+	for _, b := range bundles {
+		if b.Version.Epoch == epoch {
+			n = max(n, b.Version.Number)
+		}
+	}
+	return n
+}
+
 // BundleChain returns the bundles that a later reader needs to verify what was signed from one time to another, and what is
 // signed now: those of that time, the current one, and between them each that names other roots, so that each can be
 // verified with the one before. For another tenant than the default one they are signed now, with its issuer in them.
@@ -73,7 +83,7 @@ func (r *Rotator) BundleChain(tenant watchword.TenantID, from, until, now time.T
 	}
 	var roots []*jose.PublicKey
 	for _, b := range r.ring.state.Load().bundles {
-		if b.Version < first.Version || b.Version > last.Version {
+		if first.Version.NewerThan(b.Version) || b.Version.NewerThan(last.Version) {
 			continue
 		}
 		t, err := token.ReadTrust(string(b.JWS))
@@ -95,7 +105,7 @@ func sameTrust(a, b token.Trust) bool {
 	same := func(x, y []*jose.PublicKey) bool {
 		return slices.EqualFunc(x, y, func(k, l *jose.PublicKey) bool { return k.ID() == l.ID() })
 	}
-	return a.Issuer == b.Issuer && a.Epoch == b.Epoch && a.WebPKI == b.WebPKI && a.Quorum == b.Quorum && slices.Equal(a.Witnesses, b.Witnesses) &&
+	return a.Issuer == b.Issuer && a.Epoch == b.Epoch && a.Origin() == b.Origin() && a.WebPKI == b.WebPKI && a.Quorum == b.Quorum && slices.Equal(a.Witnesses, b.Witnesses) &&
 		same(a.Roots, b.Roots) && same(a.Issuers, b.Issuers) && same(a.Command, b.Command) && same(a.Time, b.Time) && same(a.Log, b.Log) &&
 		slices.EqualFunc(a.CAs, b.CAs, bytes.Equal)
 }
@@ -111,6 +121,7 @@ func bundleHasKey(t token.Trust, k SealedKey) bool {
 
 // PlannedBundle is a bundle for an offline root to sign. Each root signs exactly the bytes of Payload.
 type PlannedBundle struct {
+	Epoch   int64             `json:"epoch"`
 	Version int64             `json:"ver"`
 	Starts  time.Time         `json:"starts"`
 	Expires time.Time         `json:"expires"`
@@ -146,7 +157,7 @@ func (k *keyState) planBundles(f Instance, r Schedule, n BundleInfo, first int64
 		if err != nil {
 			return nil, err
 		}
-		p := PlannedBundle{Version: t.Version, Starts: t.Issued, Expires: t.Expires, Payload: string(payload)}
+		p := PlannedBundle{Epoch: t.Epoch, Version: t.Version, Starts: t.Issued, Expires: t.Expires, Payload: string(payload)}
 		for _, root := range t.Roots {
 			p.Roots = append(p.Roots, root.ID())
 		}

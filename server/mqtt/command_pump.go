@@ -78,6 +78,8 @@ func (c *conn) updatePump() {
 	case by == nil && c.pump != nil:
 		c.pump.stop()
 		c.pump = nil
+	case by != nil && c.pump == nil && c.hello != nil && c.broker.deps.Commands.CheckEpoch(c.hello.Epoch) != nil:
+		return // refused in its hello
 	case by != nil && c.pump == nil:
 		p := &commandPump{c: c, sub: by, topic: topic, maxPacket: c.out.maxPacket, window: c.commandWindow()}
 		p.delivery = c.broker.deps.Commands.AttachFunc(c.session.tenant.id, c.session.owner.subject, p.wake)
@@ -392,10 +394,11 @@ func (p *commandPump) send(sc command.SealedCommand) bool {
 
 // retryLater looks again after a pause, so that waiting commands do not depend on a new one. If the
 // device lost its permission, its session ends; if a newer connection took over delivery, that one
-// delivers. A nil err means that the command could not be queued because the subscription or
+// delivers; a server that was superseded delivers nothing more. A nil err means that the command could not be queued because the subscription or
 // connection is ending.
 func (p *commandPump) retryLater(ctx context.Context, err error) bool {
-	conflict := watchword.CodeOf(err) == watchword.Conflict
+	code := watchword.CodeOf(err)
+	conflict := code == watchword.Conflict || code == watchword.Superseded
 	if err != nil && ctx.Err() == nil && !conflict {
 		p.c.broker.recordRefusal(p.c, "commands not handed over", p.topic, err)
 	}

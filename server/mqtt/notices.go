@@ -21,8 +21,8 @@ const (
 	helloTopic      = connTopicPrefix + "hello"
 )
 
-// hello is what a device may publish first: the nonce for its commands, the sequence number of the
-// last command that it started, if it executes only logged commands the size of the log that it saw
+// hello is what a device may publish first: the nonce for its commands, the epoch of its trust bundle, the sequence number of the
+// last command of that epoch that it started, if it executes only logged commands the size of the log that it saw
 // last (0: none), and the largest sealed command that it accepts, in bytes (0: any).
 type hello struct {
 	Nonce string `json:"nonce"`
@@ -63,10 +63,24 @@ func (c *conn) handleHello(b []byte) error {
 	if len(h.Nonce) > 64 || h.Nonce != "" && len(h.Nonce) < 22 || h.Epoch < 0 || h.Seq < 0 || h.Log != nil && *h.Log < 0 || h.Max < 0 {
 		return watchword.RefuseField("hello", "nonce must have 22 to 64 characters; epoch, seq, log and max must not be negative")
 	}
+	var superseded error
+	if c.broker.deps.Commands != nil {
+		superseded = c.broker.deps.Commands.CheckEpoch(h.Epoch)
+	}
 	c.session.mu.Lock()
 	c.hello = h
 	p := c.pump
+	switch {
+	case superseded != nil && p != nil: // it also had commands before this hello
+		p.stop()
+		c.pump = nil
+	case superseded == nil && p == nil:
+		c.updatePump() // an earlier hello may have been refused
+	}
 	c.session.mu.Unlock()
+	if superseded != nil {
+		return superseded
+	}
 	if p != nil {
 		p.handleHello(h)
 	}

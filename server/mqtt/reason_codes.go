@@ -25,6 +25,7 @@ var reasonByCode = map[watchword.Code]packet.Reason{
 	watchword.Busy:                 packet.QuotaExceeded,
 	watchword.Unavailable:          packet.ServerUnavailable,
 	watchword.ClockUntrusted:       packet.ServerUnavailable,
+	watchword.Superseded:           packet.ServerUnavailable,
 	watchword.TimedOut:             packet.UnspecifiedError,
 	watchword.ClientInvalid:        packet.NotAuthorized,
 	watchword.GrantUnsupported:     packet.ImplementationSpecificError,

@@ -2,10 +2,12 @@ package sqlite
 
 import (
 	"context"
+	"errors"
 	"hash/maphash"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/keyring"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -18,6 +20,9 @@ type consumedAssertions struct {
 	count   int
 	buckets map[int64]map[uint64]struct{} // by expiry: few buckets, since assertions are short-lived
 	added   []consumedKey                 // in the transaction that is open
+	// restored is when the server was restored from a backup; zero: never. What was used between the backup and the restore is in
+	// no table, so that no credential of before the restore is accepted.
+	restored time.Time
 }
 
 type consumedKey struct {
@@ -98,6 +103,12 @@ func (u *consumedAssertions) forget(before time.Time) {
 
 // load reads the consumed assertions from the tables.
 func (u *consumedAssertions) load(ctx context.Context, from querier) error {
+	switch is, err := instance(ctx, from); {
+	case err == nil:
+		u.restored = is.RestoredAt
+	case !errors.Is(err, keyring.ErrNotInitialized):
+		return err
+	}
 	for _, q := range []string{`SELECT tenant, subject, jti, expires FROM consumed_jtis`, `SELECT tenant, subject, assertion, assertion_expires FROM tokens`} {
 		_, err := queryAll(ctx, from, func(r scanner) (none struct{}, err error) {
 			var tenant watchword.TenantID

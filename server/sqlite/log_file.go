@@ -65,26 +65,49 @@ func (f *LogFile) query(ctx context.Context, q string, args ...any) (*sql.Rows, 
 
 // ServerKeys returns the server's keys from the file.
 func (f *LogFile) ServerKeys(ctx context.Context) ([]keyring.SealedKey, error) {
-	return serverKeys(ctx, f)
+	if v, err := f.schema(ctx); err != nil || v >= schemaOfRestores {
+		return serverKeys(ctx, f)
+	}
+	return queryAll(ctx, f, scanServerKey, `SELECT id, role, state, public, private, cert, created, starts, ends, '' FROM server_keys ORDER BY n`)
 }
 
-// Instance returns the instance's settings from its first start. The file may be a copy of before migration 21, which
-// renamed the table: reading a log changes nothing, so nothing has migrated it.
+// Schema versions from which on the tables have other names or columns. The file may be a copy of an earlier build: reading a
+// log changes nothing, so nothing has migrated it.
+const (
+	schemaOfTerms    = 21
+	schemaOfRestores = 25
+)
+
+// schema returns one of the schema versions above: the latest that the file has.
+func (f *LogFile) schema(ctx context.Context) (int, error) {
+	return queryOne(ctx, f, func(r scanner) (v int, err error) { return v, r.Scan(&v) }, nil, `SELECT CASE
+		WHEN EXISTS (SELECT 1 FROM pragma_table_info('instance') WHERE name = 'log_origin') THEN 25
+		WHEN EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'house') THEN 0
+		ELSE 21 END`)
+}
+
+// Instance returns the instance's settings from its first start, and from its last restore.
 func (f *LogFile) Instance(ctx context.Context) (keyring.Instance, error) {
-	older, err := queryOne(ctx, f, func(r scanner) (is bool, err error) { return is, r.Scan(&is) },
-		nil, `SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'house')`)
-	if err != nil {
-		return keyring.Instance{}, err
+	switch v, err := f.schema(ctx); {
+	case err != nil || v >= schemaOfRestores:
+		return instance(ctx, f)
+	case v >= schemaOfTerms:
+		return queryOne(ctx, f, scanInstance, keyring.ErrNotInitialized, `SELECT issuer, epoch, created, '', 0, 0 FROM instance`)
+	default:
+		return queryOne(ctx, f, scanInstance, keyring.ErrNotInitialized, `SELECT issuer, epoch, at, '', 0, 0 FROM house`)
 	}
-	if older {
-		return queryOne(ctx, f, scanInstance, keyring.ErrNotInitialized, `SELECT issuer, epoch, at FROM house`)
-	}
-	return instance(ctx, f)
 }
 
 // Bundles returns every signed bundle, oldest first.
 func (f *LogFile) Bundles(ctx context.Context) ([]keyring.SignedBundle, error) {
-	return bundles(ctx, f)
+	if v, err := f.schema(ctx); err != nil || v >= schemaOfRestores {
+		return bundles(ctx, f)
+	}
+	is, err := f.Instance(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return queryAll(ctx, f, scanBundle, `SELECT ?, version, jws, starts, expires FROM bundles ORDER BY version`, is.Epoch)
 }
 
 // Each calls do for every entry, in order.

@@ -1,11 +1,11 @@
--- The schema after migration 23, for new databases. Written by: go test ./server/sqlite -run NewDatabase -update
+-- The schema after migration 25, for new databases. Written by: go test ./server/sqlite -run NewDatabase -update
 
 CREATE TABLE "instance" (
   one    INTEGER PRIMARY KEY CHECK (one = 1),
   issuer TEXT    NOT NULL,
   epoch  INTEGER NOT NULL,
   created     INTEGER NOT NULL
-) STRICT;
+, log_origin TEXT NOT NULL DEFAULT '', restored_at INTEGER NOT NULL DEFAULT 0, superseded_by INTEGER NOT NULL DEFAULT 0) STRICT;
 
 CREATE TABLE server_keys (
   n       INTEGER PRIMARY KEY,
@@ -15,15 +15,9 @@ CREATE TABLE server_keys (
   public  BLOB,
   private BLOB    NOT NULL,
   cert    BLOB,
-  created INTEGER NOT NULL, starts INTEGER NOT NULL DEFAULT 0, ends INTEGER NOT NULL DEFAULT 0,
+  created INTEGER NOT NULL, starts INTEGER NOT NULL DEFAULT 0, ends INTEGER NOT NULL DEFAULT 0, origin TEXT NOT NULL DEFAULT '',
   UNIQUE (role, id)
 ) STRICT;
-
-CREATE TABLE bundles (
-  version INTEGER PRIMARY KEY,
-  jws     BLOB    NOT NULL,
-  expires INTEGER NOT NULL
-, starts INTEGER NOT NULL DEFAULT 0) STRICT;
 
 CREATE TABLE subjects (
   tenant      TEXT    NOT NULL,
@@ -385,6 +379,15 @@ CREATE TABLE notices (
   at      INTEGER NOT NULL,
   expires INTEGER NOT NULL,
   PRIMARY KEY (tenant, kind)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE "bundles" (
+  epoch   INTEGER NOT NULL,
+  version INTEGER NOT NULL,
+  jws     BLOB    NOT NULL,
+  starts  INTEGER NOT NULL,
+  expires INTEGER NOT NULL,
+  PRIMARY KEY (epoch, version)
 ) STRICT, WITHOUT ROWID;
 
 INSERT INTO audit_pruned VALUES (1, 0, 0, X'0000000000000000000000000000000000000000000000000000000000000000');

@@ -16,13 +16,13 @@ func (s *Store) Instance(ctx context.Context) (keyring.Instance, error) {
 
 func instance(ctx context.Context, from querier) (keyring.Instance, error) {
 	return queryOne(ctx, from, scanInstance, keyring.ErrNotInitialized,
-		`SELECT issuer, epoch, created FROM instance`)
+		`SELECT issuer, epoch, created, log_origin, restored_at, superseded_by FROM instance`)
 }
 
 func scanInstance(r scanner) (f keyring.Instance, err error) {
-	var at int64
-	err = r.Scan(&f.Issuer, &f.Epoch, &at)
-	f.At = fromMillis(at)
+	var at, restored int64
+	err = r.Scan(&f.Issuer, &f.Epoch, &at, &f.LogOrigin, &restored, &f.SupersededBy)
+	f.At, f.RestoredAt = fromMillis(at), fromMillis(restored)
 	return f, err
 }
 
@@ -54,8 +54,8 @@ func (s *Store) Initialize(ctx context.Context, f keyring.Instance, keys []keyri
 }
 
 func (t *tx) addServerKey(k keyring.SealedKey) error {
-	_, err := t.exec(`INSERT INTO server_keys (id, role, state, public, private, cert, created, starts, ends) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		k.ID, k.Role, k.State, k.Public, k.Private, k.Cert, toMillis(k.Created), toMillis(k.Starts), toMillis(k.Ends))
+	_, err := t.exec(`INSERT INTO server_keys (id, role, state, public, private, cert, created, starts, ends, origin) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		k.ID, k.Role, k.State, k.Public, k.Private, k.Cert, toMillis(k.Created), toMillis(k.Starts), toMillis(k.Ends), k.Origin)
 	return err
 }
 
@@ -65,12 +65,14 @@ func (s *Store) ServerKeys(ctx context.Context) ([]keyring.SealedKey, error) {
 }
 
 func serverKeys(ctx context.Context, from querier) ([]keyring.SealedKey, error) {
-	return queryAll(ctx, from, func(r scanner) (k keyring.SealedKey, err error) {
-		var created, starts, ends int64
-		err = r.Scan(&k.ID, &k.Role, &k.State, &k.Public, &k.Private, &k.Cert, &created, &starts, &ends)
-		k.Created, k.Starts, k.Ends = fromMillis(created), fromMillis(starts), fromMillis(ends)
-		return k, err
-	}, `SELECT id, role, state, public, private, cert, created, starts, ends FROM server_keys ORDER BY n`)
+	return queryAll(ctx, from, scanServerKey, `SELECT id, role, state, public, private, cert, created, starts, ends, origin FROM server_keys ORDER BY n`)
+}
+
+func scanServerKey(r scanner) (k keyring.SealedKey, err error) {
+	var created, starts, ends int64
+	err = r.Scan(&k.ID, &k.Role, &k.State, &k.Public, &k.Private, &k.Cert, &created, &starts, &ends, &k.Origin)
+	k.Created, k.Starts, k.Ends = fromMillis(created), fromMillis(starts), fromMillis(ends)
+	return k, err
 }
 
 // Bundles returns every signed bundle, oldest first.
@@ -79,12 +81,14 @@ func (s *Store) Bundles(ctx context.Context) ([]keyring.SignedBundle, error) {
 }
 
 func bundles(ctx context.Context, from querier) ([]keyring.SignedBundle, error) {
-	return queryAll(ctx, from, func(r scanner) (b keyring.SignedBundle, err error) {
-		var starts, expires int64
-		err = r.Scan(&b.Version, &b.JWS, &starts, &expires)
-		b.Starts, b.Expires = fromMillis(starts), fromMillis(expires)
-		return b, err
-	}, `SELECT version, jws, starts, expires FROM bundles ORDER BY version`)
+	return queryAll(ctx, from, scanBundle, `SELECT epoch, version, jws, starts, expires FROM bundles ORDER BY epoch, version`)
+}
+
+func scanBundle(r scanner) (b keyring.SignedBundle, err error) {
+	var starts, expires int64
+	err = r.Scan(&b.Version.Epoch, &b.Version.Number, &b.JWS, &starts, &expires)
+	b.Starts, b.Expires = fromMillis(starts), fromMillis(expires)
+	return b, err
 }
 
 // RotateKeys carries a turn out whole, or not at all.
@@ -102,26 +106,44 @@ func (s *Store) RotateKeys(ctx context.Context, turn keyring.KeyUpdate, es ...au
 		if err != nil {
 			return err
 		}
-		for _, k := range after[len(before):] {
-			if err := t.addServerKey(k); err != nil {
-				return err
-			}
-		}
-		if err := t.putServerKeys(before, after); err != nil {
+		if err := t.putKeyUpdate(turn, before, after); err != nil {
 			return err
-		}
-		for _, v := range turn.DropBundles {
-			if _, err := t.exec(`DELETE FROM bundles WHERE version = ?`, v); err != nil {
-				return err
-			}
-		}
-		for _, b := range turn.Bundles {
-			if _, err := t.exec(`INSERT INTO bundles (version, jws, starts, expires) VALUES (?, ?, ?, ?)`, b.Version, b.JWS, toMillis(b.Starts), toMillis(b.Expires)); err != nil {
-				return err
-			}
 		}
 		return t.addEntry(es...)
 	}, es...)
+}
+
+// putKeyUpdate writes an update that turned the keys of before into those of after.
+func (t *tx) putKeyUpdate(turn keyring.KeyUpdate, before, after []keyring.SealedKey) error {
+	for _, k := range after[len(before):] {
+		if err := t.addServerKey(k); err != nil {
+			return err
+		}
+	}
+	if err := t.putServerKeys(before, after); err != nil {
+		return err
+	}
+	for _, v := range turn.DropBundles {
+		if _, err := t.exec(`DELETE FROM bundles WHERE epoch = ? AND version = ?`, v.Epoch, v.Number); err != nil {
+			return err
+		}
+	}
+	for _, b := range turn.Bundles {
+		if _, err := t.exec(`INSERT INTO bundles (epoch, version, jws, starts, expires) VALUES (?, ?, ?, ?, ?)`, b.Version.Epoch, b.Version.Number, b.JWS, toMillis(b.Starts), toMillis(b.Expires)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SetSuperseded notes that a bundle of a higher epoch was shown to this server.
+func (s *Store) SetSuperseded(ctx context.Context, epoch int64, e audit.Entry) error {
+	return s.w.doAuthorized(ctx, func(t *tx) error {
+		if _, err := t.exec(`UPDATE instance SET superseded_by = max(superseded_by, ?)`, epoch); err != nil {
+			return err
+		}
+		return t.addEntry(e)
+	}, e)
 }
 
 // putServerKeys writes the keys of before that differ in after. An erased private key leaves nothing in the file.

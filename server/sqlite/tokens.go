@@ -13,6 +13,9 @@ import (
 // [token.Record.Issue], which a test compares: loading first would cost as much again as all the rest.
 func (s *Store) IssueToken(ctx context.Context, r token.Record, spent token.SingleUse, e audit.Entry) error {
 	return s.w.doWithoutSavepoint(ctx, func(t *tx) error {
+		if err := spent.CheckIssued(t.consumed.restored); err != nil {
+			return err
+		}
 		k := t.consumed.key(r.Tenant, r.Subject, spent)
 		if t.consumed.has(k) {
 			return t.tokenRefusal(r)
@@ -51,8 +54,11 @@ func (t *tx) tokenRefusal(r token.Record) error {
 	return r.Issue(h, true)
 }
 
-// consumeAssertion spends an assertion, or a proof, that gets no token. Codes: token_replayed, busy.
+// consumeAssertion spends an assertion, or a proof, that gets no token. Codes: token_replayed, token_expired, busy.
 func (t *tx) consumeAssertion(tenant watchword.TenantID, id watchword.SubjectID, spent token.SingleUse) error {
+	if err := spent.CheckIssued(t.consumed.restored); err != nil {
+		return err
+	}
 	k := t.consumed.key(tenant, id, spent)
 	if t.consumed.has(k) {
 		return token.ErrJTIUsed

@@ -7,6 +7,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/keyring"
+	"github.com/watchword-iot/watchword/token"
 )
 
 func bundles(t *T) {
@@ -14,7 +15,7 @@ func bundles(t *T) {
 	t.must(err)
 	equal(t, "bundles before the first", len(none), 0)
 	b := func(v int64) keyring.KeyUpdate {
-		return keyring.KeyUpdate{Bundles: []keyring.SignedBundle{{Version: v, JWS: []byte(fmt.Sprint("jws", v)), Starts: t.now, Expires: t.now.Add(time.Hour)}}}
+		return keyring.KeyUpdate{Bundles: []keyring.SignedBundle{{Version: token.BundleVersion{Epoch: 1, Number: v}, JWS: []byte(fmt.Sprint("jws", v)), Starts: t.now, Expires: t.now.Add(time.Hour)}}}
 	}
 	e := t.entry(audit.BundleSign, "")
 	t.must(t.RotateKeys(t.ctx, b(2), e))
@@ -23,13 +24,22 @@ func bundles(t *T) {
 	t.must(t.RotateKeys(t.ctx, b(3), e))
 	got, err := t.Bundles(t.ctx)
 	t.must(err)
-	if len(got) != 2 || got[1].Version != 3 || string(got[1].JWS) != "jws3" || !got[1].Expires.Equal(t.now.Add(time.Hour)) || !got[1].Starts.Equal(t.now) {
+	if len(got) != 2 || got[1].Version.Number != 3 || string(got[1].JWS) != "jws3" || !got[1].Expires.Equal(t.now.Add(time.Hour)) || !got[1].Starts.Equal(t.now) {
 		t.Fatalf("got %+v", got)
 	}
 	turn := b(3)
-	turn.DropBundles = []int64{3}
+	turn.DropBundles = []token.BundleVersion{{Epoch: 1, Number: 3}}
 	t.must(t.RotateKeys(t.ctx, turn, e))
-	equal(t, "entries", t.log(), 3)
+	higher := b(1) // a higher epoch counts more than a higher number
+	higher.Bundles[0].Version.Epoch = 2
+	t.must(t.RotateKeys(t.ctx, higher, e))
+	t.wantCode(watchword.Conflict, t.RotateKeys(t.ctx, b(4), e))
+	got, err = t.Bundles(t.ctx)
+	t.must(err)
+	if len(got) != 3 || got[2].Version != (token.BundleVersion{Epoch: 2, Number: 1}) {
+		t.Fatalf("got %+v", got)
+	}
+	equal(t, "entries", t.log(), 4)
 }
 
 func rotatingKeys(t *T) {

@@ -1,0 +1,58 @@
+package keyring
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/token"
+)
+
+// CheckNotSuperseded returns an error if another server was restored from a backup of this one: a bundle of a higher epoch,
+// signed by a root of this server, was shown to it. Such a server orders and delivers no commands: the devices belong to the
+// restored one. Only a restore with a higher epoch ends that. Code: superseded.
+func (r *Ring) CheckNotSuperseded() error {
+	if epoch := r.supersededBy.Load(); epoch > r.instance.Epoch {
+		return watchword.Refuse(watchword.Superseded, "this server was restored elsewhere: a device has a trust bundle of epoch %d, and this server has epoch %d", epoch, r.instance.Epoch)
+	}
+	return nil
+}
+
+// CheckEpoch returns an error if this server was superseded, or a peer states a higher epoch than this server's. The word of
+// one peer concerns that peer alone: it stops its own commands, and no others. Code: superseded.
+func (r *Ring) CheckEpoch(epoch int64) error {
+	if epoch > r.instance.Epoch {
+		return watchword.Refuse(watchword.Superseded, "epoch %d is higher than this server's, %d: another server was restored from a backup of this one", epoch, r.instance.Epoch)
+	}
+	return r.CheckNotSuperseded()
+}
+
+// ReceiveBundle takes a trust bundle that a subject of a tenant hands in. One that follows this server's own, by the
+// signature of its root, and has a higher epoch proves that another server was restored from a backup: from then on, also
+// after a restart, [Ring.CheckNotSuperseded] returns an error. Any other valid bundle changes nothing.
+//
+// Codes: bundle_invalid, unavailable.
+func (r *Rotator) ReceiveBundle(ctx context.Context, by audit.Actor, raw string, now time.Time) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	own := token.Trust{Issuer: watchword.Issuers(r.ring.Issuer()).Of(by.Tenant), Roots: r.ring.Public(Root)} // any version follows
+	t, err := token.VerifyNextTrust(raw, own, time.Time{})
+	if err != nil {
+		return watchword.WrapRefusal(err, watchword.BundleInvalid, "the trust bundle is not valid, or not of this server")
+	}
+	if t.Epoch <= max(r.ring.Epoch(), r.ring.supersededBy.Load()) {
+		return nil
+	}
+	e := by.DoneEntry(audit.ServerSuperseded, "", now, map[string]string{
+		"epoch": strconv.FormatInt(r.ring.Epoch(), 10), "superseded_by": strconv.FormatInt(t.Epoch, 10), "version": strconv.FormatInt(t.Version, 10),
+	})
+	if err := r.store.SetSuperseded(ctx, t.Epoch, e); err != nil {
+		return err
+	}
+	r.opts.Log.ErrorContext(ctx, "another server was restored from a backup of this one: no commands are ordered or delivered here; stop this server",
+		slog.Int64("epoch", r.ring.Epoch()), slog.Int64("superseded_by", t.Epoch), slog.String("device", string(by.Subject)))
+	return r.notifyKeysChanged(ctx, r.ring.state.Load().version())
+}
