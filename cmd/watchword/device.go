@@ -325,7 +325,7 @@ func (a *app) deviceDelete() *cobra.Command {
 	c := &cobra.Command{Use: "delete ID", Short: "Revoke a device and retire its id", Args: positional(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := a.confirm(*yes, "delete "+args[0]+" (its id can never be used again)"); err != nil {
+		if err := a.confirmAtServer(*yes, "delete "+args[0]+" (its id can never be used again)"); err != nil {
 			return err
 		}
 		cl, err := a.client()

@@ -123,7 +123,7 @@ func (a *app) keyRevoke() *cobra.Command {
 	reason := c.Flags().String("reason", "", "reason, recorded in the audit log")
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := a.confirm(*yes, "revoke the key "+args[0]); err != nil {
+		if err := a.confirmAtServer(*yes, "revoke the key "+args[0]); err != nil {
 			return err
 		}
 		cl, err := a.client()

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +42,7 @@ func TestScripts(t *testing.T) {
 			"status":   wantStatus,
 			"awaiting": awaiting,
 			"until":    until,
+			"repeat":   repeat,
 			"capture":  capture,
 			"mangle":   replaceInFile,
 			"retain":   retain,
@@ -92,6 +94,38 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 		if time.Now().After(end) {
 			ts.Fatalf("the output of %v did not match %s: %v", args[1:], args[0], err)
 		}
+	}
+}
+
+// repeat runs a program several times, one after another, or, with & at the end, all at once: repeat N program args… [&].
+func repeat(ts *testscript.TestScript, neg bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	if err != nil || len(args) < 2 || neg {
+		ts.Fatalf("usage: repeat N program args… [&]")
+	}
+	words := args[1:]
+	atOnce := words[len(words)-1] == "&"
+	if atOnce {
+		words = words[:len(words)-1]
+	}
+	var all []*exec.Cmd
+	for range n {
+		if !atOnce {
+			ts.Check(ts.Exec(words[0], words[1:]...))
+			continue
+		}
+		path, err := exec.LookPath(words[0])
+		ts.Check(err)
+		c := exec.Command(path, words[1:]...)
+		c.Dir = ts.MkAbs(".")
+		for _, name := range []string{"HOME", "PATH", "WATCHWORD_DATA"} {
+			c.Env = append(c.Env, name+"="+ts.Getenv(name))
+		}
+		ts.Check(c.Start())
+		all = append(all, c)
+	}
+	for _, c := range all {
+		ts.Check(c.Wait())
 	}
 }
 

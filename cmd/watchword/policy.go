@@ -142,7 +142,7 @@ func (a *app) policyDelete() *cobra.Command {
 	c := &cobra.Command{Use: "delete NAME", Short: "Delete a policy; live sessions follow before the command returns", Args: positional(cobra.ExactArgs(1))}
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := a.confirm(*yes, "delete policy "+args[0]); err != nil {
+		if err := a.confirmAtServer(*yes, "delete policy "+args[0]); err != nil {
 			return err
 		}
 		cl, err := a.client()

@@ -94,7 +94,7 @@ func (a *app) retainedDelete() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := a.confirm(*yes, "delete the retained message of "+args[0]); err != nil {
+		if err := a.confirmAtServer(*yes, "delete the retained message of "+args[0]); err != nil {
 			return err
 		}
 		return cl.DeleteRetained(c.Context(), args[0])

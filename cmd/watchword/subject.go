@@ -191,7 +191,7 @@ func requireReason(reason string) error {
 
 // revoke asks the question and does the act, which is effective for live sessions when it returns.
 func (a *app) revoke(ctx context.Context, yes bool, question string, act func(context.Context) error) error {
-	if err := a.confirm(yes, question); err != nil {
+	if err := a.confirmAtServer(yes, question); err != nil {
 		return err
 	}
 	start := time.Now()

@@ -159,6 +159,22 @@ func (a *app) flagOptions() (o admin.Options, err error) {
 	return o, err
 }
 
+// confirmAtServer is [app.confirm] for an act at the server that [app.choose] names. The question names the server unless it is
+// on this machine: a person with several contexts may mean another one.
+func (a *app) confirmAtServer(yes bool, question string) error {
+	if yes {
+		return nil
+	}
+	o, _, err := a.options()
+	if err != nil {
+		return err
+	}
+	if o.Dial == "" {
+		question += " at " + o.URL + ", as " + string(o.Subject)
+	}
+	return a.confirm(false, question)
+}
+
 // client returns the client of the server that [app.choose] names. Its tokens are bound to the key and kept until they end, so
 // that a command does not request its own.
 func (a *app) client() (*admin.Client, error) {

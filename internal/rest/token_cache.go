@@ -17,7 +17,7 @@ const clockTolerance = time.Minute
 
 // usable reports whether the token is to be used now.
 func (c CachedToken) usable(now time.Time) bool {
-	return c.Token != "" && now.Before(c.RefreshAt) && !now.Before(c.Obtained.Add(-clockTolerance)) && c.RefreshAt.Sub(c.Obtained) <= maxLife*time.Second
+	return c.Token != "" && now.Before(c.RefreshAt) && !now.Before(c.Obtained.Add(-clockTolerance))
 }
 
 // TokenCache keeps the bound token of one key of one server between processes. It is safe for concurrent use. Its methods report

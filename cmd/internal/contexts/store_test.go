@@ -115,15 +115,18 @@ func TestContextNameOfAnotherLoginIsRefused(t *testing.T) {
 			t.Errorf("link %q: the same is %v", link, same)
 		}
 	}
+	login(t, s, "without-link", "")
+	_, err := s.CheckFree("without-link", "")
+	wantCode(t, "two logins without a link", err, watchword.Conflict)
 	o := admin.Options{URL: "https://other", Issuer: "https://other", Subject: "mallory", Pin: "pin", Bundle: "b"}
 	wantCode(t, "add", s.Add(t.Context(), "home", o, "keys/x", "2"), watchword.Conflict)
 	if f, err := s.Read(); err != nil || f.Contexts["home"].Subject != "alice" {
 		t.Errorf("got %+v, %v", f, err)
 	}
-	for n := 1; n < maxContexts; n++ {
+	for n := 2; n < maxContexts; n++ {
 		login(t, s, fmt.Sprint("c", n), "1")
 	}
-	_, err := s.CheckFree("one-more", "1")
+	_, err = s.CheckFree("one-more", "1")
 	wantCode(t, "one more than the limit", err, watchword.Conflict)
 }
 
@@ -297,15 +300,16 @@ func TestTokenCacheIsPrivateAndBounded(t *testing.T) {
 	if err := os.Chtimes(old.(tokenFile).path, then, then); err != nil {
 		t.Fatal(err)
 	}
+	one.Save(saved)
+	if old.Load().Token != "" {
+		t.Error("a token of more than a day is there")
+	}
 	for i := range maxTokens + 10 {
 		of(fmt.Sprint("https://", i), "alice").Save(saved)
 	}
 	files, err := filepath.Glob(filepath.Join(s.cache, "tokens", "*.json"))
 	if err != nil || len(files) != maxTokens {
 		t.Errorf("%d files, %v", len(files), err)
-	}
-	if old.Load().Token != "" {
-		t.Error("a token of more than a day is there")
 	}
 	if of(fmt.Sprint("https://", maxTokens+9), "alice").Load() != saved {
 		t.Error("the token that was saved last is not there")
