@@ -22,7 +22,7 @@ func logTurns(ctx context.Context, turns, tokens, clients, devices, rate, second
 			})
 			if err == nil && rate > 0 {
 				err = withThisServer(ctx, c, 0, 0, func(b *bench, _ map[watchword.SubjectID]*jose.Signer) error {
-					return b.commands(ctx, devices, rate, seconds)
+					return b.commands(ctx, "bench-", devices, rate, seconds)
 				})
 			}
 			if err != nil {

@@ -39,12 +39,21 @@ func main() {
 	rate := flag.Int("rate", 300, "commands a second")
 	seconds := flag.Int("seconds", 10, "of commands")
 	stored := flag.Int("store", 100_000, "devices in the store, beside a run with few")
+	against := flag.String("against", "", "another build of this program, whose server is measured beside this one's")
+	rounds := flag.Int("rounds", 5, "with -against: how often each is measured")
 	turns := flag.Int("log", 0, "only what the log costs: so many turns with and without")
 	unlogged := flag.Bool("unlogged", false, "with -serve: without the log")
 	data := flag.String("serve", "", "be the server on this folder (the program starts itself so)")
 	flag.Parse()
 	if *data != "" {
 		if err := serve(*data, *unlogged); err != nil {
+			fmt.Fprintln(os.Stderr, "load:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if *against != "" {
+		if err := compare(context.Background(), *against, *rounds, *tokens, *clients, *devices, *rate, *seconds); err != nil {
 			fmt.Fprintln(os.Stderr, "load:", err)
 			os.Exit(1)
 		}
@@ -68,6 +77,7 @@ type bench struct {
 	admin  *admin.Client
 	server *exec.Cmd
 
+	program         string // of the server; "" for this one
 	unlogged, quiet bool
 
 	perCore, bound float64 // tokens in a second of the server's CPU, and what the cryptography alone would allow
@@ -136,7 +146,7 @@ func run(ctx context.Context, tokens, clients, devices, rate, seconds, stored in
 		return nil
 	}
 	return withServer(ctx, 0, 0, func(b *bench, _ map[watchword.SubjectID]*jose.Signer) error {
-		return b.commands(ctx, devices, rate, seconds)
+		return b.commands(ctx, "bench-", devices, rate, seconds)
 	})
 }
 
@@ -173,11 +183,15 @@ func withThisServer(ctx context.Context, b *bench, stored, ask int, f func(*benc
 }
 
 func (b *bench) start() error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
+	program := b.program
+	if program == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		program = self
 	}
-	b.server = exec.Command(self, fmt.Sprintf("-unlogged=%v", b.unlogged), "-serve", filepath.Join(b.dir, "data"))
+	b.server = exec.Command(program, fmt.Sprintf("-unlogged=%v", b.unlogged), "-serve", filepath.Join(b.dir, "data"))
 	b.server.Stderr = os.Stderr
 	ready, err := b.server.StdoutPipe()
 	if err != nil {
@@ -248,8 +262,8 @@ func quantile(ds []time.Duration, q float64) time.Duration {
 }
 
 // commands sends commands at a rate and waits for each verified receipt, with the device SDK and
-// its synced journals.
-func (b *bench) commands(ctx context.Context, devices, rate, seconds int) error {
+// its synced journals. The devices get ids with this prefix, which must not exist.
+func (b *bench) commands(ctx context.Context, prefix string, devices, rate, seconds int) error {
 	run, stop := context.WithCancel(ctx)
 	defer stop()
 	var running sync.WaitGroup
@@ -263,7 +277,7 @@ func (b *bench) commands(ctx context.Context, devices, rate, seconds int) error 
 	}()
 	ids := make([]watchword.SubjectID, devices)
 	for i := range devices {
-		ids[i] = watchword.SubjectID(fmt.Sprintf("bench-%d", i))
+		ids[i] = watchword.SubjectID(fmt.Sprintf("%s%d", prefix, i))
 		d, err := b.enroll(ctx, ids[i], device.Options{})
 		if err != nil {
 			return err
