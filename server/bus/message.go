@@ -25,23 +25,27 @@ func (d *Document) Topic() string { return d.Name }
 
 // Result is what became of a publication. The caller of Publish owns it; subscribers fill it in.
 type Result struct {
-	Receivers   int    // how many subscribers have the message, or wait for it
-	Redelivered bool   // another member of a shared group had it before: it stays there if a member has no room for it
-	Retained    bool   // the retained message of the topic was set, or put back: what it is now is to be written
-	Stored      Stored // what must be on disk before the publication may be acknowledged; nil for nothing
-	Err         error  // why a subscriber that should have the message does not have it
+	Receivers   int   // how many subscribers have the message, or wait for it
+	Redelivered bool  // another member of a shared group had it before: it stays there if a member has no room for it
+	Retained    bool  // the retained message of the topic was set, or put back: what it is now is to be written
+	Err         error // why a subscriber that should have the message does not have it
+
+	// Stored is what must be on disk before the publication may be acknowledged: one for each store that has a copy, that of
+	// this process or of another node.
+	Stored []Stored
 }
 
 // Stored is a message in the memory of a store, not written yet, with the sessions that wait for it.
 type Stored interface {
-	// Commit has it written. It is called once.
+	// Commit has it written. It is called once, and does not wait.
 	Commit() Commit
 }
 
 // Commit is a write to disk that is under way.
 type Commit interface {
+	// Done is closed when the write has ended. It ends in any case: a store on another node bounds the wait for its answer.
 	Done() <-chan struct{}
-	// Err returns why it failed, nil where it is on disk. It is for after Done.
+	// Err returns why it failed, naming the store where there are several; nil where it is on disk. It is for after Done.
 	Err() error
 }
 

@@ -2,6 +2,7 @@ package bus
 
 import (
 	"cmp"
+	"errors"
 	"hash/maphash"
 	"runtime"
 	"slices"
@@ -82,7 +83,7 @@ type Retain struct {
 // of each shared group. A message is retained, and an event gets its number and enters the backlog, before any subscriber
 // has it. Publications of one topic reach all subscribers, and the retained message, in one order. It returns when they are
 // in the queues of their subscribers. The caller must call [Batch.Flush]; also after an error it must call [Stored.Commit]
-// if r has something stored, and write the retained message if r says so.
+// for each of r.Stored, and write the retained message if r says so.
 //
 // An error means that p must not be acknowledged as delivered, or was refused; it is not retained then. It is a [FullError]
 // if no receiver had room for p. Codes: busy; subject_revoked; unavailable.
@@ -115,27 +116,46 @@ func (t *Tenant) Publish(p Publication, b *Batch, r *Result) error {
 	return r.Err
 }
 
-// PublishDocument publishes d, with its event if e is not nil, and returns when it is on disk for offline subscribers. It
-// is no error if a subscriber has no room for it. Code: unavailable.
+// PublishDocument publishes d, with its event if e is not nil, and returns when it is on disk for offline subscribers, in
+// every store that has a copy. It is no error if a subscriber has no room for it. An error names each store that failed; the
+// others have the copy. Code: unavailable.
 func (t *Tenant) PublishDocument(d *Document, e *Event) error {
 	b := batches.Get().(*Batch)
 	defer batches.Put(b)
 	var r Result
 	err := t.Publish(Publication{Message: d, Event: e}, b, &r)
 	b.Flush()
-	var at Commit
-	if r.Stored != nil { // also if another subscriber failed: a subscriber that has it keeps it
-		at = r.Stored.Commit()
+	if IsFull(err) {
+		err = nil
 	}
-	switch {
-	case err != nil && !IsFull(err):
-		return err
-	case at == nil:
+	// Also if another subscriber failed: a subscriber that has the document keeps it.
+	if failed := waitStored(r.Stored); err == nil {
+		err = failed
+	}
+	return err
+}
+
+// waitStored has all copies written at the same time, and waits for each. No lock is held.
+func waitStored(copies []Stored) error {
+	if len(copies) == 0 {
 		return nil
 	}
 	lockrank.Block()
-	<-at.Done()
-	return at.Err()
+	if len(copies) == 1 { // usually
+		at := copies[0].Commit()
+		<-at.Done()
+		return at.Err()
+	}
+	commits := make([]Commit, len(copies))
+	for i, c := range copies {
+		commits[i] = c.Commit()
+	}
+	var errs []error
+	for _, at := range commits {
+		<-at.Done()
+		errs = append(errs, at.Err())
+	}
+	return errors.Join(errs...)
 }
 
 // collectSubscriptions puts the subscriptions of a topic into b, and returns how many filters they have.

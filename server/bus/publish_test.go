@@ -262,7 +262,7 @@ type fails struct {
 
 func (f *fails) Deliver(_ bus.Message, _ []*bus.Subscription, _ *bus.Batch, r *bus.Result) {
 	if f.stored {
-		r.Stored = f
+		r.Stored = append(r.Stored, f)
 		return
 	}
 	r.Err = f.err

@@ -293,7 +293,7 @@ func (b *Broker) stopTimers() {
 // and the retained message to the next commit, and returns the commit; nil if nothing is to be
 // written.
 func (b *Broker) commitOutcome(o *bus.Result, st *sessionState, r *retainedKey) *commit {
-	k, _ := o.Stored.(*storedMessage)
+	k := storedIn(o)
 	a := change{message: k, retained: r}
 	if st != nil && st.persistent != nil {
 		a.client = st

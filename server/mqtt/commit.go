@@ -60,6 +60,16 @@ func (k *storedMessage) Commit() bus.Commit {
 	return at // sessions wait for messages only where there is a store
 }
 
+// storedIn returns the copy of a publication for the sessions of this server; nil if none stores it.
+func storedIn(o *bus.Result) *storedMessage {
+	for _, s := range o.Stored {
+		if k, ok := s.(*storedMessage); ok {
+			return k
+		}
+	}
+	return nil
+}
+
 func newCommit() *commit { return &commit{ended: make(chan struct{})} }
 
 // written reports whether the commit is durable.

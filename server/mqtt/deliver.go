@@ -125,10 +125,10 @@ func (st *sessionState) storeMessage(it *queuedMessage, o *bus.Result) (wake *co
 		return nil
 	}
 	o.Receivers++
-	k, _ := o.Stored.(*storedMessage)
+	k := storedIn(o)
 	if k == nil {
 		k = j.newStored(it.message)
-		o.Stored = k
+		o.Stored = append(o.Stored, k)
 	}
 	st.lastSeq++
 	k.refs.Add(1)

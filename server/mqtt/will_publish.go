@@ -99,7 +99,7 @@ func (ws *willStore) publish(ctx context.Context, a *session.Authority, w *will)
 	}
 	var o bus.Result
 	key, err := w.session.routeMessage(ctx, b, m, v.system, &o, publisher{offline: a})
-	k, _ := o.Stored.(*storedMessage)
+	k := storedIn(&o)
 	ws.remove(w, change{message: k, retained: key})
 	if k != nil {
 		ws.broker.committer.release(k) // its publisher had a reference too
