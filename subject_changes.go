@@ -1,6 +1,7 @@
 package watchword
 
 import (
+	"maps"
 	"slices"
 	"time"
 )
@@ -177,12 +178,15 @@ func (s Subject) ReplaceKeys(sign, seal Key, now time.Time) Subject {
 }
 
 // Relabel replaces the labels. ifVersion is the version that the labels were decided on, 0 for any. Code: precondition_failed.
-func (s Subject) Relabel(l Labels, ifVersion int64, now time.Time) (Subject, error) {
+func (s Subject) Relabel(l Labels, ifVersion int64, now time.Time) (_ Subject, changed bool, err error) {
 	if ifVersion != 0 && ifVersion != s.Version {
-		return s, Refuse(PreconditionFailed, "If-Match must be the current version, %d", s.Version)
+		return s, false, Refuse(PreconditionFailed, "If-Match must be the current version, %d", s.Version)
+	}
+	if maps.Equal(s.Labels, l) {
+		return s, false, nil
 	}
 	s.Labels = l
-	return s.nextVersion(s.State, now), nil
+	return s.nextVersion(s.State, now), true, nil
 }
 
 // SetRole gives an operator another role. Code: conflict for another kind of subject.

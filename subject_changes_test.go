@@ -110,10 +110,16 @@ func TestLabelsAndProofChangeTheVersion(t *testing.T) {
 	}{
 		{"any version", 0, ""}, {"the version of now", 7, ""}, {"an older version", 6, watchword.PreconditionFailed}, {"a later version", 8, watchword.PreconditionFailed},
 	} {
-		s, err := lamp(watchword.Suspended).Relabel(watchword.Labels{"c": "d"}, c.ifVersion, noon)
-		if watchword.CodeOf(err) != c.want || err == nil && (s.Labels.String() != "c=d" || s.Version != 8 || s.State != watchword.Suspended) {
+		s, changed, err := lamp(watchword.Suspended).Relabel(watchword.Labels{"c": "d"}, c.ifVersion, noon)
+		if changed != (err == nil) || watchword.CodeOf(err) != c.want || err == nil && (s.Labels.String() != "c=d" || s.Version != 8 || s.State != watchword.Suspended) {
 			t.Errorf("%s: %+v, %v", c.name, s, err)
 		}
+	}
+	if s, changed, err := lamp(watchword.Active).Relabel(lamp(watchword.Active).Labels, 7, noon); changed || err != nil || s.Version != 7 {
+		t.Errorf("the same labels change something: %+v, %v", s, err)
+	}
+	if _, changed, err := lamp(watchword.Active).Relabel(lamp(watchword.Active).Labels, 6, noon); changed || watchword.CodeOf(err) != watchword.PreconditionFailed {
+		t.Errorf("the same labels under an older version: %v", err)
 	}
 	s, changed := lamp(watchword.Active).SetProof(watchword.RequireProof, noon)
 	if !changed || s.Proof != watchword.RequireProof || s.Version != 8 {

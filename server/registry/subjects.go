@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"maps"
 	"strings"
 	"time"
 
@@ -103,20 +104,12 @@ func (r *Registry) SetLabels(ctx context.Context, by session.Actor, id watchword
 	if err := watchword.CheckLabels(l); err != nil {
 		return watchword.Subject{}, err
 	}
-	s, before, by, err := r.mayActOn(ctx, by, id)
-	if err != nil {
-		return s, err
-	}
-	s.Labels = l // the only thing of it that another edit may change and that a token's size depends on
-	if err := r.CheckTokenSize(ctx, s); err != nil {
-		return s, err
-	}
-	if err := r.mayGive(ctx, by, before, s); err != nil {
-		return s, err
-	}
-	return r.notifySubjectChanged(ctx)(r.store.SetLabels(ctx, by.Actor, id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
-		return by.DoneEntry(audit.KindFor(after.Kind, audit.DeviceLabel), string(id), now, map[string]string{"before": before.Labels.String(), "after": after.Labels.String()})
-	}))
+	rule := func(s watchword.Subject) (watchword.Subject, bool, error) { return s.Relabel(l, ifVersion, now) }
+	return r.change(ctx, by, id, rule, func(by session.Actor) (watchword.Subject, error) {
+		return r.store.SetLabels(ctx, by.Actor, id, l, ifVersion, now, func(before, after watchword.Subject) audit.Entry {
+			return by.DoneEntry(audit.KindFor(after.Kind, audit.DeviceLabel), string(id), now, map[string]string{"before": before.Labels.String(), "after": after.Labels.String()})
+		})
+	})
 }
 
 // SetProof says whether a subject gets anything without a proof of its key: proof is
@@ -126,16 +119,15 @@ func (r *Registry) SetProof(ctx context.Context, by session.Actor, id watchword.
 	if err := watchword.CheckProof(proof); err != nil {
 		return watchword.Subject{}, err
 	}
-	s, _, by, err := r.mayActOn(ctx, by, id)
-	if err == nil && proof == "" { // a holder of the subject's token, without its key, gains what the subject has
-		err = r.mayGive(ctx, by, nil, s)
+	rule := func(s watchword.Subject) (watchword.Subject, bool, error) {
+		after, changes := s.SetProof(proof, now)
+		return after, changes, nil
 	}
-	if err != nil {
-		return s, err
-	}
-	return r.notifySubjectChanged(ctx)(r.store.SetProof(ctx, by.Actor, id, proof, now, func(before, after watchword.Subject) audit.Entry {
-		return by.DoneEntry(audit.KindFor(after.Kind, audit.DeviceProof), string(id), now, map[string]string{"before": before.Proof, "after": after.Proof})
-	}))
+	return r.change(ctx, by, id, rule, func(by session.Actor) (watchword.Subject, error) {
+		return r.store.SetProof(ctx, by.Actor, id, proof, now, func(before, after watchword.Subject) audit.Entry {
+			return by.DoneEntry(audit.KindFor(after.Kind, audit.DeviceProof), string(id), now, map[string]string{"before": before.Proof, "after": after.Proof})
+		})
+	})
 }
 
 // CheckRole refuses a role that is neither built in nor that of a policy. Codes: bad_request, unavailable.
@@ -156,51 +148,40 @@ func (r *Registry) SetRole(ctx context.Context, by session.Actor, id watchword.S
 	if err := r.CheckRole(ctx, by.Tenant, role); err != nil {
 		return watchword.Subject{}, err
 	}
-	s, before, by, err := r.mayActOn(ctx, by, id)
-	if err != nil {
-		return s, err
-	}
-	s.Role = role
-	if err := r.CheckTokenSize(ctx, s); err != nil {
-		return s, err
-	}
-	if err := r.mayGive(ctx, by, before, s); err != nil {
-		return s, err
-	}
-	return r.notifySubjectChanged(ctx)(r.store.SetRole(ctx, by.Actor, id, role, now, func(before, after watchword.Subject) audit.Entry {
-		return by.DoneEntry(audit.OperatorRole, string(id), now, map[string]string{"before": before.Role, "after": after.Role})
-	}))
+	rule := func(s watchword.Subject) (watchword.Subject, bool, error) { return s.SetRole(role, now) }
+	return r.change(ctx, by, id, rule, func(by session.Actor) (watchword.Subject, error) {
+		return r.store.SetRole(ctx, by.Actor, id, role, now, func(before, after watchword.Subject) audit.Entry {
+			return by.DoneEntry(audit.OperatorRole, string(id), now, map[string]string{"before": before.Role, "after": after.Role})
+		})
+	})
 }
 
 // Suspend stops everything of a subject until Resume. Codes: not_found, conflict (also for the last owner), exceeds_own.
 func (r *Registry) Suspend(ctx context.Context, by session.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
-	s, _, by, err := r.mayActOn(ctx, by, id)
-	if err != nil {
-		return s, err
-	}
-	return r.notifySubjectChanged(ctx)(r.store.Suspend(ctx, by.Actor, id, now, stateChangeEntry(by, audit.DeviceSuspend, reason, now)))
+	rule := func(s watchword.Subject) (watchword.Subject, bool, error) { return s.Suspend(now) }
+	return r.change(ctx, by, id, rule, func(by session.Actor) (watchword.Subject, error) {
+		return r.store.Suspend(ctx, by.Actor, id, now, stateChangeEntry(by, audit.DeviceSuspend, reason, now))
+	})
 }
 
 // Resume gives a suspended subject back all it had. Codes: not_found, conflict, exceeds_own.
 func (r *Registry) Resume(ctx context.Context, by session.Actor, id watchword.SubjectID, now time.Time) (watchword.Subject, error) {
-	s, _, by, err := r.mayActOn(ctx, by, id)
-	if err == nil {
-		err = r.mayGive(ctx, by, nil, s)
-	}
-	if err != nil {
-		return s, err
-	}
-	return r.notifySubjectChanged(ctx)(r.store.Resume(ctx, by.Actor, id, now, stateChangeEntry(by, audit.DeviceResume, "", now)))
+	rule := func(s watchword.Subject) (watchword.Subject, bool, error) { return s.Resume(now) }
+	return r.change(ctx, by, id, rule, func(by session.Actor) (watchword.Subject, error) {
+		return r.store.Resume(ctx, by.Actor, id, now, stateChangeEntry(by, audit.DeviceResume, "", now))
+	})
 }
 
 // Revoke ends a subject's keys, tokens and sessions permanently. When it returns,
 // nothing of the subject passes any more. Codes: not_found, conflict for the last owner, exceeds_own.
 func (r *Registry) Revoke(ctx context.Context, by session.Actor, id watchword.SubjectID, reason string, now time.Time) (watchword.Subject, error) {
-	s, _, by, err := r.mayActOn(ctx, by, id)
-	if err != nil {
-		return s, err
+	rule := func(s watchword.Subject) (watchword.Subject, bool, error) {
+		after, changes := s.Revoke(now)
+		return after, changes, nil
 	}
-	return r.notifySubjectChanged(ctx)(r.store.Revoke(ctx, by.Actor, id, now, stateChangeEntry(by, audit.DeviceRevoke, reason, now)))
+	return r.change(ctx, by, id, rule, func(by session.Actor) (watchword.Subject, error) {
+		return r.store.Revoke(ctx, by.Actor, id, now, stateChangeEntry(by, audit.DeviceRevoke, reason, now))
+	})
 }
 
 // Delete revokes a subject and leaves a tombstone: no id means two things over
@@ -215,6 +196,47 @@ func (r *Registry) Delete(ctx context.Context, by session.Actor, id watchword.Su
 		return err
 	}
 	return r.live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.SubjectDeleted, ID: string(id), Version: 1})
+}
+
+// change performs an act on a subject. rule says what the subject is after the act, and false where it is as before; write has the
+// store apply the same rule, in its transaction. An act that leaves the subject as it is needs no right to give: nothing is written,
+// and nothing is logged. Codes: not_found, exceeds_own, token_too_large, and those of rule and write.
+func (r *Registry) change(ctx context.Context, by session.Actor, id watchword.SubjectID, rule func(watchword.Subject) (watchword.Subject, bool, error), write func(session.Actor) (watchword.Subject, error)) (watchword.Subject, error) {
+	s, before, by, err := r.mayActOn(ctx, by, id)
+	if err != nil {
+		return s, err
+	}
+	after, changes, err := rule(s)
+	if err != nil || !changes {
+		return s, err
+	}
+	if err := r.checkChange(ctx, by, before, &s, &after); err != nil {
+		return s, err
+	}
+	return r.notifySubjectChanged(ctx)(write(by))
+}
+
+// checkChange refuses a change of a subject, which has the grant g before it, if the subject's token would outgrow 4 KiB, or the
+// change gives what the actor may not give. Codes: token_too_large, exceeds_own, unavailable.
+func (r *Registry) checkChange(ctx context.Context, by session.Actor, g *policy.Grant, before, after *watchword.Subject) error {
+	switch ended := after.State == watchword.Suspended || after.State == watchword.Revoked; {
+	case ended && after.State != before.State:
+		return nil // it can do nothing from then on
+	case before.State == watchword.Suspended && !ended:
+		g = nil // it could do nothing
+	case before.Proof == watchword.RequireProof && after.Proof == "":
+		g = nil // a holder of the subject's token, without its key, gains what the subject has
+	}
+	given, err := r.grant(ctx, after)
+	if err != nil {
+		return err
+	}
+	if before.Role != after.Role || !maps.Equal(before.Labels, after.Labels) {
+		if err := r.checkGrantSize(given, after); err != nil {
+			return err
+		}
+	}
+	return by.MayGive(g, given)
 }
 
 // mayActOn reads a subject and refuses acts on it that the actor may not do (session.Actor.MayActOn). It returns what policy gives

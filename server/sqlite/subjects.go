@@ -259,8 +259,7 @@ func (t *tx) putKeys(before, after watchword.Subject) error {
 // SetLabels replaces the labels.
 func (s *Store) SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
 	return s.changeSubject(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
-		after, err := before.Relabel(l, ifVersion, truncateToMillis(now))
-		return after, true, err
+		return before.Relabel(l, ifVersion, truncateToMillis(now))
 	}, entry)
 }
 
