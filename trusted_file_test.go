@@ -21,6 +21,10 @@ var untrustedOpens = map[string]string{
 	"server/sqlite/store.go Open os.OpenFile":    "server.openData checked the folder and the file",
 	"server/verify_log.go VerifyLog os.ReadFile": "one more checkpoint that the log must extend; it can only refuse",
 
+	"server/backup/journal.go CreateJournal os.OpenFile":      "a new file",
+	"server/backup/journal.go OpenJournal os.OpenFile":        "durable.CheckFile checked it, and each frame is authenticated",
+	"server/backup/journal_read.go read os.Open":              "likewise",
+	"server/backup_journal.go journalFiles os.ReadDir":        "names of files alone",
 	"server/backup/extract.go member os.MkdirAll":             "a new folder of the caller",
 	"server/backup/extract.go member os.OpenFile":             "a new file in that folder",
 	"server/backup_verify.go VerifyBackup os.Open":            "a backup, whose content is verified",

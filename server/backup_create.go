@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -122,6 +123,8 @@ func backupFolder(ctx context.Context, w io.Writer, cfg Config, o Options, file 
 	if err := s.openStore(ctx); err != nil {
 		return out, err
 	}
+	s.openBackupRecords(ctx)
+	s.recordBackup(ctx, out, false)
 	return out, s.store.AddEntry(ctx, s.backupEntry(operator(), out))
 }
 
@@ -160,9 +163,13 @@ type backups struct {
 	busy    sync.Mutex     // held while a backup is made
 	running sync.WaitGroup // requests over the control socket
 
-	mu     sync.Mutex
-	ending bool // no further request begins
-	last   backupResult
+	failures atomic.Int64 // of scheduled backups, since the start
+
+	mu        sync.Mutex
+	ending    bool // no further request begins
+	last      backupResult
+	records   backupRecords
+	scheduled error // of the last scheduled backup
 }
 
 // begin counts a request that uses the store; the caller calls running.Done.
@@ -227,7 +234,9 @@ func (s *Server) serveBackup(w http.ResponseWriter, r *http.Request) {
 		err = s.store.AddEntry(r.Context(), s.backupEntry(operator(), out))
 	}
 	result := backupResult{ID: in.ID, File: out}
-	if err != nil {
+	if err == nil {
+		s.recordBackup(r.Context(), out, false)
+	} else {
 		s.o.Log.ErrorContext(r.Context(), "no backup was made", slog.String("file", in.File), slog.Any("err", err))
 		result.Error = &controlError{watchword.CodeOf(err), publicText(err)}
 	}

@@ -157,6 +157,10 @@ type MetricsConfig struct {
 // BackupConfig sets who can open backups, and the schedule of those that the server makes by itself.
 type BackupConfig struct {
 	Recipients []string `toml:"recipients"` // public keys of age
+	Every      Duration `toml:"every"`      // 10m to a year; 0: none is made by schedule
+	Keep       int      `toml:"keep"`       // how many of those are kept, 2 to 1000
+	Dir        string   `toml:"dir"`        // folder of those
+	Journal    string   `toml:"journal"`    // folder of the journals; empty: none is written
 }
 
 // Duration is a time.Duration that is written as in "90s".
@@ -199,6 +203,7 @@ func Defaults() Config {
 		Audit:   AuditConfig{CheckpointEvery: Duration{time.Second}},
 		Log:     LogConfig{Level: "info", Format: "text"},
 		Metrics: MetricsConfig{Listen: "127.0.0.1:9464"},
+		Backup:  BackupConfig{Keep: 7},
 	}
 }
 
@@ -402,7 +407,41 @@ func (c Config) checkBackup() error {
 		}
 		return configError("backup.recipients", "is not valid: %s", detail)
 	}
+	b := c.Backup
+	if v := b.Every.Duration; v != 0 && (v < 10*time.Minute || v > 365*24*time.Hour) {
+		return configError("backup.every", "must be from %s to %s, or 0s for no backups by schedule", 10*time.Minute, 365*24*time.Hour)
+	}
+	if b.Keep < 2 || b.Keep > 1000 {
+		return configError("backup.keep", "must be from 2 to 1000")
+	}
+	if b.Every.Duration > 0 && b.Dir == "" {
+		return configError("backup.dir", "is required with backup.every")
+	}
+	if len(b.Recipients) == 0 && (b.Every.Duration > 0 || b.Journal != "") {
+		return configError("backup.recipients", "is required with backup.every and backup.journal")
+	}
+	for _, d := range []struct{ key, dir string }{{"backup.dir", b.Dir}, {"backup.journal", b.Journal}} {
+		switch {
+		case d.dir == "":
+		case !filepath.IsAbs(d.dir):
+			return configError(d.key, "must be an absolute path")
+		case c.Data != "" && within(c.Data, d.dir):
+			return configError(d.key, "must not be in the data folder, which it is to outlive")
+		}
+	}
 	return nil
+}
+
+// within reports whether path is dir or below it, also by another name of the same folder.
+func within(dir, path string) bool {
+	for _, resolve := range []func(string) (string, error){func(p string) (string, error) { return p, nil }, filepath.EvalSymlinks} {
+		d, derr := resolve(dir)
+		p, perr := resolve(path)
+		if rel, err := filepath.Rel(d, p); derr == nil && perr == nil && err == nil && filepath.IsLocal(rel) {
+			return true
+		}
+	}
+	return false
 }
 
 // absolute makes the data folder's path absolute.

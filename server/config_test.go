@@ -77,6 +77,12 @@ func TestInvalidConfigurationHasAPosition(t *testing.T) {
 		{"a public url without TLS", "[server]\npublic_url = \"http://hub.local\"\n", "server.public_url"},
 		{"a store that is not there", "[store]\nurl = \"postgres://u:secret@h/db\"\n", "store.url"},
 		{"a recipient that is none", "[backup]\nrecipients = [\"age1x\"]\n", "backup.recipients is not valid: the recipient \"age1x\" must be a public key of age"},
+		{"backups every minute", "[backup]\nevery = \"1m\"\n", "backup.every must be from 10m0s"},
+		{"one backup alone", "[backup]\nkeep = 1\n", "backup.keep must be from 2"},
+		{"a schedule without a folder", "[backup]\nevery = \"24h\"\n", "backup.dir is required"},
+		{"a schedule without a recipient", "[backup]\nevery = \"24h\"\ndir = \"/mnt\"\n", "backup.recipients is required"},
+		{"a journal without a recipient", "[backup]\njournal = \"/mnt\"\n", "backup.recipients is required"},
+		{"a folder that is relative", "[backup]\ndir = \"backups\"\n", "backup.dir must be an absolute path"},
 		{"a private key as a recipient", "[backup]\nrecipients = [\"AGE-SECRET-KEY-1X\"]\n", "backup.recipients is not valid: a recipient is an identity, a private key"},
 		{"a log level that is none", "[log]\nlevel = \"loud\"\n", "log.level"},
 	} {

@@ -29,6 +29,8 @@ const (
 	operatorFile   = "operator.jwk"
 	serverFile     = "server.json"
 	lockFile       = "LOCK"
+	// backupsFile lists the backups that were made; see backupRecords.
+	backupsFile = "backups.json"
 )
 
 // FirstOperator is the id of the operator that the first start creates.
@@ -148,7 +150,7 @@ func checkFiles(dir string) error {
 			return err
 		}
 	}
-	for _, name := range []string{databaseFile, databaseFile + "-wal", databaseFile + "-shm", checkpointFile, serverFile, caFile, lockFile} {
+	for _, name := range []string{databaseFile, databaseFile + "-wal", databaseFile + "-shm", checkpointFile, serverFile, caFile, lockFile, backupsFile} {
 		if err := durable.CheckFile(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"io"
+	"slices"
+	"time"
 
 	"filippo.io/age"
 
@@ -25,4 +27,27 @@ func (s *Server) MakeBackup(ctx context.Context, w io.Writer, r age.Recipient) (
 func (s *Server) SignLog(ctx context.Context) error {
 	_, _, err := s.checkpoints.CheckpointNow(ctx)
 	return err
+}
+
+// JournalKey returns the key of the server's journals.
+func (s *Server) JournalKey() []byte { return journalKey(s.keys) }
+
+// SetJournalRetry shortens a wait for one test.
+func SetJournalRetry(t interface{ Cleanup(func()) }, d time.Duration) {
+	before := journalRetry
+	journalRetry = d
+	t.Cleanup(func() { journalRetry = before })
+}
+
+// Expired returns the files of scheduled backups that may be deleted. Those that begin with "m" are manual, and those in gone do not
+// exist.
+func Expired(keep int, gone []string, files ...string) (out []string) {
+	var r backupRecords
+	for _, f := range files {
+		r.Made = append(r.Made, backupRecord{File: f, Scheduled: f[0] != 'm'})
+	}
+	for _, m := range r.expired(keep, func(m backupRecord) bool { return !slices.Contains(gone, m.File) }) {
+		out = append(out, m.File)
+	}
+	return out
 }

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"time"
@@ -42,6 +44,18 @@ func (s *Server) operationsServer() *http.Server {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_clock_offset_seconds", Help: "How far the clock of the machine is ahead of the time that the server goes by; 0 while it is trusted."}, func() float64 {
 			st := s.clock.Read()
 			return st.Wall.Sub(st.Time).Seconds()
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_backup_age_seconds", Help: "How long ago the last complete backup was made; +Inf: none is known."}, func() float64 {
+			if age, ok := s.backupAge(); ok {
+				return age.Seconds()
+			}
+			return math.Inf(1)
+		}),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "watchword_backup_failures_total", Help: "Scheduled backups that failed."}, func() float64 {
+			return float64(s.backups.failures.Load())
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_backup_journal_lag_seconds", Help: "For how long the journal lacks changes of authority; 0 where none is kept."}, func() float64 {
+			return s.journal.lag(s.o.Now()).Seconds()
 		}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
@@ -58,6 +72,9 @@ func (s *Server) operationsServer() *http.Server {
 			return
 		}
 		w.WriteHeader(http.StatusOK)
+		for _, line := range s.backupWarnings() {
+			_, _ = fmt.Fprintf(w, "warning: %s\n", line) // the error means that the client has closed the connection
+		}
 	})
 	h := newHTTPServer(checkHost(s.cfg.hosts(), mux))
 	h.ReadHeaderTimeout, h.ReadTimeout, h.WriteTimeout, h.MaxHeaderBytes = 10*time.Second, 10*time.Second, 30*time.Second, 16<<10

@@ -124,6 +124,7 @@ type Server struct {
 	control        net.Listener // the socket in the data folder; nil where there can be none
 	controlHTTP    *http.Server
 	backups        backups
+	journal        journalState
 
 	hosts      map[string]watchword.TenantID // [Options.Tenants] by host
 	handshakes *handshakes
@@ -192,6 +193,7 @@ func (s *Server) openRing(ctx context.Context) error {
 
 // assemble builds all parts, in the order of their imports.
 func (s *Server) assemble(ctx context.Context) error {
+	s.openBackupRecords(ctx)
 	if err := s.startLogSigning(ctx); err != nil {
 		return err
 	}
@@ -332,7 +334,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer unlog()
 	signed := make(chan error, 1)
 	go func() { signed <- s.checkpoints.Run(logged) }()
-	for _, part := range append([]func(context.Context) error{s.commands.Run, s.recorder.Run, s.o.budget.Run, s.maintain, s.watchClock}, s.background...) {
+	for _, part := range append([]func(context.Context) error{s.commands.Run, s.recorder.Run, s.o.budget.Run, s.maintain, s.watchClock, s.scheduleBackups, s.keepJournal}, s.background...) {
 		g.Go(func() error { return part(gctx) })
 	}
 	g.Go(func() error {

@@ -93,7 +93,7 @@ var Kinds = withSubjects([]string{
 // ([watchword.AuthorityVersions]). The other kinds are not authorized by policy: an enrollment code or an assertion that is
 // redeemed, which the transaction itself checks, and entries of the server about a session.
 func NeedsAuthority(kind string) bool {
-	switch kindOfDevice(kind) {
+	switch KindOfDevice(kind) {
 	case DeviceEnroll, TokenIssue, SessionOpen, SessionClose:
 		return false
 	}

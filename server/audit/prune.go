@@ -115,7 +115,7 @@ func Permanent(kind string) bool {
 	if kind == KindFor(watchword.Operator, DeviceCreate) { // of the first operator, with its key
 		return true
 	}
-	switch kindOfDevice(kind) {
+	switch KindOfDevice(kind) {
 	case DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyRetire, DeviceRevoke, DeviceDelete, OperatorRole, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign,
 		PolicyApply, PolicyDelete, LogPrune, ServerStart, ClockRefuse, ClockTrust, ClockAccept, BackupCreate:
 		return true

@@ -111,7 +111,7 @@ func ShouldRecord(kind string, code watchword.Code, known bool) bool {
 		when := requestRefusals[code]
 		return when == always || when == authenticatedOnly && known
 	}
-	codes, named := actRefusals[kindOfDevice(kind)]
+	codes, named := actRefusals[KindOfDevice(kind)]
 	switch {
 	case named && codes != nil:
 		return slices.Contains(codes, code)

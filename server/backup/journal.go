@@ -1,0 +1,298 @@
+package backup
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"filippo.io/age"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/durable"
+)
+
+// A journal is a file of frames: 4 bytes of length (big-endian) of the head, the head as JSON, 4 bytes of length of the body, the body,
+// 32 bytes of HMAC-SHA-256 over the HMAC of the frame before and all of that. The body is an age file with one [Record]; the first
+// frame has none, and the [JournalHead] as its head. So a server that has only the recipients' public keys can follow its own journal,
+// and a frame that was changed, left out, swapped or forged is seen by a holder of the server's data key, from which the key of
+// the HMAC is derived. Frames that were cut off at the end are not seen, as after a crash; the audit log of the server shows how
+// many entries they had.
+
+// JournalHead is the head of a journal's first frame.
+type JournalHead struct {
+	Format int       `json:"format"`
+	Issuer string    `json:"issuer"`
+	Start  Log       `json:"start"` // of the backup that the journal follows: its records begin there; without a hash where it follows another journal
+	Made   time.Time `json:"made"`
+}
+
+// recordHead is the head of every other frame.
+type recordHead struct {
+	Number int64 `json:"n"` // from 1
+	From   int64 `json:"from"`
+	To     int64 `json:"to"`
+}
+
+const (
+	maxHead = 64 << 10
+	maxBody = 64 << 20
+	macSize = sha256.Size
+)
+
+// JournalSuffix is the end of the name of each journal.
+const JournalSuffix = ".journal"
+
+// Journal is a journal that is being written. It is not safe for concurrent use.
+type Journal struct {
+	JournalHead
+	// CutOff says that the file ends within a frame, as after a crash. Such a journal is not written any more: what is behind its last
+	// frame may also be whole frames behind a damaged one.
+	CutOff bool
+
+	f          *os.File
+	key        []byte
+	recipients []age.Recipient
+	end        int64 // bytes that are certainly durable
+	mac        [macSize]byte
+	last       recordHead
+}
+
+// CreateJournal makes a journal (mode 0600) that follows the log in head.Start. key authenticates its frames.
+func CreateJournal(path string, key []byte, recipients []age.Recipient, head JournalHead) (*Journal, error) {
+	if len(recipients) == 0 {
+		return nil, watchword.Refuse(watchword.ConfigInvalid, "a journal requires backup.recipients")
+	}
+	head.Format = Format
+	b, err := json.Marshal(head)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	j := &Journal{JournalHead: head, f: f, key: key, recipients: recipients, last: recordHead{To: head.Start.Size}}
+	if err = j.write(b, nil); err == nil {
+		err = durable.SyncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(path))
+	}
+	return j, nil
+}
+
+// OpenJournal opens a journal to go on with it. Code: backup_invalid for one that was changed, or that another server wrote.
+func OpenJournal(path string, key []byte, recipients []age.Recipient) (_ *Journal, err error) {
+	if err := durable.CheckFile(path); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	j := &Journal{f: f, key: key, recipients: recipients}
+	frames := frameReader{r: bufio.NewReader(f), key: key}
+	for {
+		head, _, err := frames.next()
+		if err == io.EOF {
+			break
+		}
+		if errors.Is(err, errCutOff) && frames.n > 0 {
+			j.CutOff = true
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := j.take(frames.n, head); err != nil {
+			return nil, err
+		}
+	}
+	if frames.n == 0 {
+		return nil, watchword.Refuse(watchword.BackupInvalid, "the journal has no beginning")
+	}
+	j.mac, j.end = frames.mac, frames.end
+	return j, nil
+}
+
+// take notes the head of the n-th frame, counted from 1.
+func (j *Journal) take(n int64, head []byte) error {
+	if n == 1 {
+		if err := json.Unmarshal(head, &j.JournalHead); err != nil {
+			return invalid(err, "the beginning of the journal is not readable")
+		}
+		if j.Format < 1 || j.Format > Format {
+			return watchword.Refuse(watchword.BackupInvalid, "the journal has format %d, and this version reads formats up to %d: use a newer version", j.Format, Format)
+		}
+		j.last = recordHead{To: j.Start.Size}
+		return nil
+	}
+	var h recordHead
+	if err := json.Unmarshal(head, &h); err != nil {
+		return invalid(err, "frame %d of the journal is not readable", n)
+	}
+	if h.Number != j.last.Number+1 || h.From != j.last.To || h.To < h.From {
+		return watchword.Refuse(watchword.BackupInvalid, "the journal has the entries after %d up to %d in the place of those after %d", h.From, h.To, j.last.To)
+	}
+	j.last = h
+	return nil
+}
+
+// Path returns the path of the file.
+func (j *Journal) Path() string { return j.f.Name() }
+
+// To returns the number of the last entry of the log that the journal covers.
+func (j *Journal) To() int64 { return j.last.To }
+
+// Append writes a record that covers the entries after To up to to. It is durable when Append returns; after an error nothing was
+// written, and the caller may try again.
+func (j *Journal) Append(r Record) error {
+	if j.CutOff {
+		return watchword.Refuse(watchword.BackupInvalid, "the journal ends within a record: only another file can follow it")
+	}
+	r.From = j.last.To
+	next := recordHead{j.last.Number + 1, r.From, r.To}
+	head, err := json.Marshal(next)
+	if err != nil {
+		return err
+	}
+	plain, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	var body bytes.Buffer
+	w, err := age.Encrypt(&body, j.recipients...)
+	if err == nil {
+		_, err = w.Write(plain)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		return err
+	}
+	if body.Len() > maxBody {
+		return watchword.Refuse(watchword.TooLarge, "a record of the journal has %d bytes, the limit is %d", body.Len(), maxBody)
+	}
+	if err := j.write(head, body.Bytes()); err != nil {
+		return err
+	}
+	j.last = next
+	return nil
+}
+
+// write appends a frame. A frame that an earlier error left is overwritten.
+func (j *Journal) write(head, body []byte) error {
+	var b []byte
+	b = binary.BigEndian.AppendUint32(b, uint32(len(head))) //nolint:gosec // both are limited
+	b = append(b, head...)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(body))) //nolint:gosec // both are limited
+	b = append(b, body...)
+	mac := frameMAC(j.key, j.mac, b)
+	b = append(b, mac[:]...)
+	_, err := j.f.WriteAt(b, j.end)
+	if err == nil {
+		err = j.f.Sync()
+	}
+	if err != nil {
+		return errors.Join(err, j.cut())
+	}
+	j.mac = mac
+	j.end += int64(len(b))
+	return nil
+}
+
+// cut removes what is behind the last frame.
+func (j *Journal) cut() error { return j.f.Truncate(j.end) }
+
+// Close closes the file.
+func (j *Journal) Close() error { return j.f.Close() }
+
+func frameMAC(key []byte, before [macSize]byte, frame []byte) (out [macSize]byte) {
+	h := hmac.New(sha256.New, key)
+	h.Write(before[:]) // hashing does not fail
+	h.Write(frame)
+	h.Sum(out[:0])
+	return out
+}
+
+// errCutOff means that a file ends within a frame.
+var errCutOff = watchword.Refuse(watchword.BackupInvalid, "the journal ends within a record")
+
+// frameReader reads frames and verifies each.
+type frameReader struct {
+	r   io.Reader
+	key []byte
+	mac [macSize]byte
+	n   int64 // frames that were read
+	end int64 // where the last of them ends
+}
+
+// next returns the next frame; io.EOF where the last one was complete, errCutOff where the file ends within one.
+func (f *frameReader) next() (head, body []byte, err error) {
+	var b []byte
+	part := func(limit uint32) []byte {
+		size := f.read(&b, 4, &err)
+		if err != nil {
+			return nil
+		}
+		n := binary.BigEndian.Uint32(size)
+		if n > limit {
+			err = watchword.Refuse(watchword.BackupInvalid, "record %d of the journal was changed: it has %d bytes, the limit is %d", f.n, n, limit)
+			return nil
+		}
+		return f.read(&b, int(n), &err)
+	}
+	head = part(maxHead)
+	if err == io.EOF && len(b) == 0 {
+		return nil, nil, io.EOF
+	}
+	if err == nil {
+		body = part(maxBody)
+	}
+	var mac []byte
+	frame := len(b)
+	if err == nil {
+		mac = f.read(&b, macSize, &err)
+	}
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return nil, nil, errCutOff
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	want := frameMAC(f.key, f.mac, b[:frame])
+	if !hmac.Equal(mac, want[:]) {
+		return nil, nil, watchword.Refuse(watchword.BackupInvalid, "record %d of the journal was changed, left out or written by another server", f.n)
+	}
+	f.mac, f.end = want, f.end+int64(len(b))
+	f.n++
+	return head, body, nil
+}
+
+// read reads n bytes, appends them to b and returns them.
+func (f *frameReader) read(b *[]byte, n int, err *error) []byte {
+	var part bytes.Buffer
+	m, rerr := io.CopyN(&part, f.r, int64(n)) // grows with what is there, not with what a length says
+	*b = append(*b, part.Bytes()...)
+	if rerr != nil {
+		*err = rerr
+		if m > 0 && rerr == io.EOF {
+			*err = io.ErrUnexpectedEOF
+		}
+	}
+	return part.Bytes()
+}

@@ -1,0 +1,156 @@
+package backup_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"time"
+
+	"filippo.io/age"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/backup"
+)
+
+var journalKey = bytes.Repeat([]byte("k"), 32)
+
+func head(size int64) backup.JournalHead {
+	return backup.JournalHead{Issuer: "https://hub.example", Start: backup.Log{Origin: "hub/log", Size: size, Hash: "h"}, Made: made}
+}
+
+func record(to int64) backup.Record {
+	return backup.Record{To: to, At: made, Entries: []backup.Entry{{Seq: to, Body: "{}"}}, Objects: []backup.Object{{Ref: backup.Ref{Kind: backup.PolicyObject, ID: "p"}}}}
+}
+
+// journal writes a journal of a record for each number in to.
+func journal(t *testing.T, path string, r age.Recipient, h backup.JournalHead, to ...int64) {
+	t.Helper()
+	j, err := backup.CreateJournal(path, journalKey, []age.Recipient{r}, h)
+	must(t, err)
+	for _, n := range to {
+		must(t, j.Append(record(n)))
+	}
+	must(t, j.Close())
+}
+
+// readJournals returns the last entry of each record.
+func readJournals(since int64, id age.Identity, paths ...string) (to []int64, out backup.JournalsRead, err error) {
+	out, err = backup.ReadJournals(paths, journalKey, []age.Identity{id}, backup.Log{Origin: "hub/log", Size: since, Hash: "h"}, func(r backup.Record) error {
+		to = append(to, r.To)
+		return nil
+	})
+	return to, out, err
+}
+
+func TestAJournalFollowsABackup(t *testing.T) {
+	id, dir := identity(t), t.TempDir()
+	one, two := filepath.Join(dir, "1"), filepath.Join(dir, "2")
+	journal(t, one, id.Recipient(), head(10), 12, 15, 20)
+	later := head(18)
+	later.Made = made.Add(time.Hour)
+	journal(t, two, id.Recipient(), later, 25)
+	for _, tc := range []struct {
+		since int64
+		want  []int64
+	}{{10, []int64{12, 15, 20, 25}}, {12, []int64{15, 20, 25}}, {13, []int64{15, 20, 25}}, {18, []int64{20, 25}}, {25, nil}} {
+		to, out, err := readJournals(tc.since, id, two, one)
+		must(t, err)
+		if !reflect.DeepEqual(to, tc.want) || out.To != 25 || out.Entries != len(tc.want) || out.CutOff {
+			t.Errorf("since %d: %v, %+v; want %v", tc.since, to, out, tc.want)
+		}
+	}
+	if _, _, err := readJournals(9, id, one, two); watchword.CodeOf(err) != watchword.BackupInvalid {
+		t.Errorf("entry 10 is in no journal: %v", err)
+	}
+	far := filepath.Join(dir, "3")
+	journal(t, far, id.Recipient(), head(26), 30)
+	if _, _, err := readJournals(10, id, one, two, far); watchword.CodeOf(err) != watchword.BackupInvalid {
+		t.Errorf("entry 26 is in no journal: %v", err)
+	}
+	if _, _, err := readJournals(10, identity(t), one); watchword.CodeOf(err) != watchword.BackupInvalid {
+		t.Errorf("another identity: %v", err)
+	}
+	if _, err := backup.ReadJournals([]string{one}, journalKey, []age.Identity{id}, backup.Log{Origin: "hub/log", Size: 10, Hash: "other"}, nil); watchword.CodeOf(err) != watchword.BackupInvalid {
+		t.Errorf("another log of the same size: %v", err)
+	}
+	if _, err := backup.ReadJournals([]string{one}, journalKey, []age.Identity{id}, backup.Log{Origin: "other/log", Size: 10, Hash: "h"}, nil); watchword.CodeOf(err) != watchword.NotFound {
+		t.Errorf("another origin: %v", err)
+	}
+	if _, err := backup.ReadJournals([]string{one}, bytes.Repeat([]byte("x"), 32), []age.Identity{id}, backup.Log{Origin: "hub/log", Size: 10, Hash: "h"}, nil); watchword.CodeOf(err) != watchword.BackupInvalid {
+		t.Errorf("a journal that another server wrote: %v", err)
+	}
+}
+
+// The server goes on at the end of its journal without a way to decrypt it.
+func TestAJournalIsContinued(t *testing.T) {
+	id, path := identity(t), filepath.Join(t.TempDir(), "j")
+	journal(t, path, id.Recipient(), head(10), 12)
+	j, err := backup.OpenJournal(path, journalKey, []age.Recipient{id.Recipient()})
+	must(t, err)
+	if j.To() != 12 || j.Start.Size != 10 || j.CutOff {
+		t.Errorf("it covers up to %d: %+v", j.To(), j)
+	}
+	must(t, j.Append(record(14)))
+	must(t, j.Close())
+	to, _, err := readJournals(10, id, path)
+	must(t, err)
+	if !reflect.DeepEqual(to, []int64{12, 14}) {
+		t.Errorf("records %v", to)
+	}
+}
+
+func TestAChangedJournalIsRefused(t *testing.T) {
+	id, dir := identity(t), t.TempDir()
+	path := filepath.Join(dir, "j")
+	var ends []int
+	j, err := backup.CreateJournal(path, journalKey, []age.Recipient{id.Recipient()}, head(10))
+	must(t, err)
+	size := func() int {
+		info, err := os.Stat(path)
+		must(t, err)
+		return int(info.Size())
+	}
+	for _, n := range []int64{12, 14, 16} {
+		ends = append(ends, size())
+		must(t, j.Append(record(n)))
+	}
+	must(t, j.Close())
+	good, err := os.ReadFile(path)
+	must(t, err)
+	read := func(b []byte) ([]int64, backup.JournalsRead, error) {
+		must(t, os.WriteFile(path, b, 0o600))
+		return readJournals(10, id, path)
+	}
+	for at := 0; at < len(good); at += 3 {
+		changed := bytes.Clone(good)
+		changed[at] ^= 1
+		// A length that was changed looks like a record that was cut off: those before it are read, and the result says so.
+		if to, out, err := read(changed); watchword.CodeOf(err) != watchword.BackupInvalid && (err != nil || !out.CutOff || len(to) == 3) {
+			t.Fatalf("byte %d was changed: %v, %+v, %v", at, to, out, err)
+		}
+	}
+	for _, n := range []int{ends[2] + 1, ends[2] + 5, len(good) - 1} { // as a crash leaves it
+		to, out, err := read(good[:n])
+		if err != nil || !reflect.DeepEqual(to, []int64{12, 14}) || !out.CutOff {
+			t.Errorf("cut off at %d: %v, %+v, %v", n, to, out, err)
+		}
+		j, err := backup.OpenJournal(path, journalKey, []age.Recipient{id.Recipient()})
+		must(t, err)
+		if !j.CutOff || j.To() != 14 || j.Append(record(16)) == nil {
+			t.Error("a journal that was cut off is continued")
+		}
+		must(t, j.Close())
+	}
+	first, second, third := good[ends[0]:ends[1]], good[ends[1]:ends[2]], good[ends[2]:]
+	join := func(parts ...[]byte) []byte { return bytes.Join(append([][]byte{good[:ends[0]]}, parts...), nil) }
+	for what, b := range map[string][]byte{
+		"a record left out": join(first, third), "records swapped": join(second, first, third), "a record twice": join(first, first, second, third),
+		"no beginning": bytes.Join([][]byte{first, second, third}, nil), "nothing": nil, "half a beginning": good[:20],
+	} {
+		if to, _, err := read(b); watchword.CodeOf(err) != watchword.BackupInvalid {
+			t.Errorf("%s: %v, %v", what, to, err)
+		}
+	}
+}

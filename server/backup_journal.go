@@ -1,0 +1,352 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/backup"
+	"github.com/watchword-iot/watchword/server/sqlite"
+)
+
+const (
+	// journalEvery is how often the server looks for entries that the journal lacks.
+	journalEvery = 100 * time.Millisecond
+	// journalPage is the most entries of one record.
+	journalPage = 256
+	// journalIdle is how long entries that changed no authority wait for a record that covers them: by it a restore knows up to where
+	// nothing is missing.
+	journalIdle = 30 * time.Second
+
+	journalLagWarning = 15 * time.Second
+)
+
+// journalRetry is how long the server waits after an error of the journal's disk. Tests shorten it.
+var journalRetry = 5 * time.Second
+
+// journalContext is the context of the key that authenticates journals ([keyring.Ring.DeriveSecret]).
+const journalContext = "journal"
+
+// journalKey returns the key of a server's journals, from the ring of its data folder or of one that was restored.
+func journalKey(ring interface{ DeriveSecret(string) [32]byte }) []byte {
+	k := ring.DeriveSecret(journalContext)
+	return k[:]
+}
+
+// journalState is the journal of a running server. Only keepJournal changes it; the lock is for what others read.
+type journalState struct {
+	current *backup.Journal
+	seen    int64     // the last entry that was looked at
+	written time.Time // when a record was written last
+	opened  bool      // the journals in the folder were looked at
+
+	mu       sync.Mutex
+	complete time.Time // when the journal had all that it must have; zero: it is not kept, or did not begin
+}
+
+// lag returns for how long the journal lacks what it must have; 0 where none is kept.
+func (j *journalState) lag(now time.Time) time.Duration {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.complete.IsZero() {
+		return 0
+	}
+	return max(now.Sub(j.complete), 0)
+}
+
+func (j *journalState) setComplete(now time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.complete = now
+}
+
+// keepJournal follows the log, and writes what changed authority since the last backup to the journal. It goes by the log and not by
+// the acts, so that nothing is missing, and goes on at the journal's end after a crash. An error of its disk stops nothing else.
+func (s *Server) keepJournal(ctx context.Context) error {
+	if s.cfg.Backup.Journal == "" {
+		return nil
+	}
+	s.journal.setComplete(s.o.Now())
+	defer func() {
+		if j := s.journal.current; j != nil {
+			_ = j.Close() // each record was synced
+		}
+	}()
+	tick := time.NewTicker(journalEvery)
+	defer tick.Stop()
+	var failed time.Time
+	said := ""
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), journalRetry)
+			defer cancel()
+			if err := s.journalStep(last); err != nil {
+				s.o.Log.ErrorContext(last, "the last entries are not in the journal before the next start", slog.Any("err", err))
+			}
+			return nil
+		}
+		if !failed.IsZero() && time.Since(failed) < journalRetry {
+			continue
+		}
+		failed = time.Time{}
+		err := s.journalStep(ctx)
+		if err != nil && ctx.Err() == nil {
+			failed = time.Now()
+			if said != err.Error() { // once for each cause; /readyz and the metric go on saying it
+				s.o.Log.ErrorContext(ctx, "the journal is not written: a restore would lose what changes from now on", slog.String("folder", s.cfg.Backup.Journal), slog.Any("err", err))
+			}
+			said = err.Error()
+		} else if said != "" {
+			s.o.Log.InfoContext(ctx, "the journal is written again")
+			said = ""
+		}
+	}
+}
+
+// journalStep brings the journal up to date.
+func (s *Server) journalStep(ctx context.Context) error {
+	j := &s.journal
+	if err := s.openJournal(ctx); err != nil {
+		return err
+	}
+	last, made := s.knownBackups().last(false)
+	if made && (j.current == nil || last.Made.After(j.current.Made)) {
+		return s.nextJournal(ctx, last)
+	}
+	if j.current == nil { // it begins with the first backup
+		j.setComplete(s.o.Now())
+		return nil
+	}
+	return s.followLog(ctx)
+}
+
+// openJournal opens the newest journal in the folder, once.
+func (s *Server) openJournal(ctx context.Context) error {
+	j := &s.journal
+	if j.opened {
+		return nil
+	}
+	recipients, err := BackupKey{}.recipients(s.cfg)
+	if err != nil {
+		return err
+	}
+	files, err := journalFiles(s.cfg.Backup.Journal)
+	if err != nil {
+		return err
+	}
+	for _, path := range slices.Backward(files) {
+		found, err := backup.OpenJournal(path, journalKey(s.keys), recipients)
+		if err != nil { // of another server, or damaged: a restore says so
+			s.o.Log.WarnContext(ctx, "a journal is not continued", slog.String("file", path), slog.Any("err", err))
+			continue
+		}
+		if found.Start.Origin != s.keys.LogSigner().Name() {
+			if err := found.Close(); err != nil {
+				return err
+			}
+			continue
+		}
+		tree, err := s.store.Tree(ctx)
+		if err != nil || tree.Size() < found.To() {
+			return errors.Join(err, found.Close(), watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and the journal %s covers %d: entries of the log are missing", tree.Size(), path, found.To()))
+		}
+		j.current, j.seen = found, found.To()
+		break
+	}
+	j.opened = true
+	if j.current == nil || !j.current.CutOff {
+		return nil
+	}
+	// A crash cut off its last record: another file goes on after it.
+	start := backup.Log{Origin: j.current.Start.Origin, Size: j.current.To()}
+	return s.createJournal(start)
+}
+
+// journalFiles returns the journals in a folder, sorted by name, which is by time. It must exist.
+func journalFiles(dir string) ([]string, error) {
+	found, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, watchword.Wrap(err, watchword.Unavailable, "backup.journal %s cannot be read", dir)
+	}
+	var out []string
+	for _, e := range found {
+		if e.Type().IsRegular() && filepath.Ext(e.Name()) == backup.JournalSuffix {
+			out = append(out, filepath.Join(dir, e.Name()))
+		}
+	}
+	return out, nil
+}
+
+// createJournal begins a journal and closes the one before.
+func (s *Server) createJournal(start backup.Log) error {
+	recipients, err := BackupKey{}.recipients(s.cfg)
+	if err != nil {
+		return err
+	}
+	now := s.o.Now()
+	path := filepath.Join(s.cfg.Backup.Journal, "watchword-"+now.UTC().Format("20060102T150405.000Z")+backup.JournalSuffix)
+	next, err := backup.CreateJournal(path, journalKey(s.keys), recipients, backup.JournalHead{Issuer: s.keys.Issuer(), Start: start, Made: now})
+	if err != nil {
+		return fileError(err, path)
+	}
+	old := s.journal.current
+	s.journal.current, s.journal.seen, s.journal.written = next, start.Size, now
+	if old != nil {
+		return old.Close()
+	}
+	return nil
+}
+
+// nextJournal begins the journal that follows a backup. The one before is completed first, so that an older backup can be restored with
+// both.
+func (s *Server) nextJournal(ctx context.Context, b backupRecord) error {
+	if s.journal.current != nil {
+		if err := s.followLog(ctx); err != nil {
+			return err
+		}
+		if err := s.coverSeen(); err != nil {
+			return err
+		}
+	}
+	if err := s.createJournal(b.Log); err != nil {
+		return err
+	}
+	if err := s.followLog(ctx); err != nil {
+		return err
+	}
+	return s.deleteOldJournals(ctx)
+}
+
+// followLog writes records of all entries that were not looked at yet. Entries and rows are read in one transaction.
+func (s *Server) followLog(ctx context.Context) (err error) {
+	j := &s.journal
+	tree, err := s.store.Tree(ctx)
+	if err != nil {
+		return err
+	}
+	now := s.o.Now()
+	if tree.Size() > j.seen {
+		if err := s.followSnapshot(ctx); err != nil {
+			return err
+		}
+	} else if now.Sub(j.written).Abs() >= journalIdle {
+		if err := s.coverSeen(); err != nil {
+			return err
+		}
+	}
+	j.setComplete(now)
+	return nil
+}
+
+// coverSeen writes a record of entries that changed no authority, if there are any.
+func (s *Server) coverSeen() error {
+	j := &s.journal
+	if j.current.To() >= j.seen {
+		return nil
+	}
+	return s.appendRecord(backup.Record{To: j.seen, At: s.o.Now()})
+}
+
+func (s *Server) appendRecord(r backup.Record) error {
+	if err := s.journal.current.Append(r); err != nil {
+		return fileError(err, s.cfg.Backup.Journal)
+	}
+	s.journal.written = r.At
+	return nil
+}
+
+func (s *Server) followSnapshot(ctx context.Context) (err error) {
+	j := &s.journal
+	db, err := sqlite.OpenSnapshot(ctx, filepath.Join(s.cfg.Data, databaseFile))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	schema, err := db.Schema(ctx)
+	if err != nil {
+		return err
+	}
+	for {
+		r, err := journalRecord(ctx, db, j.seen)
+		if err != nil {
+			return err
+		}
+		if r.To == j.seen {
+			return nil
+		}
+		r.Schema, r.At = schema, s.o.Now()
+		if len(r.Objects) > 0 {
+			if err := s.appendRecord(r); err != nil {
+				return err
+			}
+		}
+		j.seen = r.To
+	}
+}
+
+// journalRecord makes the record of the next page of entries.
+func journalRecord(ctx context.Context, db *sqlite.Snapshot, after int64) (r backup.Record, err error) {
+	entries, raw, to, err := db.JournalPage(ctx, after, journalPage)
+	if err != nil {
+		return r, err
+	}
+	r.To = to
+	done := map[backup.Ref]bool{}
+	for i, e := range entries {
+		refs, _ := backup.Changed(e) // a test holds that all kinds are known
+		if len(refs) > 0 {
+			r.Entries = append(r.Entries, raw[i])
+		}
+		for _, ref := range refs {
+			if done[ref] {
+				continue
+			}
+			done[ref] = true
+			o, err := db.JournalObject(ctx, ref)
+			if err != nil {
+				return r, err
+			}
+			r.Objects = append(r.Objects, o)
+		}
+	}
+	return r, nil
+}
+
+// deleteOldJournals deletes those that no backup needs which the server knows. Only files that this server wrote are deleted.
+func (s *Server) deleteOldJournals(ctx context.Context) error {
+	oldest := s.journal.current.Start.Size
+	for _, m := range s.knownBackups().Made {
+		oldest = min(oldest, m.Log.Size)
+	}
+	files, err := journalFiles(s.cfg.Backup.Journal)
+	if err != nil {
+		return err
+	}
+	for i := 0; i+1 < len(files); i++ {
+		if filepath.Base(files[i]) >= filepath.Base(s.journal.current.Path()) {
+			break
+		}
+		old, err := backup.OpenJournal(files[i], journalKey(s.keys), nil)
+		if err != nil {
+			continue // it was not written by this server
+		}
+		to, origin := old.To(), old.Start.Origin
+		if err := old.Close(); err != nil {
+			return err
+		}
+		if to <= oldest && origin == s.journal.current.Start.Origin {
+			if err := os.Remove(files[i]); err != nil {
+				s.o.Log.WarnContext(ctx, "an old journal was not deleted", slog.String("file", files[i]), slog.Any("err", err))
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,129 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/server/backup"
+)
+
+// backupRecord is a backup that was made, as the file backups.json in the data folder has it.
+type backupRecord struct {
+	File      string     `json:"file"` // absolute path
+	Size      int64      `json:"size"`
+	SHA256    string     `json:"sha256"`
+	Made      time.Time  `json:"made"`
+	Scheduled bool       `json:"scheduled"` // made by schedule, so that the server may delete it
+	Log       backup.Log `json:"log"`
+}
+
+// backupRecords are the backups that a server knows, oldest first.
+type backupRecords struct {
+	Writing string         `json:"writing,omitempty"` // the file of a scheduled backup that is being written
+	Made    []backupRecord `json:"made"`
+}
+
+// maxBackupRecords is the most bytes of the file.
+const maxBackupRecords = 4 << 20
+
+func readBackupRecords(dir string) (r backupRecords, err error) {
+	b, err := durable.ReadTrusted(filepath.Join(dir, backupsFile), maxBackupRecords)
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	return r, err
+}
+
+func (r backupRecords) write(dir string) error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, backupsFile), append(b, '\n'), 0o600)
+}
+
+// add returns the records with one more, without those manual ones that are older than the newest keep.
+func (r backupRecords) add(n backupRecord, keep int) backupRecords {
+	made := append(slices.Clone(r.Made), n)
+	manual := 0
+	for i, m := range slices.Backward(made) {
+		if m.Scheduled {
+			continue
+		}
+		if manual++; manual > keep {
+			made = slices.Delete(made, i, i+1)
+		}
+	}
+	return backupRecords{Made: made}
+}
+
+// last returns the newest record; scheduled says that only those count.
+func (r backupRecords) last(scheduled bool) (backupRecord, bool) {
+	for _, m := range slices.Backward(r.Made) {
+		if m.Scheduled || !scheduled {
+			return m, true
+		}
+	}
+	return backupRecord{}, false
+}
+
+// exists reports whether the file is still there, as it was written.
+func (m backupRecord) exists() bool {
+	info, err := os.Lstat(m.File)
+	return err == nil && info.Mode().IsRegular() && info.Size() == m.Size
+}
+
+// expired returns the scheduled backups that may be deleted: those older than keep newer ones that are still there, so the only good
+// one is never among them.
+func (r backupRecords) expired(keep int, exists func(backupRecord) bool) (out []backupRecord) {
+	newer := 0
+	for _, m := range slices.Backward(r.Made) {
+		if !m.Scheduled {
+			continue
+		}
+		if newer >= keep {
+			out = append(out, m)
+		} else if exists(m) {
+			newer++
+		}
+	}
+	return out
+}
+
+// recordBackup notes a backup that is complete. An error loses only the note.
+func (s *Server) recordBackup(ctx context.Context, f BackupFile, scheduled bool) {
+	m := f.Manifest
+	s.backups.mu.Lock()
+	defer s.backups.mu.Unlock()
+	s.backups.records = s.backups.records.add(backupRecord{f.File, f.Size, f.SHA256, m.Made, scheduled, m.Log}, max(s.cfg.Backup.Keep, 2))
+	if err := s.backups.records.write(s.cfg.Data); err != nil {
+		s.o.Log.ErrorContext(ctx, "the list of backups was not written", slog.Any("err", err))
+	}
+}
+
+// openBackupRecords reads the list at a start.
+func (s *Server) openBackupRecords(ctx context.Context) {
+	r, err := readBackupRecords(s.cfg.Data)
+	if err != nil {
+		s.o.Log.ErrorContext(ctx, "the list of backups cannot be read: no backup of before is deleted", slog.Any("err", err))
+	}
+	s.backups.records = r
+}
+
+// knownBackups returns the records.
+func (s *Server) knownBackups() backupRecords {
+	s.backups.mu.Lock()
+	defer s.backups.mu.Unlock()
+	return s.backups.records
+}
