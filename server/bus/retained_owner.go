@@ -37,7 +37,7 @@ type RetainedOwner struct {
 }
 
 // ownerBytes is the memory of an owner: itself, its authority, and its accounts.
-const ownerBytes = 544
+const ownerBytes = 592
 
 // identity returns the owner, the zero one for nil.
 func (o *RetainedOwner) identity() Owner {
