@@ -50,6 +50,7 @@ func (s *Server) controlServer() *http.Server {
 	})
 	mux.HandleFunc("POST /backup", s.serveBackup)
 	mux.HandleFunc("GET /backup", func(w http.ResponseWriter, _ *http.Request) { answerControl(w, s.lastBackup(), nil) })
+	mux.HandleFunc("POST /operator/recover", s.serveRecovery)
 	h := newHTTPServer(mux)
 	h.ReadHeaderTimeout, h.ReadTimeout, h.WriteTimeout, h.MaxHeaderBytes = controlTimeout, controlTimeout, controlTimeout, 16<<10
 	return h

@@ -61,6 +61,10 @@ func TestFolderOfNewerSchemaIsRefused(t *testing.T) {
 			_, err := server.AcceptClock(t.Context(), c, quiet)
 			return err
 		},
+		"operator recover": func() error {
+			_, err := server.RecoverOperator(t.Context(), c, "carla", quiet)
+			return err
+		},
 		"key root offline": func() error { return server.TakeRootOffline(t.Context(), c, filepath.Join(dir, "out.jwk"), quiet) },
 		"key root online":  func() error { return server.BringRootOnline(t.Context(), c, root, quiet) },
 		"audit verify": func() error {

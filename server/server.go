@@ -108,6 +108,7 @@ type Server struct {
 	guard       *session.Guard
 	live        *session.Live
 	registry    *registry.Registry
+	enrollment  *enroll.Service
 	commands    *command.Service
 	recorder    *audit.Recorder
 	checkpoints *audit.CheckpointSigner
@@ -211,7 +212,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	reg := registry.New(s.store, directory, s.live, s.keys.Issuer())
 	s.registry = reg
 	semaphore := fair.NewSemaphore()
-	enrollment := enroll.New(s.store, enroll.Options{
+	s.enrollment = enroll.New(s.store, enroll.Options{
 		PublicURL: s.info.URL, Issuer: s.keys.Issuer(), TrustPin: func() string { return token.TrustPin(s.keys.Root()) },
 		CheckGiven: reg.CheckGiven, CheckActOn: reg.CheckActOn, Live: s.live, PairingLifetime: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Semaphore: semaphore,
 	})
@@ -274,7 +275,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	}
 	options.MQTTS = s.publicMQTTS()
 	api := httpapi.New(httpapi.Dependencies{
-		Registry: reg, Enrollment: enrollment, Auth: credentials, Guard: s.guard, Commands: s.commands, Bus: messages, Recorder: s.recorder,
+		Registry: reg, Enrollment: s.enrollment, Auth: credentials, Guard: s.guard, Commands: s.commands, Bus: messages, Recorder: s.recorder,
 		Twins: twins, Entries: s.store, Audit: s.checkpoints, Keys: s.rotator, Broker: s.broker, SchemaSlots: semaphore, Options: options,
 	})
 	if s.mqtts != nil {
@@ -287,6 +288,9 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.http.ConnContext = httpapi.ConnContext
 	s.http.ErrorLog = s.handshakes.errorLog()
 	s.operationsHTTP, s.controlHTTP = s.operationsServer(), s.controlServer()
+	if err := s.warnNotices(ctx); err != nil {
+		return err
+	}
 	return s.writeServerFile(ctx)
 }
 

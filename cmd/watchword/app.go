@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,6 +27,9 @@ type app struct {
 	json   bool
 	data   string
 	target
+
+	notices   sync.Map // of api.Notice: what was shown
+	completes bool     // the shell completes a command line: standard error is its own
 }
 
 func (a *app) prepare() error {

@@ -25,6 +25,7 @@ func (a *app) complete(have []string, list func(cl *admin.Client, add func(strin
 	if len(have) > 0 || a.prepare() != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
+	a.completes = true
 	cl, err := a.client()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp

@@ -212,6 +212,7 @@ var answers = map[string]func() any{
 	"GET /v1/operators/":       func() any { return full[api.Subject]() },
 	"PUT /v1/operators/":       func() any { return full[api.Subject]() },
 	"POST /v1/operators/":      func() any { return full[api.Subject]() },
+	"GET /v1/notices":          func() any { return full[api.NoticeList]() },
 	"GET /v1/services?":        func() any { return page[api.Subject]("services") },
 	"POST /v1/services":        func() any { return full[api.Subject]() },
 	"GET /v1/services/":        func() any { return full[api.Subject]() },
@@ -229,6 +230,7 @@ func (e *hostileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.mu.Lock()
 	attack, access := e.attack, e.token
 	e.mu.Unlock()
+	w.Header().Set("Watchword-Notice", "\x9b31m\u202e \x9b31m\u202e 2026-11-28T12:00:00Z")
 	for _, name := range []string{"Content-Type", "ETag", "DPoP-Nonce", "WWW-Authenticate", "Link", "Server", "X-Anything"} {
 		w.Header().Set(name, "\x9b31m\"\xff\u202e") // what a header may hold
 	}
@@ -367,6 +369,9 @@ var hostileCases = map[string]hostileCase{
 	"backup create":        {args: []string{"{out}", "--config", "{file}"}, quiet: true},    // likewise
 	"backup verify":        {args: []string{"{file}", "--identity", "{file}"}, quiet: true}, // speaks to no server
 	"clock accept":         {args: []string{"--config", "{file}", "--yes"}, quiet: true},
+	"notice list":          {},
+	"notice acknowledge":   {args: []string{"operator.recover"}, quiet: true},
+	"operator recover":     {args: []string{"carla", "--config", "{file}"}, quiet: true}, // likewise
 	"whoami":               {},
 	"login":                {args: []string{"{link}"}, quiet: true}, // it prints what was verified, or has a checked form
 	"logout":               {quiet: true},

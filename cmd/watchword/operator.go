@@ -12,7 +12,7 @@ import (
 func (a *app) operatorCommand() *cobra.Command {
 	k := operatorKind
 	return commandGroup("operator", "Invite, list, suspend and revoke operators, and give them roles",
-		a.operatorInvite(), a.subjectLink(k), a.operatorRole(), a.subjectList(k), a.subjectShow(k), a.subjectSuspend(k), a.subjectResume(k), a.subjectRevoke(k), a.subjectKeys(k))
+		a.operatorInvite(), a.subjectLink(k), a.operatorRole(), a.subjectList(k), a.subjectShow(k), a.subjectSuspend(k), a.subjectResume(k), a.subjectRevoke(k), a.subjectKeys(k), a.operatorRecover())
 }
 
 func (a *app) operatorInvite() *cobra.Command {

@@ -186,5 +186,6 @@ func (a *app) client() (*admin.Client, error) {
 	if store != nil {
 		o.TokenCache = store.TokenCache(o)
 	}
+	o.Notice = a.showNotice
 	return admin.New(o)
 }

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/jose"
@@ -47,6 +48,10 @@ type Options struct {
 
 	// TokenCache, if not nil, keeps the access token between processes. Tokens are then bound to the key (RFC 9449).
 	TokenCache TokenCache
+
+	// Notice, if not nil, is called for each notice in an answer, also for one that was in an earlier answer. ExpiresAt is not set.
+	// It may be called concurrently.
+	Notice func(api.Notice)
 }
 
 // TokenCache keeps access tokens between processes.
@@ -96,6 +101,9 @@ func New(o Options) (*Client, error) {
 	}
 	if o.TokenCache != nil {
 		c.tokens.BindTokens()
+	}
+	if o.Notice != nil {
+		tr = noticeReader{tr, o.Notice}
 	}
 	c.rest = rest.New(o.URL, tr, c.tokens)
 	return c, nil
@@ -167,6 +175,9 @@ func LocalOptions(dir string) (o Options, err error) {
 		}
 	}
 	jwk, err := durable.ReadPrivate(filepath.Join(dir, "operator.jwk"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return o, watchword.Wrap(err, watchword.NotFound, "%s does not exist: log in with a link, or make an owner with watchword operator recover NAME", filepath.Join(dir, "operator.jwk"))
+	}
 	if err != nil {
 		return o, watchword.Wrap(err, watchword.CodeOf(err), "the operator's key cannot be read: %s", err)
 	}

@@ -21,6 +21,7 @@ var whole = map[string]string{
 	"/v1/services/{id}":       "one service: 32 keys, 8 sessions",
 	"/v1/operators/{id}/keys": "one operator: 32 keys",
 	"/v1/services/{id}/keys":  "one service: 32 keys",
+	"/v1/notices":             "one notice of each kind",
 	"/v1/self/keys":           "the caller: 32 keys",
 	"/v1/self/functions":      "a device's own: 256, and 96 KiB together",
 }

@@ -37,6 +37,7 @@ const (
 	BundleSign       = "bundle.sign"
 	DeviceCreate     = "device.create"
 	OperatorRole     = "operator.role"
+	OperatorRecover  = "operator.recover"
 	DeviceLink       = "device.link"
 	DeviceEnroll     = "device.enroll"
 	DeviceRekey      = "device.rekey"
@@ -77,16 +78,18 @@ const (
 	BackupCreate     = "backup.create"
 	ServerSuperseded = "server.superseded"
 	LogRestore       = "log.restore"
+
+	NoticeAcknowledge = "notice.acknowledge"
 )
 
 // Kinds is the list of all kinds.
 var Kinds = withSubjects([]string{
 	ServerStart, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign, DeviceCreate,
-	OperatorRole, DeviceLink, DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyRetire, PairingReject, LoginReject, DeviceLabel, DeviceProof, DeviceSuspend,
+	OperatorRole, OperatorRecover, DeviceLink, DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyRetire, PairingReject, LoginReject, DeviceLabel, DeviceProof, DeviceSuspend,
 	DeviceResume, DeviceRevoke, DeviceDelete, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
 	CommandCancel, CommandSettle, CommandExpire, CommandConflict, CommandUndeliver, ConfigSet, CommandHandOver, SessionOpen,
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
-	ClockRefuse, ClockTrust, ClockAccept, BackupCreate, ServerSuperseded, LogRestore,
+	ClockRefuse, ClockTrust, ClockAccept, NoticeAcknowledge, BackupCreate, ServerSuperseded, LogRestore,
 })
 
 // NeedsAuthority reports whether a subject's act of this kind is authorized by versions that the store compares

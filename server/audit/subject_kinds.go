@@ -21,7 +21,7 @@ func KindFor(subject watchword.Kind, device string) string {
 // KindOfDevice returns the kind of the same act on a device; any other kind is returned as it is.
 func KindOfDevice(kind string) string {
 	for _, subject := range []watchword.Kind{watchword.Operator, watchword.Service} {
-		if act, ok := strings.CutPrefix(kind, string(subject)+"."); ok && act != "role" {
+		if act, ok := strings.CutPrefix(kind, string(subject)+"."); ok && kind != OperatorRole && kind != OperatorRecover {
 			return devicePrefix + act
 		}
 	}

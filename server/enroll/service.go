@@ -17,6 +17,8 @@ import (
 type Store interface {
 	CreateSubject(ctx context.Context, s watchword.Subject, code *Code, e audit.Entry) error
 	AddCode(ctx context.Context, c Code, e audit.Entry) error
+	// Recover stores the code and the notice of r, and adds its owner unless there is one of that id: r.Check decides on that one.
+	Recover(ctx context.Context, by audit.Actor, r Recovery, entries func(created bool) []audit.Entry) (watchword.Subject, error)
 	RedeemCode(ctx context.Context, r Redemption, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
 	RekeyStore
 	PairingStore

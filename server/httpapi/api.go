@@ -162,6 +162,7 @@ func New(p Dependencies) *API {
 	a.deviceRoutes()
 	a.operatorRoutes()
 	a.serviceRoutes()
+	a.noticeRoutes()
 	a.twinRoutes()
 	a.policyRoutes()
 	a.commandRoutes()

@@ -59,6 +59,7 @@ func (a *API) caller(r *http.Request) (*caller, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.addNotices(r.Context(), in.header, authority)
 	return &caller{Authority: authority, credentials: credentials, actor: session.Actor{Actor: in.actor}, remote: in.remote.String(), method: r.Method, path: policyPath(r)}, nil
 }
 

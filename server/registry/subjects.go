@@ -30,6 +30,10 @@ type Store interface {
 	// RetireEndedKeys retires the ended keys of at most limit subjects of all tenants, and returns these subjects.
 	RetireEndedKeys(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[watchword.Subject]) ([]watchword.Subject, error)
 	DeleteSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) error
+	// Notices returns a tenant's notices that have not expired, one of each kind.
+	Notices(ctx context.Context, t watchword.TenantID, now time.Time) ([]watchword.Notice, error)
+	// AcknowledgeNotice deletes a notice. Code: not_found.
+	AcknowledgeNotice(ctx context.Context, by audit.Actor, kind watchword.NoticeKind, e audit.Entry) error
 	// PutPolicy stores a policy and returns it with the version of all policies; ifVersion is the
 	// policy's version before, 0 for one that is not there, -1 for any. Codes: precondition_failed,
 	// too_large, busy (authority that changed).

@@ -127,6 +127,7 @@ func (s *Store) DeleteExpired(ctx context.Context, before time.Time, limit int) 
 			`DELETE FROM tokens WHERE max(expires, assertion_expires) < ?1 AND jti IN (SELECT jti FROM tokens ORDER BY jti LIMIT ?2)`, // mostly in order of expiry
 			`DELETE FROM codes WHERE (tenant, hash) IN (SELECT tenant, hash FROM codes WHERE expires < ? LIMIT ?)`,
 			`DELETE FROM pairings WHERE (tenant, id) IN (SELECT tenant, id FROM pairings WHERE expires < ? LIMIT ?)`,
+			`DELETE FROM notices WHERE (tenant, kind) IN (SELECT tenant, kind FROM notices WHERE expires < ? LIMIT ?)`,
 			`DELETE FROM idempotency WHERE (tenant, caller, key) IN (SELECT tenant, caller, key FROM idempotency WHERE expires < ? LIMIT ?)`,
 		} {
 			n, err := t.exec(q, toMillis(before), limit)

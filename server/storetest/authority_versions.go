@@ -27,6 +27,8 @@ func (t *T) authorizedSteps(e audit.Entry) map[string]error {
 		"SetFunctions":  t.SetFunctions(t.ctx, tenant, e.Versions, "lamp-1", nil, t.now),
 		"ReportState":   t.ReportState(t.ctx, tenant, e.Versions, "lamp-1", []byte("{}"), t.now),
 		"AddEntry":      t.AddEntry(t.ctx, e),
+
+		"AcknowledgeNotice": t.AcknowledgeNotice(t.ctx, actor(e), watchword.NoticeRecovery, e),
 	}
 	_, out["SetLabels"] = t.SetLabels(t.ctx, tenant, "lamp-1", nil, 0, t.now, e)
 	_, out["SetProof"] = t.SetProof(t.ctx, tenant, "lamp-1", watchword.RequireProof, t.now, e)
@@ -54,6 +56,7 @@ var withoutVersions = map[string]string{
 	"IssueToken":        "the step checks the subject and its key itself",
 	"AddHandover":       "the server does it; the step checks the device itself",
 	"MarkUndeliverable": "the server does it, for what its device cannot take",
+	"Recover":           "a process with access to the data folder does it",
 	"RetireEndedKeys":   "the server does it, when their time has come",
 	"ExpireCommands":    "the server does it, when their time has come",
 }

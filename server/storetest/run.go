@@ -43,6 +43,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"keys are added, and revoked one by one", keysOfAnOperator},
 		{"keys end", keysEnd},
 		{"the last owner keeps a key without an end", lastOwnerKeepsAKey},
+		{"an owner is recovered, and operators are told", ownerRecovered},
 		{"a code is redeemed once", codeOnce},
 		{"of two racing devices one wins", codeRace},
 		{"a code of a suspended subject is refused", codeRefused},

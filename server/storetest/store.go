@@ -78,6 +78,14 @@ type Store interface {
 	// DeleteSubject does what Revoke does and leaves a tombstone: not_found from now on, the id never free again.
 	DeleteSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) error
 
+	// Recover adds r.Owner, unless there is a subject of its id on which r.Check decides, and stores the code and the notice, in
+	// the place of one of its kind. Code: conflict.
+	Recover(ctx context.Context, by audit.Actor, r enroll.Recovery, entries func(created bool) []audit.Entry) (watchword.Subject, error)
+	// Notices returns a tenant's notices that have not expired, by kind.
+	Notices(ctx context.Context, t watchword.TenantID, now time.Time) ([]watchword.Notice, error)
+	// AcknowledgeNotice deletes a notice. Code: not_found.
+	AcknowledgeNotice(ctx context.Context, by audit.Actor, kind watchword.NoticeKind, e audit.Entry) error
+
 	// AddCode stores a code for a subject that is new or revoked, or for an active operator or service that may have a further
 	// key, in place of any other unredeemed code of that subject. Another state: conflict.
 	AddCode(ctx context.Context, c enroll.Code, e audit.Entry) error

@@ -1,0 +1,61 @@
+package enroll
+
+import (
+	"context"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/session"
+)
+
+// How long the link of a recovery is valid, and how long operators are told of it.
+const (
+	RecoveryLinkLifetime   = 10 * time.Minute
+	RecoveryNoticeLifetime = 7 * 24 * time.Hour
+)
+
+// Recovery makes an owner where none has a key any more: a new one, or one that exists.
+type Recovery struct {
+	Owner  watchword.Subject // as it is added where there is no subject of its id
+	Code   Code
+	Notice watchword.Notice
+}
+
+// Check refuses a recovery of a subject that exists and is no owner, or may have no link. Code: conflict.
+func (r Recovery) Check(s *watchword.Subject) error {
+	if !s.IsOwner() {
+		return watchword.Refuse(watchword.Conflict, "id must be that of an owner, or one that was never used: %q is another subject", s.ID)
+	}
+	return MayHaveLink(s, r.Notice.At)
+}
+
+// Recover makes a link of ten minutes for an owner: a new operator of that id, or an owner that exists, who gets a further key or
+// enrolls again. It is an act of a process with access to the data folder; through says how it reached the store. Every operator is
+// told of it for a week. Codes: bad_request; conflict for an id of another subject, and for a suspended owner.
+func (svc *Service) Recover(ctx context.Context, by session.Actor, id watchword.SubjectID, through string, now time.Time) (watchword.Subject, Link, error) {
+	if err := watchword.CheckName("id", string(id)); err != nil {
+		return watchword.Subject{}, Link{}, err
+	}
+	code, link, err := svc.newCode(by, id, Lifetimes{Link: RecoveryLinkLifetime}, now)
+	if err != nil {
+		return watchword.Subject{}, Link{}, err
+	}
+	r := Recovery{
+		Owner: watchword.Subject{
+			Tenant: by.Tenant, ID: id, Kind: watchword.Operator, Role: watchword.OwnerRole, State: watchword.New, Version: 1, Incarnation: 1, Created: now, Changed: now,
+		},
+		Code:   code,
+		Notice: watchword.Notice{Tenant: by.Tenant, Kind: watchword.NoticeRecovery, Object: id, At: now, Expires: now.Add(RecoveryNoticeLifetime)},
+	}
+	s, err := svc.store.Recover(ctx, by.Actor, r, func(created bool) (es []audit.Entry) {
+		if created {
+			es = append(es, by.DoneEntry(audit.KindFor(watchword.Operator, audit.DeviceCreate), string(id), now, map[string]string{"labels": "", "role": watchword.OwnerRole}))
+		}
+		return append(es, by.DoneEntry(audit.OperatorRecover, string(id), now, map[string]string{"through": through, "expires": link.Expires.UTC().Format(time.RFC3339)}))
+	})
+	if err != nil {
+		return s, Link{}, err
+	}
+	return s, link, svc.opts.Live.Apply(ctx, watchword.SubjectChange(&s))
+}

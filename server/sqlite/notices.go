@@ -1,0 +1,43 @@
+package sqlite
+
+import (
+	"context"
+	"time"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/audit"
+)
+
+func scanNotice(r scanner) (n watchword.Notice, err error) {
+	var at, expires int64
+	err = r.Scan(&n.Tenant, &n.Kind, &n.Object, &at, &expires)
+	n.At, n.Expires = fromMillis(at), fromMillis(expires)
+	return n, err
+}
+
+// Notices returns a tenant's notices that have not expired, by kind.
+func (s *Store) Notices(ctx context.Context, tenant watchword.TenantID, now time.Time) ([]watchword.Notice, error) {
+	return queryAll(ctx, s, scanNotice, `SELECT tenant, kind, object, at, expires FROM notices WHERE tenant = ? AND expires > ? ORDER BY kind`, tenant, toMillis(now))
+}
+
+// putNotice stores a notice in the place of an earlier one of its kind.
+func (t *tx) putNotice(n watchword.Notice) error {
+	_, err := t.exec(`INSERT INTO notices (tenant, kind, object, at, expires) VALUES (?1, ?2, ?3, ?4, ?5)
+		ON CONFLICT (tenant, kind) DO UPDATE SET object = ?3, at = ?4, expires = ?5`, n.Tenant, n.Kind, n.Object, toMillis(n.At), toMillis(n.Expires))
+	return err
+}
+
+// AcknowledgeNotice deletes a notice. Code: not_found.
+func (s *Store) AcknowledgeNotice(ctx context.Context, by audit.Actor, kind watchword.NoticeKind, e audit.Entry) error {
+	_, err := writeAs(ctx, s, by, func(t *tx) (none struct{}, err error) {
+		n, err := t.exec(`DELETE FROM notices WHERE tenant = ? AND kind = ?`, by.Tenant, kind)
+		if err == nil && n == 0 {
+			err = watchword.ErrNoNotice
+		}
+		if err != nil {
+			return none, err
+		}
+		return none, t.addEntry(e)
+	})
+	return err
+}
