@@ -14,6 +14,7 @@ import (
 // device that pinned the orderer's key verifies it.
 type Order struct {
 	By       watchword.SubjectID // iss
+	Server   string              // the issuer identifier of the server, or of the tenant, that the order is given to
 	Device   watchword.SubjectID // aud
 	Function string
 	ArgsHash string // base64url SHA-256 of the arguments' bytes
@@ -34,6 +35,8 @@ func (c *orderClaims) member(name string, v jsontext.Value) error {
 		return readString(&c.By, v)
 	case "aud":
 		return c.aud.UnmarshalJSON(v)
+	case "server":
+		return readString(&c.Server, v)
 	case "cmd":
 		return readString(&c.Function, v)
 	case "args_hash":
@@ -48,14 +51,14 @@ func (c *orderClaims) member(name string, v jsontext.Value) error {
 // unavailable.
 func SignOrder(s *jose.Signer, o Order) (string, error) {
 	b, err := json.Marshal(map[string]any{
-		"iss": o.By, "aud": o.Device, "cmd": o.Function, "args_hash": o.ArgsHash,
+		"iss": o.By, "aud": o.Device, "server": o.Server, "cmd": o.Function, "args_hash": o.ArgsHash,
 		"jti": watchword.NewNonce(), "iat": o.Issued.Unix(), "exp": o.Expires.Unix(),
 	})
 	if err != nil {
 		return "", err
 	}
 	return signTyped(s, TypOrder, watchword.MaxToken, b, func(payload []byte) error {
-		got, err := readOrder(payload, o.Device, o.Issued)
+		got, err := readOrder(payload, func(server string) bool { return server != "" && server == o.Server }, o.Device, o.Issued)
 		if err == nil && (got.By != o.By || got.Function != o.Function || got.ArgsHash != o.ArgsHash) {
 			err = invalidUTF8Claim()
 		}
@@ -63,24 +66,28 @@ func SignOrder(s *jose.Signer, o Order) (string, error) {
 	})
 }
 
-// VerifyOrder verifies an order with the allowed keys: the orderer's own at the server, the pinned ones at the device. now
-// is zero for a device without a clock. [Order.Covers] checks that it matches its command. Codes: as [VerifyReceipt],
-// token_expired, token_early, token_lifetime.
-func VerifyOrder(raw string, keys KeySet, dev watchword.SubjectID, now time.Time) (Order, error) {
+// VerifyOrder verifies an order with the allowed keys: the orderer's own at the server, the pinned ones at the device. server
+// reports whether an issuer identifier is one that the order may name: a key may be known to several servers or tenants, and an
+// order that was given to one of them is not valid at another one. now is zero for a device without a clock. [Order.Covers] checks
+// that it matches its command. Codes: as [VerifyReceipt], order_invalid, token_expired, token_early, token_lifetime.
+func VerifyOrder(raw string, keys KeySet, server func(issuer string) bool, dev watchword.SubjectID, now time.Time) (Order, error) {
 	payload, _, err := verifyTyped(raw, watchword.MaxToken, TypOrder, keys)
 	if err != nil {
 		return Order{}, err
 	}
-	return readOrder(payload, dev, now)
+	return readOrder(payload, server, dev, now)
 }
 
-func readOrder(payload []byte, dev watchword.SubjectID, now time.Time) (Order, error) {
+func readOrder(payload []byte, server func(string) bool, dev watchword.SubjectID, now time.Time) (Order, error) {
 	var c orderClaims
 	if err := jose.Walk(payload, c.member); err != nil {
 		return Order{}, err
 	}
 	if err := checkAudience(c.aud, string(dev)); err != nil {
 		return Order{}, err
+	}
+	if !server(c.Server) {
+		return Order{}, refuse(watchword.OrderInvalid, "server of the order must be the issuer of the server that it is given to")
 	}
 	if err := checkJTI(c.ID); err != nil {
 		return Order{}, err

@@ -81,10 +81,10 @@ func TestRefusalsNameTheMemberAndTheExpectedValue(t *testing.T) {
 		return err
 	}
 	order := map[string]any{
-		"iss": "alice", "aud": "lamp-1", "cmd": "lamp.set", "args_hash": strings.Repeat("A", 43), "jti": "j", "iat": now.Unix(), "exp": now.Unix() + 60,
+		"iss": "alice", "aud": "lamp-1", "server": "https://hub.example", "cmd": "lamp.set", "args_hash": strings.Repeat("A", 43), "jti": "j", "iat": now.Unix(), "exp": now.Unix() + 60,
 	}
 	checkOrder := func(typ string, claims map[string]any) error {
-		_, err := token.VerifyOrder(jws(typ, claims), keys, "lamp-1", now)
+		_, err := token.VerifyOrder(jws(typ, claims), keys, func(server string) bool { return server == "https://hub.example" }, "lamp-1", now)
 		return err
 	}
 	for _, tc := range []struct {
@@ -119,6 +119,7 @@ func TestRefusalsNameTheMemberAndTheExpectedValue(t *testing.T) {
 		{checkDPoP, token.TypDPoP, dpop, "jti", nil, watchword.DPoPInvalid, "jti", "128 bytes"},
 		{checkOrder, token.TypAccess, order, "jti", "j", watchword.TokenKind, "typ", `"` + token.TypOrder + `"`},
 		{checkOrder, token.TypOrder, order, "aud", "lamp-2", watchword.AudienceMismatch, "aud", `"lamp-1"`},
+		{checkOrder, token.TypOrder, order, "server", "https://hub.example/t/other", watchword.OrderInvalid, "server", "the issuer of the server"},
 		{checkOrder, token.TypOrder, order, "exp", now.Unix() + 86401, watchword.TokenLifetime, "exp", "86400 seconds"},
 	} {
 		err := tc.check(tc.typ, with(tc.base, tc.member, tc.value))

@@ -93,8 +93,8 @@ func TestSignedTokensVerify(t *testing.T) {
 		_, verr = token.VerifyConfig(raw, keys, text, id, at)
 		holds("config "+what, err, verr)
 
-		raw, err = token.SignOrder(s, token.Order{By: id, Device: id, Function: text, ArgsHash: text, Issued: at, Expires: at.Add(time.Minute)})
-		_, verr = token.VerifyOrder(raw, keys, id, at)
+		raw, err = token.SignOrder(s, token.Order{By: id, Server: issuer, Device: id, Function: text, ArgsHash: text, Issued: at, Expires: at.Add(time.Minute)})
+		_, verr = token.VerifyOrder(raw, keys, hasIssuer, id, at)
 		holds("order "+what, err, verr)
 
 		raw, err = token.SignReceipt(s, token.Receipt{Device: id, Issuer: text, Epoch: n, Seq: n, Command: watchword.CommandID(text), Hash: strings.Repeat("h", 43), Status: watchword.StatusFailed, Result: json.RawMessage(doc), At: at})

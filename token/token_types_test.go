@@ -120,10 +120,10 @@ var kinds = []kind{
 	{
 		"order",
 		func(s *jose.Signer) (string, error) {
-			return token.SignOrder(s, token.Order{By: "operator", Device: dev, Function: "f", ArgsHash: hash, Issued: now, Expires: now.Add(time.Minute)})
+			return token.SignOrder(s, token.Order{By: "operator", Server: issuer, Device: dev, Function: "f", ArgsHash: hash, Issued: now, Expires: now.Add(time.Minute)})
 		},
 		func(raw string, keys token.KeySet) error {
-			_, err := token.VerifyOrder(raw, keys, dev, now)
+			_, err := token.VerifyOrder(raw, keys, hasIssuer, dev, now)
 			return err
 		},
 	},
@@ -347,11 +347,11 @@ func TestVerifyNextTrust(t *testing.T) {
 func TestOrderCoversOneCommand(t *testing.T) {
 	s := signer(t, jose.P256)
 	args, end := []byte(`{"level": 40}`), now.Add(time.Minute)
-	raw, err := token.SignOrder(s, token.Order{By: "alice", Device: dev, Function: "lamp.set", ArgsHash: jose.Hash(args), Issued: now, Expires: end})
+	raw, err := token.SignOrder(s, token.Order{By: "alice", Server: issuer, Device: dev, Function: "lamp.set", ArgsHash: jose.Hash(args), Issued: now, Expires: end})
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := token.VerifyOrder(raw, token.NewKeySet(s.Public()), dev, now)
+	o, err := token.VerifyOrder(raw, token.NewKeySet(s.Public()), hasIssuer, dev, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -371,10 +371,19 @@ func TestOrderCoversOneCommand(t *testing.T) {
 			t.Errorf("%s: %v", tc.name, err)
 		}
 	}
-	if _, err := token.VerifyOrder(raw, token.NewKeySet(s.Public()), "lamp-2", now); watchword.CodeOf(err) != watchword.AudienceMismatch {
+	if _, err := token.VerifyOrder(raw, token.NewKeySet(s.Public()), hasIssuer, "lamp-2", now); watchword.CodeOf(err) != watchword.AudienceMismatch {
 		t.Errorf("for another device: %v", err)
 	}
+	other := func(server string) bool { return server == issuer+"/t/other" }
+	if _, err := token.VerifyOrder(raw, token.NewKeySet(s.Public()), other, dev, now); watchword.CodeOf(err) != watchword.OrderInvalid {
+		t.Errorf("at another tenant: %v", err)
+	}
+	if _, err := token.SignOrder(s, token.Order{By: "alice", Device: dev, Function: "lamp.set", ArgsHash: jose.Hash(args), Issued: now, Expires: end}); err == nil {
+		t.Error("an order that names no server is signed")
+	}
 }
+
+func hasIssuer(server string) bool { return server == issuer }
 
 func TestLinks(t *testing.T) {
 	code, pin := watchword.NewNonce(), strings.Repeat("p", 42)+"o"

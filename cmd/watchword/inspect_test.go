@@ -95,7 +95,7 @@ func TestInspectValidToken(t *testing.T) {
 		"receipt": sign(token.SignReceipt(s, token.Receipt{
 			Device: "lamp-1", Issuer: issuer, Epoch: 1, Seq: 1, Command: "cmd_1", Hash: strings.Repeat("h", 43), Status: watchword.StatusDone, At: now,
 		})),
-		"order":        sign(token.SignOrder(s, token.Order{By: "alice", Device: "lamp-1", Function: "f", ArgsHash: "h", Issued: now, Expires: now.Add(time.Minute)})),
+		"order":        sign(token.SignOrder(s, token.Order{By: "alice", Server: "https://hub.example", Device: "lamp-1", Function: "f", ArgsHash: "h", Issued: now, Expires: now.Add(time.Minute)})),
 		"trust bundle": sign(token.SignTrust(token.Trust{Issuer: issuer, Version: 1, Epoch: 1, Roots: []*jose.PublicKey{k.Public()}, Issued: now, Expires: now.Add(time.Hour)}, s)),
 	} {
 		p := inspect(raw, now)

@@ -44,7 +44,7 @@ func (c *Client) Send(ctx context.Context, o CommandOrder) (out api.Command, err
 	}
 	now := c.opts.Now()
 	signed, err := token.SignOrder(c.signer, token.Order{
-		By: c.opts.Subject, Device: o.Device, Function: o.Function, ArgsHash: jose.Hash(compact.Bytes()), Issued: now, Expires: token.CommandExpiry(now, o.TTL),
+		By: c.opts.Subject, Server: c.Issuer(), Device: o.Device, Function: o.Function, ArgsHash: jose.Hash(compact.Bytes()), Issued: now, Expires: token.CommandExpiry(now, o.TTL),
 	})
 	if err != nil {
 		return out, err

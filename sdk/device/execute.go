@@ -222,7 +222,9 @@ func (d *Device) verifyOrder(c token.Command) error {
 	if keys == nil {
 		return nil
 	}
-	o, err := token.VerifyOrder(c.Order, *keys, d.identity.ID, d.now())
+	trust := d.trust.Load()
+	own := func(server string) bool { return server == d.identity.Issuer || trust.HasIssuer(server) }
+	o, err := token.VerifyOrder(c.Order, *keys, own, d.identity.ID, d.now())
 	if err != nil {
 		return err
 	}

@@ -275,6 +275,26 @@ func TestPinnedOrders(t *testing.T) {
 	if status(t, receipt) != watchword.StatusRefused || v.acts.Load() != 1 {
 		t.Errorf("got %s after %d acts", status(t, receipt), v.acts.Load())
 	}
+	// An order by the pinned key that was given to another tenant, where the same key is known, is refused too.
+	signer, err := key.Signer()
+	must(t, err)
+	for i, server := range []string{ring.Issuer() + "/t/other", "https://other.example", ring.Issuer()} {
+		end := now.Truncate(time.Second).Add(time.Minute)
+		signed, err := token.SignOrder(signer, token.Order{By: "operator", Server: server, Device: "lamp-1", Function: "lamp.set", ArgsHash: jose.HashString("{}"), Issued: now, Expires: end})
+		must(t, err)
+		receipt, err := v.Execute(t.Context(), v.seal(t, ring.Signer(keyring.Command), token.Command{
+			Issuer: ring.Issuer(), Device: "lamp-1", ID: watchword.CommandID(fmt.Sprint("cmd_", i)), Epoch: 1, Seq: int64(51 + i), Function: "lamp.set", Args: []byte(`{}`),
+			By: "operator", Issued: now, Expires: end, Order: signed,
+		}))
+		must(t, err)
+		want, acts := watchword.StatusRefused, int64(1)
+		if server == ring.Issuer() {
+			want, acts = watchword.StatusDone, 2
+		}
+		if got := status(t, receipt); got != want || int64(v.acts.Load()) != acts {
+			t.Errorf("an order for %s: got %s after %d acts, want %s", server, got, v.acts.Load(), want)
+		}
+	}
 	cancel()
 	must(t, <-ran)
 }

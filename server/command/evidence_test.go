@@ -117,7 +117,7 @@ func newForge(t *testing.T, p parties) *evidenceBuilder {
 	}
 	f.trusts, f.roots = []token.Trust{trust}, [][]*jose.Signer{{f.root}}
 	args := []byte(`{"level":40}`)
-	f.order = token.Order{By: "alice", Device: "lamp-1", Function: "lamp.set", ArgsHash: jose.Hash(args), Issued: at, Expires: at.Add(time.Minute)}
+	f.order = token.Order{By: "alice", Server: issuer, Device: "lamp-1", Function: "lamp.set", ArgsHash: jose.Hash(args), Issued: at, Expires: at.Add(time.Minute)}
 	f.commands = []token.Command{{
 		Issuer: trust.Issuer, Device: "lamp-1", ID: "cmd_1", Epoch: 1, Seq: 7, Function: "lamp.set", Args: args, By: "alice", Issued: at, Expires: at.Add(time.Minute),
 	}}
@@ -506,6 +506,10 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 			f.order.By = "bob"
 			f.orderedBySignature()
 		}, "the signed order is not valid: order_invalid: "},
+		{"a signed order for another tenant", func(f *evidenceBuilder) {
+			f.order.Server = issuer + "/t/other"
+			f.orderedBySignature()
+		}, "the signed order is not valid: order_invalid: server "},
 		{"a signed order that was over when it was stored", func(f *evidenceBuilder) {
 			f.orderedBySignature()
 			f.set(ordered, func(e *audit.Entry) { e.At = at.Add(time.Hour) })

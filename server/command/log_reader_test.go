@@ -58,7 +58,7 @@ func TestEvidenceOfAFinishedCommand(t *testing.T) {
 		return s.Evidence(short(t), row, book, log, []string{s.ring.Bundle(s.now())})
 	}
 	args := []byte(`{ "level": 40 }`)
-	raw, err := token.SignOrder(s.signs["alice"], token.Order{By: "alice", Device: "lamp-1", Function: "lamp.set", ArgsHash: jose.Hash(args), Issued: at, Expires: at.Add(time.Hour)})
+	raw, err := token.SignOrder(s.signs["alice"], token.Order{By: "alice", Server: issuer, Device: "lamp-1", Function: "lamp.set", ArgsHash: jose.Hash(args), Issued: at, Expires: at.Add(time.Hour)})
 	must(t, err)
 	row := s.order(command.Call{Args: args, SignedOrder: raw})
 	_, err = evidence(row.ID, s.store)

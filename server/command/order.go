@@ -198,7 +198,7 @@ func (svc *Service) verifySignedOrder(ctx context.Context, a *session.Authority,
 	if err != nil {
 		return token.Order{}, err
 	}
-	o, err := token.VerifyOrder(c.SignedOrder, token.NewKeySet(pub), c.Device, now)
+	o, err := token.VerifyOrder(c.SignedOrder, token.NewKeySet(pub), func(server string) bool { return server == svc.issuer(a.Tenant()) }, c.Device, now)
 	if err != nil {
 		return token.Order{}, err
 	}

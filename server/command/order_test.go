@@ -220,7 +220,7 @@ func TestIdempotentOrder(t *testing.T) {
 func TestASignedOrder(t *testing.T) {
 	s := newSetup(t, options{})
 	args := []byte("{ \"level\" : 40 }")
-	good := token.Order{By: "alice", Device: "lamp-1", Function: "lamp.set", ArgsHash: jose.Hash(args), Issued: at, Expires: at.Add(time.Minute)}
+	good := token.Order{By: "alice", Server: issuer, Device: "lamp-1", Function: "lamp.set", ArgsHash: jose.Hash(args), Issued: at, Expires: at.Add(time.Minute)}
 	for name, c := range map[string]struct {
 		edit func(o *token.Order)
 		by   *jose.Signer
@@ -234,6 +234,9 @@ func TestASignedOrder(t *testing.T) {
 		"for another device":        {edit: func(o *token.Order) { o.Device = "lamp-2" }, code: watchword.OrderInvalid, why: watchword.AudienceMismatch},
 		"with other arguments":      {edit: func(o *token.Order) { o.ArgsHash = jose.HashString("{}") }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
 		"with compact arguments":    {call: func(c *command.Call) { c.Args = []byte(`{"level":40}`) }, code: watchword.OrderInvalid},
+		"for another server":        {edit: func(o *token.Order) { o.Server = "https://other.example" }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
+		"for another tenant":        {edit: func(o *token.Order) { o.Server = issuer + "/t/other" }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
+		"that names no server":      {edit: func(o *token.Order) { o.Server = "" }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
 		"by somebody else":          {edit: func(o *token.Order) { o.By = "bob" }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
 		"that is over":              {edit: func(o *token.Order) { o.Issued, o.Expires = at.Add(-time.Hour), at.Add(-time.Minute) }, code: watchword.OrderInvalid, why: watchword.TokenExpired},
 		"of more than a day":        {edit: func(o *token.Order) { o.Expires = at.Add(25 * time.Hour) }, code: watchword.OrderInvalid, why: watchword.TokenLifetime},
@@ -250,9 +253,9 @@ func TestASignedOrder(t *testing.T) {
 			c.by = s.signs["alice"]
 		}
 		raw, err := token.SignOrder(c.by, o)
-		if c.why == watchword.TokenLifetime { // none that our own signs
-			raw, err = c.by.Sign(token.TypOrder, fmt.Appendf(nil, `{"iss":%q,"aud":%q,"cmd":%q,"args_hash":%q,"jti":"j","iat":%d,"exp":%d}`,
-				o.By, o.Device, o.Function, o.ArgsHash, o.Issued.Unix(), o.Expires.Unix()))
+		if c.why == watchword.TokenLifetime || o.Server == "" { // none that our own signs
+			raw, err = c.by.Sign(token.TypOrder, fmt.Appendf(nil, `{"iss":%q,"aud":%q,"server":%q,"cmd":%q,"args_hash":%q,"jti":"j","iat":%d,"exp":%d}`,
+				o.By, o.Device, o.Server, o.Function, o.ArgsHash, o.Issued.Unix(), o.Expires.Unix()))
 		}
 		must(t, err)
 		call := command.Call{Device: "lamp-1", Function: "lamp.set", Args: args, SignedOrder: raw}

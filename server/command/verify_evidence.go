@@ -266,7 +266,9 @@ func (ec *evidenceCheck) signed() error {
 	if err != nil {
 		return err
 	}
-	o, err := token.VerifyOrder(c.Order, token.NewKeySet(key), c.Device, ec.result.Ordered.At)
+	o, err := token.VerifyOrder(c.Order, token.NewKeySet(key), func(server string) bool {
+		return slices.ContainsFunc(ec.trust, func(b token.Trust) bool { return b.HasIssuer(server) })
+	}, c.Device, ec.result.Ordered.At)
 	if err != nil {
 		return err
 	}
