@@ -124,13 +124,13 @@ var changes = map[string]func(audit.Entry) []Ref{
 	audit.KeyMove: server, audit.LogRestore: server, audit.ServerSuperseded: server, audit.BundleSign: server,
 	audit.DeviceCreate: subject, audit.OperatorRole: subject, audit.DeviceLink: subject, audit.DeviceEnroll: subject, audit.DeviceRekey: subject,
 	audit.DeviceKeyRevoke: subject, audit.DeviceKeyRetire: subject, audit.DeviceLabel: subject, audit.DeviceProof: subject, audit.DeviceSuspend: subject,
-	audit.DeviceResume: subject, audit.DeviceRevoke: subject, audit.DeviceDelete: subject,
+	audit.DeviceResume: subject, audit.DeviceRevoke: subject, audit.DeviceDelete: subject, audit.OperatorRecover: subject,
 	audit.TokenRevoke: revokedToken, audit.PolicyApply: policy, audit.PolicyDelete: policy,
 
 	audit.PairingReject: nil, audit.LoginReject: nil, audit.TokenIssue: nil, audit.CommandOrder: nil, audit.CommandCancel: nil, audit.CommandSettle: nil, audit.CommandExpire: nil,
 	audit.CommandConflict: nil, audit.CommandUndeliver: nil, audit.ConfigSet: nil, audit.CommandHandOver: nil, audit.SessionOpen: nil, audit.SessionClose: nil,
 	audit.RetainedShow: nil, audit.RetainedDelete: nil, audit.SessionsOverflow: nil, audit.RequestRefuse: nil, audit.RefusalsOverflow: nil, audit.LogRead: nil,
-	audit.LogPrune: nil, audit.ClockRefuse: nil, audit.ClockTrust: nil, audit.ClockAccept: nil, audit.BackupCreate: nil,
+	audit.LogPrune: nil, audit.ClockRefuse: nil, audit.ClockTrust: nil, audit.ClockAccept: nil, audit.BackupCreate: nil, audit.NoticeAcknowledge: nil,
 }
 
 func server(audit.Entry) []Ref { return []Ref{{Kind: ServerObject}} }
