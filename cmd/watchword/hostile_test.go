@@ -58,6 +58,14 @@ type hostileServer struct {
 	mu     sync.Mutex
 	attack string // fields, refusal, reason, garbage
 	token  string
+	fixed  map[string]string // answers by path, which come before all others
+}
+
+// answerAt makes the server answer at one path with a text alone.
+func (e *hostileServer) answerAt(path, body string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.fixed = map[string]string{path: body}
 }
 
 func (e *hostileServer) set(attack, token string) {
@@ -229,8 +237,13 @@ var answers = map[string]func() any{
 func (e *hostileServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.mu.Lock()
 	attack, access := e.attack, e.token
+	fixed, isFixed := e.fixed[r.URL.Path]
 	e.mu.Unlock()
 	w.Header().Set("Watchword-Notice", "\x9b31m\u202e \x9b31m\u202e 2026-11-28T12:00:00Z")
+	if isFixed {
+		_, _ = w.Write([]byte(fixed))
+		return
+	}
 	for _, name := range []string{"Content-Type", "ETag", "DPoP-Nonce", "WWW-Authenticate", "Link", "Server", "X-Anything"} {
 		w.Header().Set(name, "\x9b31m\"\xff\u202e") // what a header may hold
 	}

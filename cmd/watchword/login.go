@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -75,6 +76,9 @@ func (a *app) login(ctx context.Context, link string) error {
 	if err := store.Add(ctx, name, o, file, digest); err != nil {
 		return err
 	}
+	if err := a.noteKeyEnd(ctx, store, name); err != nil { // the login is complete: the next whoami asks again
+		a.err.Printf("watchword: the end of the key cannot be read: %s\n", truncateReason(errorText(err)))
+	}
 	return a.printContext(store, name)
 }
 
@@ -117,11 +121,12 @@ type contextView struct {
 	Pin     string              `json:"pin"`
 	Key     watchword.KeyID     `json:"key,omitempty"` // thumbprint; empty if the key cannot be read
 	KeyFile string              `json:"key_file"`
+	KeyEnds *time.Time          `json:"key_ends_at,omitempty"`
 }
 
 func viewContext(store *contexts.Store, f contexts.File, name string) contextView {
 	c := f.Contexts[name]
-	v := contextView{Name: name, Current: f.Current == name, Subject: c.Subject, Server: c.Server, Issuer: c.Issuer, Pin: c.Pin, KeyFile: c.Key}
+	v := contextView{Name: name, Current: f.Current == name, Subject: c.Subject, Server: c.Server, Issuer: c.Issuer, Pin: c.Pin, KeyFile: c.Key, KeyEnds: c.KeyEnds}
 	if o, err := store.Options(name); err == nil {
 		v.Key = o.Key.Public().ID()
 	}
@@ -136,8 +141,16 @@ func (a *app) printContext(store *contexts.Store, name string) error {
 	}
 	v := viewContext(store, f, name)
 	return a.print(v, func(w *terminal.Writer) {
-		w.Printf("subject\t%s\nserver\t%s\nkey\t%s\ncontext\t%s\n", v.Subject, v.Server, v.Key, v.Name)
+		w.Printf("subject\t%s\nserver\t%s\nkey\t%s%s\ncontext\t%s\n", v.Subject, v.Server, v.Key, keyEndText(v.KeyEnds), v.Name)
 	})
+}
+
+// keyEndText says when a key ends, behind its thumbprint; empty for a key without an end.
+func keyEndText(ends *time.Time) string {
+	if ends == nil {
+		return ""
+	}
+	return ", until " + formatTime(*ends)
 }
 
 func (a *app) logoutCommand() *cobra.Command {

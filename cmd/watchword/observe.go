@@ -216,16 +216,19 @@ func (a *app) whoamiCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if to, store, err := a.chosenTarget(); err != nil {
+			return err
+		} else if to.context != "" {
+			if err := store.SetKeyEnds(c.Context(), to.context, s.Token.KeyEndsAt); err != nil {
+				return err
+			}
+		}
 		return a.print(s, func(w *terminal.Writer) {
 			w.Printf("%s\t%s, %s  %s\n", s.ID, s.Kind, s.State, s.Labels)
 			if s.Role != "" {
 				w.Printf("role\t%s\n", s.Role)
 			}
-			end := ""
-			if s.Token.KeyEndsAt != nil {
-				end = ", until " + formatTime(*s.Token.KeyEndsAt)
-			}
-			w.Printf("server\t%s\nkey\t%s%s\n", cl.URL(), s.Token.Key, end)
+			w.Printf("server\t%s\nkey\t%s%s\n", cl.URL(), s.Token.Key, keyEndText(s.Token.KeyEndsAt))
 			for _, p := range s.Permissions.Perm {
 				w.Printf("may\t%s\n", p)
 			}

@@ -2,10 +2,12 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -21,6 +23,7 @@ type target struct {
 	context                     string // --context
 
 	dataFrom origin
+	warned   bool // of the end of the key
 }
 
 // origin says where the name of the data folder is from. The zero value is a folder that is not chosen yet.
@@ -133,6 +136,9 @@ func (a *app) options() (o admin.Options, store *contexts.Store, err error) {
 		o, err = a.flagOptions()
 	case to.context != "":
 		o, err = store.Options(to.context)
+		if err == nil {
+			err = a.warnOfKeyEnd(store, to.context, time.Now())
+		}
 	default:
 		o, err = admin.LocalOptions(to.data)
 		if watchword.CodeOf(err) == watchword.NotFound && a.dataFrom == fromDefault {
@@ -141,6 +147,46 @@ func (a *app) options() (o admin.Options, store *contexts.Store, err error) {
 		}
 	}
 	return o, store, err
+}
+
+// keyEndWarning is how long before its end a key is warned of.
+const keyEndWarning = 7 * 24 * time.Hour
+
+// warnOfKeyEnd says, once in a command, that the key of a context ends soon, or has ended.
+func (a *app) warnOfKeyEnd(store *contexts.Store, name string, now time.Time) error {
+	f, err := store.Read()
+	if err != nil {
+		return err
+	}
+	c := f.Contexts[name]
+	if a.warned || a.completes || c.KeyEnds == nil || now.Before(c.KeyEnds.Add(-keyEndWarning)) {
+		return nil
+	}
+	a.warned = true
+	verb := "ends"
+	if !now.Before(*c.KeyEnds) {
+		verb = "has ended"
+	}
+	a.err.Printf("warning: the key of context %s %s at %s. An operator makes a link for a new one (watchword operator link %s); then log in with it under another name\n", name, verb, formatTime(*c.KeyEnds), c.Subject)
+	return nil
+}
+
+// noteKeyEnd asks the server for the end of the key of a context and stores it, so that later commands warn of it.
+func (a *app) noteKeyEnd(ctx context.Context, store *contexts.Store, name string) error {
+	o, err := store.Options(name)
+	if err != nil {
+		return err
+	}
+	o.TokenCache, o.Notice = store.TokenCache(o), a.showNotice
+	cl, err := admin.New(o)
+	if err != nil {
+		return err
+	}
+	s, err := cl.Self(ctx)
+	if err != nil {
+		return err
+	}
+	return store.SetKeyEnds(ctx, name, s.Token.KeyEndsAt)
 }
 
 // flagOptions returns the options of --server, --cafile, --key and --as.
@@ -157,6 +203,17 @@ func (a *app) flagOptions() (o admin.Options, err error) {
 		err = watchword.Wrap(err, watchword.NotFound, "file %s does not exist", a.keyFile)
 	}
 	return o, err
+}
+
+// serverName says which server commands talk to, in a sentence.
+func (a *app) serverName() string {
+	switch to, _, err := a.chosenTarget(); {
+	case err == nil && to.context != "":
+		return "the server of context " + to.context
+	case err == nil && to.flags:
+		return "the server"
+	}
+	return "the server on this machine"
 }
 
 // confirmAtServer is [app.confirm] for an act at the server that [app.choose] names. The question names the server unless it is

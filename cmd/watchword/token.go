@@ -25,7 +25,7 @@ func (a *app) tokenInspect() *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect JWT|-", Short: "Explain a token: its members, what can be checked, and what is wrong",
 		Long: "Explains any token, valid or not, line by line, without sending it. Tokens of the server are verified\n" +
-			"with its keys if it runs on this machine. Exit status 8: an endpoint would refuse the token.",
+			"with its keys if it is the server that commands talk to. Exit status 8: an endpoint would refuse the token.",
 		Args: positional(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			raw := args[0]
@@ -56,8 +56,8 @@ func (a *app) tokenInspect() *cobra.Command {
 	}
 }
 
-// verify verifies the signature of a token that the server signed, with the keys of the server on this machine, if there is
-// one. The token is not sent: the keys are fetched.
+// verify verifies the signature of a token that the server signed, with the keys of the server that commands talk to, if there
+// is one. The token is not sent: the keys are fetched.
 func (a *app) verify(ctx context.Context, p *inspection) {
 	for _, q := range p.Parts {
 		a.verify(ctx, q)
@@ -72,7 +72,7 @@ func (a *app) verify(ctx context.Context, p *inspection) {
 		if err := p.verifyWithBundle(t, time.Now()); err != nil {
 			p.addRefusal(err)
 			if good {
-				p.bad("signature", watchword.CodeOf(err), "", "by the server on this machine, %s: %s", t.Issuer, errorText(err))
+				p.bad("signature", watchword.CodeOf(err), "", "by %s, %s: %s", a.serverName(), t.Issuer, errorText(err))
 				return
 			}
 		}
@@ -89,7 +89,7 @@ func (a *app) verify(ctx context.Context, p *inspection) {
 		return
 	}
 	p.Checked = true
-	p.good("signature", "holds under the %s key of the server on this machine, %s", p.kind.signedBy, t.Issuer)
+	p.good("signature", "holds under the %s key of %s, %s", p.kind.signedBy, a.serverName(), t.Issuer)
 	if p.kind.typ == token.TypAccess {
 		p.unknown("record", "that it was issued, and is not revoked, only the server's endpoints can say")
 	}

@@ -190,7 +190,7 @@ func (r *trustedTransport) refresh(ctx context.Context) error {
 		r.save(s)
 	}
 	r.next = r.now().Add(bundleRefreshAfter)
-	if t.Version == r.trust.Version {
+	if t.BundleVersion() == r.trust.BundleVersion() {
 		return nil
 	}
 	return r.use(t)

@@ -24,9 +24,10 @@ import (
 
 // bundleServer is a server whose certificate, trust bundle and answer to enrollments can be replaced.
 type bundleServer struct {
-	url  string
-	root *jose.PrivateKey
-	now  time.Time
+	url   string
+	root  *jose.PrivateKey
+	now   time.Time
+	epoch int64 // of the bundles that it signs
 
 	mu       sync.Mutex
 	cert     tls.Certificate
@@ -38,7 +39,7 @@ type bundleServer struct {
 
 func newBundleServer(t *testing.T) *bundleServer {
 	t.Helper()
-	s := &bundleServer{now: time.Now().Truncate(time.Second), root: newKey(t), cert: newCertificate(t)}
+	s := &bundleServer{now: time.Now().Truncate(time.Second), root: newKey(t), cert: newCertificate(t), epoch: 1}
 	h := httptest.NewUnstartedServer(s)
 	h.TLS = &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 		s.mu.Lock()
@@ -93,7 +94,7 @@ func (s *bundleServer) sign(t *testing.T, version int64, issued time.Time, root 
 		t.Fatal(err)
 	}
 	raw, err := token.SignTrust(token.Trust{
-		Issuer: s.url, Version: version, Epoch: 1, Roots: []*jose.PublicKey{root.Public()}, Issuers: k, Command: k, Time: k, Log: []*jose.PublicKey{log.Public()}, CAs: [][]byte{c.Certificate[0]},
+		Issuer: s.url, Version: version, Epoch: s.epoch, Roots: []*jose.PublicKey{root.Public()}, Issuers: k, Command: k, Time: k, Log: []*jose.PublicKey{log.Public()}, CAs: [][]byte{c.Certificate[0]},
 		Issued: issued, Expires: issued.Add(token.TrustLifetime),
 	}, signer)
 	if err != nil {
@@ -141,6 +142,10 @@ func TestClientFollowsTheTrustBundle(t *testing.T) {
 			s.cert = newCertificate(t)
 			s.bundle = s.sign(t, 3, s.now, s.root, s.cert)
 		}, "", 3},
+		{"the server was restored, and has a new authority and a new epoch", 0, 0, func(t *testing.T, s *bundleServer) {
+			s.cert, s.epoch = newCertificate(t), 2
+			s.bundle = s.sign(t, 2, s.now, s.root, s.cert)
+		}, "", 2},
 		{"a new authority that no bundle names", 0, 0, func(t *testing.T, s *bundleServer) { s.cert = newCertificate(t) }, watchword.Unavailable, 2},
 		{"a new authority that another root names", 0, 0, func(t *testing.T, s *bundleServer) {
 			s.cert = newCertificate(t)

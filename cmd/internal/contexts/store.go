@@ -45,6 +45,8 @@ type Context struct {
 	Key     string              `toml:"key"`            // file of the private key, a JWK
 	Trust   string              `toml:"trust"`          // file of the trust bundle
 	Link    string              `toml:"link,omitempty"` // digest of the one-time code that the key was enrolled with
+	// KeyEnds is the end of the key, as the server said last; nil for none.
+	KeyEnds *time.Time `toml:"key_ends,omitempty"`
 }
 
 // File is the content of contexts.toml.
@@ -319,6 +321,24 @@ func (s *Store) Add(ctx context.Context, name string, o admin.Options, keyFile, 
 		}
 		f.Contexts[name], f.Current = c, name
 		return nil
+	})
+}
+
+// SetKeyEnds stores the end of a context's key; nil for none. It writes nothing if that is known. Code: not_found.
+func (s *Store) SetKeyEnds(ctx context.Context, name string, ends *time.Time) error {
+	f, err := s.Read()
+	if err != nil {
+		return err
+	}
+	if known := f.Contexts[name].KeyEnds; known == ends || known != nil && ends != nil && known.Equal(*ends) {
+		_, err := f.Get(name)
+		return err
+	}
+	return s.update(ctx, func(f *File) error {
+		c, err := f.Get(name)
+		c.KeyEnds = ends
+		f.Contexts[name] = c
+		return err
 	})
 }
 

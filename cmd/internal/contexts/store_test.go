@@ -58,7 +58,7 @@ func TestContextsAreStored(t *testing.T) {
 	if err != nil || f.Current != "work" || !slices.Equal(f.Names(), []string{"home", "work"}) {
 		t.Fatalf("got %+v, %v", f, err)
 	}
-	if c := f.Contexts["home"]; c != (Context{"https://home:8443", "https://home", "alice", "pin", home, filepath.Join("trust", "home.jws"), "1"}) {
+	if c := f.Contexts["home"]; c != (Context{"https://home:8443", "https://home", "alice", "pin", home, filepath.Join("trust", "home.jws"), "1", nil}) {
 		t.Errorf("got %+v", c)
 	}
 	for _, path := range []string{s.Path(), s.in(home), s.in(work), s.in("trust/home.jws"), s.in("trust/work.jws")} {
@@ -81,6 +81,12 @@ func TestContextsAreStored(t *testing.T) {
 		t.Errorf("after a newer bundle: %+v, %v", o, err)
 	}
 
+	ends := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+	wantCode(t, "the end of the key", s.SetKeyEnds(t.Context(), "home", &ends), "")
+	wantCode(t, "the end of the key of an unknown one", s.SetKeyEnds(t.Context(), "nowhere", &ends), watchword.NotFound)
+	if f, err = s.Read(); err != nil || f.Contexts["home"].KeyEnds == nil || !f.Contexts["home"].KeyEnds.Equal(ends) || f.Contexts["work"].KeyEnds != nil || len(f.Contexts) != 2 {
+		t.Errorf("got %+v, %v", f, err)
+	}
 	wantCode(t, "use", s.Use(t.Context(), "home"), "")
 	wantCode(t, "use of an unknown one", s.Use(t.Context(), "nowhere"), watchword.NotFound)
 	wantCode(t, "options of an unknown one", errorOf(s.Options("nowhere")), watchword.NotFound)
