@@ -12,6 +12,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -703,9 +704,12 @@ func TestServePrintsNoTerminalControls(t *testing.T) {
 		data := filepath.Join(t.TempDir(), strings.ReplaceAll(strings.ReplaceAll(hostileText, raw, "\x9b\xff"), "/", ""))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		stdout, stderr := &screen{}, &screen{until: "watchword device create", end: cancel}
+		stdout, stderr := &screen{}, &screen{until: " device create lamp-1 --data ", end: cancel}
 		if status := run(ctx, []string{"serve", "--data", data}, terminal.New(stdout, true), terminal.New(stderr, true)); status != 0 || !strings.Contains(stderr.String(), "data  ") {
 			t.Errorf("status %d: %s", status, stderr)
+		}
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			t.Errorf("the last line of the start was not printed within a minute: %s", stderr)
 		}
 		clean(t, "serve, standard output", stdout.String(), false)
 		clean(t, "serve, standard error", stderr.String(), false)
