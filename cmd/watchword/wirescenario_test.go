@@ -40,6 +40,8 @@ var wireRenames = []wireRename{
 	{`"labels":"role=owner"`, `"labels":"","role":"owner"`},
 	{`"bundle":{"ver":1`, `"bundle":{"epoch":1,"ver":1`},                 // the version of a bundle is the pair
 	{`0x8C {reason-string="TEXT"`, `0x8C {reason-string="denied: TEXT"`}, // protocol errors begin with their code too
+	{`"iss":"operator","jti":"jti-50"}`, `"iss":"operator","jti":"jti-50","server":"https://hub.example"}`}, // an order names its server
+	{`"iss":"operator","jti":"jti-52"}`, `"iss":"operator","jti":"jti-52","server":"https://hub.example"}`},
 	{`{reason-string="TEXT"`, `{reason-string="bad_request: TEXT"`},
 }
 
@@ -789,7 +791,7 @@ func (s *scenario) commandsMQTT() {
 	// A signed order by the operator's own key, and one that does not fit.
 	for _, args := range []string{`{"level":41}`, `{"level":42}`} {
 		order := s.signed(s.operator.sign, "vnd.watchword.order+jwt", s.claims(60, map[string]any{
-			"iss": "operator", "aud": "lamp-1", "cmd": "lamp.set", "args_hash": jose.Hash([]byte(`{"level":41}`)),
+			"iss": "operator", "aud": "lamp-1", "server": "https://hub.example", "cmd": "lamp.set", "args_hash": jose.Hash([]byte(`{"level":41}`)),
 		}))
 		got := s.order("lamp-1", "lamp.set", args, `,"ttl":"1m","order":"`+order+`"`)
 		if got.status == http.StatusCreated {
