@@ -30,6 +30,9 @@ func (s *Server) startLogSigning(ctx context.Context) (err error) {
 		return err
 	}
 	s.checkpoints, err = audit.NewCheckpointSigner(ctx, s.store, s.keys, o)
+	if s.walMissing && watchword.CodeOf(err) == watchword.LogInvalid {
+		err = watchword.Wrap(err, watchword.LogInvalid, "the last server did not end cleanly, and %s-wal, with its last writes, is missing, so entries of the log are lost: put that file back, or restore a backup", databaseFile)
+	}
 	return err
 }
 

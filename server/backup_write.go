@@ -27,7 +27,7 @@ import (
 // derivedFiles are the files of a data folder that are in no backup: each start makes them anew, or the database in the backup has
 // what is in them.
 var derivedFiles = []string{
-	databaseFile + "-wal", databaseFile + "-shm", serverFile, lockFile, backupsFile, localsocket.Name,
+	databaseFile + "-wal", databaseFile + "-shm", serverFile, lockFile, backupsFile, runningFile, localsocket.Name,
 }
 
 // writeBackup writes an archive of a data folder to w, whether a server runs on it or not, and changes nothing.

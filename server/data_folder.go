@@ -73,9 +73,15 @@ func openData(dir string) (*os.File, error) {
 }
 
 // openStore opens the database of the data folder, which is locked, and the clock that has its mark. Every program that opens a
-// data folder to write calls it. Codes: folder_newer, unavailable.
+// data folder to write calls it. Codes: folder_newer, unavailable; log_invalid where the last writes are lost.
 func (s *Server) openStore(ctx context.Context) (err error) {
+	if err := s.checkWriteAheadLog(ctx); err != nil {
+		return err
+	}
 	if s.store, err = sqlite.Open(ctx, filepath.Join(s.cfg.Data, databaseFile), sqlite.Options{WithoutAuditLog: s.o.WithoutAuditLog}); err != nil {
+		return err
+	}
+	if err := s.markRunning(); err != nil {
 		return err
 	}
 	if u := s.store.Upgrade(); u != nil {
@@ -150,7 +156,7 @@ func checkFiles(dir string) error {
 			return err
 		}
 	}
-	for _, name := range []string{databaseFile, databaseFile + "-wal", databaseFile + "-shm", checkpointFile, serverFile, caFile, lockFile, backupsFile} {
+	for _, name := range []string{databaseFile, databaseFile + "-wal", databaseFile + "-shm", checkpointFile, serverFile, caFile, lockFile, backupsFile, runningFile} {
 		if err := durable.CheckFile(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -51,3 +51,6 @@ func Expired(keep int, gone []string, files ...string) (out []string) {
 	}
 	return out
 }
+
+// Close releases what New opened.
+func (s *Server) Close() { s.close() }

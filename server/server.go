@@ -126,6 +126,8 @@ type Server struct {
 	controlHTTP    *http.Server
 	backups        backups
 	journal        journalState
+	running        bool // the data folder is marked as open
+	walMissing     bool // the write-ahead log was missing at the start
 
 	hosts      map[string]watchword.TenantID // [Options.Tenants] by host
 	handshakes *handshakes
@@ -156,6 +158,9 @@ func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	if err = s.initialize(ctx); err != nil {
+		return nil, err
+	}
+	if err = s.reportMissing(ctx); err != nil {
 		return nil, err
 	}
 	if s.control, err = localsocket.Listen(cfg.Data, s.o.Log); err != nil {
@@ -432,6 +437,8 @@ func (s *Server) close() {
 	if s.store != nil {
 		if err := s.store.Close(); err != nil {
 			s.o.Log.Error("store not closed", slog.Any("err", err))
+		} else {
+			s.unmarkRunning()
 		}
 		s.store = nil
 	}
