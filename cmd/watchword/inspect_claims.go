@@ -34,7 +34,7 @@ var tokenKinds = []tokenKind{
 	{token.TypCommand, "command", "the server's command key", "the device, if it was sealed to it", watchword.MaxDocument, token.CommandLifetime, "iss aud jti iat exp epoch seq cmd args", "command"},
 	{token.TypConfig, "configuration", "the server's command key", "the device", 2 * watchword.MaxDocument, token.ConfigLifetime, "iss aud jti iat exp ver config", "command"},
 	{token.TypReceipt, "receipt", "the device's own key", "the server", watchword.MaxDocument, 0, "iss aud jti epoch seq cid ch st", ""},
-	{token.TypOrder, "order", "the orderer's own key", "the server, and a device that pinned that key", watchword.MaxToken, token.CommandLifetime, "iss aud cmd args_hash jti iat exp", ""},
+	{token.TypOrder, "order", "the orderer's own key", "the server, and a device that pinned that key", watchword.MaxToken, token.CommandLifetime, "iss aud server cmd args_hash jti iat exp", ""},
 	{token.TypTrust, "trust bundle", "the root key", "devices", watchword.MaxBundle, token.TrustLifetime, "iss jti iat exp ver epoch keys", "root"},
 	{token.TypTime, "signed time", "the server's time key", "a device without a clock", watchword.MaxToken, token.TimeLifetime, "iss jti iat exp nonce", "time"},
 }
@@ -73,7 +73,7 @@ var claimMeanings = map[string]string{
 	"deny": "what it forbids, checked first", "cnf": "bound: counts only beside a proof of this key", "scope": "the share of its permissions that was asked for",
 	"htm": "for this HTTP method", "htu": "for this address", "ath": "hash of the token beside it", "nonce": "what the reader gave to prove that it is fresh",
 	"code_hash": "hash of the one-time code", "pin": "of the root key that the client saw", "seal_jkt": "thumbprint of the key that will unseal", "epoch": "of the server's counters", "seq": "number in the epoch: it only grows",
-	"cmd": "the function to run", "args": "its arguments", "act": "who ordered it, by the server's word", "order": "the orderer's own signed word", "args_hash": "hash of the arguments",
+	"cmd": "the function to run", "args": "its arguments", "act": "who ordered it, by the server's word", "order": "the orderer's own signed word", "server": "the issuer that the order is given to", "args_hash": "hash of the arguments",
 	"ver": "version: it only grows", "config": "what the device shall be", "cid": "the command that it answers", "ch": "hash of what was obeyed", "st": "what became of it",
 	"result": "what the function gave back", "keys": "the server's public keys, by role", "tls": "by what the server's TLS is known",
 	"log_origin": "name of the audit log",
@@ -83,7 +83,7 @@ var claimMeanings = map[string]string{
 var claimShape = func() map[string]string {
 	m := map[string]string{"aud": `"[`}
 	for shape, names := range map[string]string{
-		`"`: "iss sub client_id jti key log_origin scope htm htu ath nonce code_hash pin seal_jkt cmd order args_hash cid ch st",
+		`"`: "iss sub client_id jti key log_origin scope htm htu ath nonce code_hash pin seal_jkt cmd order server args_hash cid ch st",
 		"0": "epoch seq ver iat exp nbf", "[": "perm deny", "{": "args config keys tls act cnf dev",
 	} {
 		for _, name := range strings.Fields(names) {

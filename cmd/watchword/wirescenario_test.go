@@ -38,8 +38,8 @@ var wireRenames = []wireRename{
 	{`"given":`, `"deliverable":`},
 	{`,"labels":{"role":"owner"}`, ``}, // a role is a field of the subject
 	{`"labels":"role=owner"`, `"labels":"","role":"owner"`},
-	{`"bundle":{"ver":1`, `"bundle":{"epoch":1,"ver":1`},                 // the version of a bundle is the pair
-	{`0x8C {reason-string="TEXT"`, `0x8C {reason-string="denied: TEXT"`}, // protocol errors begin with their code too
+	{`"bundle":{"ver":1`, `"bundle":{"epoch":1,"ver":1`},                                                    // the version of a bundle is the pair
+	{`0x8C {reason-string="TEXT"`, `0x8C {reason-string="denied: TEXT"`},                                    // protocol errors begin with their code too
 	{`"iss":"operator","jti":"jti-50"}`, `"iss":"operator","jti":"jti-50","server":"https://hub.example"}`}, // an order names its server
 	{`"iss":"operator","jti":"jti-52"}`, `"iss":"operator","jti":"jti-52","server":"https://hub.example"}`},
 	{`{reason-string="TEXT"`, `{reason-string="bad_request: TEXT"`},
