@@ -218,7 +218,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.registry = reg
 	semaphore := fair.NewSemaphore()
 	s.enrollment = enroll.New(s.store, enroll.Options{
-		PublicURL: s.info.URL, Issuer: s.keys.Issuer(), TrustPin: func() string { return token.TrustPin(s.keys.Root()) },
+		PublicURL: s.info.URL, Issuer: s.keys.Issuer(), TrustPin: func() string { return token.TrustPin(s.keys.Root()) }, TrustPins: s.trustPins,
 		CheckGiven: reg.CheckGiven, CheckActOn: reg.CheckActOn, Live: s.live, PairingLifetime: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Semaphore: semaphore,
 	})
 	credentials, err := authn.New(s.keys.Issuer(), s.keys, directory, s.store, s.live,
@@ -322,6 +322,14 @@ func (s *Server) writeServerFile(ctx context.Context) error {
 
 // Info says where the server is to be found.
 func (s *Server) Info() Info { return s.info }
+
+// trustPins returns the pins of all roots that the trust bundle names.
+func (s *Server) trustPins() (pins []string) {
+	for _, root := range s.keys.Public(keyring.Root) {
+		pins = append(pins, token.TrustPin(root))
+	}
+	return pins
+}
 
 // Ready returns a channel that is closed once the server answers.
 func (s *Server) Ready() <-chan struct{} { return s.ready }

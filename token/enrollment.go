@@ -2,6 +2,7 @@ package token
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -16,7 +17,7 @@ type possession struct {
 	typ      string          // [TypEnrollment] or [TypLogin]
 	codeHash string          // base64url SHA-256 of the code
 	seal     watchword.KeyID // of an enrollment: the encryption key; empty for none
-	pin      string          // of a login: the pin of the root key that the client saw
+	pins     []string        // of a login: the pins of the root keys, of which the proof names one; nil for an enrollment
 }
 
 type enrollmentClaims struct {
@@ -57,8 +58,8 @@ func signPossession(s *jose.Signer, issuer string, p possession, now time.Time) 
 	if p.seal != "" {
 		claims["seal_jkt"] = p.seal
 	}
-	if p.pin != "" {
-		claims["pin"] = p.pin
+	if len(p.pins) > 0 {
+		claims["pin"] = p.pins[0]
 	}
 	b, err := json.Marshal(claims)
 	if err != nil {
@@ -97,8 +98,8 @@ func readPossession(payload []byte, issuer string, p possession, now time.Time) 
 	if err := checkAudience(c.aud, issuer); err != nil {
 		return c, err
 	}
-	if c.pin != p.pin {
-		return c, refuse(watchword.ProofInvalid, "pin must be that of this server's root key: the client saw another server's")
+	if p.pins == nil && c.pin != "" || p.pins != nil && !slices.Contains(p.pins, c.pin) {
+		return c, refuse(watchword.ProofInvalid, "pin must be that of a root key of this server: the client saw another server's")
 	}
 	if c.codeHash != p.codeHash || c.sealJKT != p.seal {
 		return c, refuse(watchword.ProofInvalid, "code_hash and seal_jkt must be those of the code and of the sealing key in the request")

@@ -20,13 +20,14 @@ func LoginHashClaim() string { return CodeHashClaim(loginContext) }
 // enrollment proof, so the proof of a device never brings in an operator, nor the reverse. Codes: bad_request if the server
 // would refuse it; unavailable.
 func SignLogin(s *jose.Signer, issuer, codeHash, pin string, now time.Time) (string, error) {
-	return signPossession(s, issuer, possession{typ: TypLogin, codeHash: codeHash, pin: pin}, now)
+	return signPossession(s, issuer, possession{typ: TypLogin, codeHash: codeHash, pins: []string{pin}}, now)
 }
 
-// VerifyLogin verifies the proof with the new key itself, the signature last. pin is that of the server's root. Codes: as
-// [VerifyEnrollment]; proof_invalid also if the client saw another root: then its connection was not to this server.
-func VerifyLogin(raw string, key *jose.PublicKey, issuer, codeHash, pin string, now time.Time) error {
-	_, err := verifyPossession(raw, key, issuer, possession{typ: TypLogin, codeHash: codeHash, pin: pin}, now)
+// VerifyLogin verifies the proof with the new key itself, the signature last. pins are those of the server's roots: two while
+// a new one is introduced. Codes: as [VerifyEnrollment]; proof_invalid also if the client saw another root: then its connection was
+// not to this server.
+func VerifyLogin(raw string, key *jose.PublicKey, issuer, codeHash string, pins []string, now time.Time) error {
+	_, err := verifyPossession(raw, key, issuer, possession{typ: TypLogin, codeHash: codeHash, pins: pins}, now)
 	return err
 }
 
@@ -52,8 +53,13 @@ func ParseLoginLink(link string) (LoginRequest, error) {
 	q, err := url.ParseQuery(u.Fragment)
 	base, ok := strings.CutSuffix(u.EscapedPath(), "/login")
 	bare := u.Scheme == "https" && u.Host != "" && u.User == nil && u.RawQuery == "" && !u.ForceQuery
-	if err != nil || !ok || !bare || len(q) != 3 || len(q["code"]) != 1 || len(q["key"]) != 1 || len(q["pin"]) != 1 || !isBase64URL(q.Get("key"), 32) || !isBase64URL(q.Get("pin"), 32) {
+	if err != nil || !ok || !bare || len(q) != 3 || len(q["code"]) != 1 || len(q["key"]) != 1 || len(q["pin"]) != 1 || !isUserCode(q.Get("code")) || !isBase64URL(q.Get("key"), 32) || !isBase64URL(q.Get("pin"), 32) {
 		return LoginRequest{}, watchword.RefuseField("link", "must be https://HOST/login#code=…&key=…&pin=…")
 	}
 	return LoginRequest{Server: "https://" + u.Host + base, UserCode: q.Get("code"), Key: watchword.KeyID(q.Get("key")), Pin: q.Get("pin")}, nil
+}
+
+// isUserCode reports whether s has the form of a user code: XXXX-XXXX in capitals.
+func isUserCode(s string) bool {
+	return len(s) == 9 && s[4] == '-' && strings.Trim(s[:4]+s[5:], "ABCDEFGHIJKLMNOPQRSTUVWXYZ") == ""
 }

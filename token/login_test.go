@@ -19,20 +19,22 @@ func TestLoginLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, link := range map[string]string{
-		"plain HTTP":         strings.Replace(good, "https", "http", 1),
-		"no host":            strings.Replace(good, "hub.example", "", 1),
-		"a user":             strings.Replace(good, "hub", "user@hub", 1),
-		"a query":            strings.Replace(good, "login#", "login?x=1#", 1),
-		"another path":       strings.Replace(good, "/login", "/e", 1),
-		"no code":            strings.Replace(good, "code=BCDF-GHJK&", "", 1),
-		"two codes":          good + "&code=BCDF-GHJK",
-		"a further member":   good + "&role=owner",
-		"no key":             strings.Replace(good, "key="+key+"&", "", 1),
-		"a key that is cut":  strings.Replace(good, key, key[1:], 1),
-		"no pin":             strings.Replace(good, "&pin="+pin, "", 1),
-		"a pin that is cut":  good[:len(good)-1],
-		"an enrollment link": "https://hub.example/e#code=" + strings.Repeat("A", 22) + "&pin=" + pin,
-		"nothing":            "",
+		"plain HTTP":              strings.Replace(good, "https", "http", 1),
+		"no host":                 strings.Replace(good, "hub.example", "", 1),
+		"a user":                  strings.Replace(good, "hub", "user@hub", 1),
+		"a query":                 strings.Replace(good, "login#", "login?x=1#", 1),
+		"another path":            strings.Replace(good, "/login", "/e", 1),
+		"no code":                 strings.Replace(good, "code=BCDF-GHJK&", "", 1),
+		"an escape in the code":   strings.Replace(good, "BCDF-GHJK", "BCDF-GH%1B", 1),
+		"a code without the dash": strings.Replace(good, "BCDF-GHJK", "BCDFGHJKL", 1),
+		"two codes":               good + "&code=BCDF-GHJK",
+		"a further member":        good + "&role=owner",
+		"no key":                  strings.Replace(good, "key="+key+"&", "", 1),
+		"a key that is cut":       strings.Replace(good, key, key[1:], 1),
+		"no pin":                  strings.Replace(good, "&pin="+pin, "", 1),
+		"a pin that is cut":       good[:len(good)-1],
+		"an enrollment link":      "https://hub.example/e#code=" + strings.Repeat("A", 22) + "&pin=" + pin,
+		"nothing":                 "",
 	} {
 		if got, err := token.ParseLoginLink(link); watchword.CodeOf(err) != watchword.BadRequest {
 			t.Errorf("%s: got %+v, %v", name, got, err)

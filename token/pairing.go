@@ -25,14 +25,27 @@ func CodeHashClaim(code string) string {
 // TrustPinOfBundle returns the pin of the newest root that a trust bundle names, as an argument of [VerifyTrust]. It proves
 // nothing: the bundle must have come over an authenticated connection. Codes: as there.
 func TrustPinOfBundle(raw string) (string, error) {
-	t, _, err := readTrust(raw)
+	pins, err := TrustPinsOfBundle(raw)
 	if err != nil {
 		return "", err
 	}
-	if len(t.Roots) == 0 {
-		return "", watchword.Refuse(watchword.BundleInvalid, "the trust bundle must name a root")
+	return pins[len(pins)-1], nil
+}
+
+// TrustPinsOfBundle returns the pins of all roots that a trust bundle names, the newest last: at least one. Like that of
+// [TrustPinOfBundle] the result is not proved. Codes: as there.
+func TrustPinsOfBundle(raw string) (pins []string, err error) {
+	t, _, err := readTrust(raw)
+	if err != nil {
+		return nil, err
 	}
-	return TrustPin(t.Roots[len(t.Roots)-1]), nil
+	if len(t.Roots) == 0 {
+		return nil, watchword.Refuse(watchword.BundleInvalid, "the trust bundle must name a root")
+	}
+	for _, root := range t.Roots {
+		pins = append(pins, TrustPin(root))
+	}
+	return pins, nil
 }
 
 // VerifyPairing is [VerifyEnrollment] for a proof that is exchanged for a token: it returns the proof's single use, which

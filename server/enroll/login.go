@@ -2,8 +2,8 @@ package enroll
 
 import (
 	"context"
-	"crypto/subtle"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -45,7 +45,7 @@ func (svc *Service) RequestLogin(ctx context.Context, t watchword.TenantID, r Lo
 
 func (svc *Service) verifyLogin(ctx context.Context, t watchword.TenantID, proof string, sign *jose.PublicKey, codeHash string, now time.Time) error {
 	return svc.opts.Semaphore.Do(ctx, func() error {
-		return proofInvalid(token.VerifyLogin(proof, sign, svc.issuer(t), codeHash, svc.opts.TrustPin(), now))
+		return proofInvalid(token.VerifyLogin(proof, sign, svc.issuer(t), codeHash, svc.opts.TrustPins(), now))
 	})
 }
 
@@ -85,7 +85,7 @@ func (svc *Service) ApproveLogin(ctx context.Context, by session.Actor, a LoginA
 	if err != nil {
 		return watchword.Subject{}, err
 	}
-	if subtle.ConstantTimeCompare([]byte(a.Pin), []byte(svc.opts.TrustPin())) != 1 {
+	if !slices.Contains(svc.opts.TrustPins(), a.Pin) {
 		return watchword.Subject{}, &watchword.Error{
 			Code: watchword.Conflict, Field: "pin", Detail: "must be the pin of this server's root: the person's client saw another server; reject the login, and find out what is between them",
 		}

@@ -91,7 +91,10 @@ func TestLoginProofs(t *testing.T) {
 	} {
 		wantCode(t, name, request(d, proof), watchword.ProofInvalid)
 	}
-	_, err := s.ask(d, "lamp-1", func(a *enroll.PairingRequest) { a.Proof = s.loginProof(d, token.LoginHashClaim()) })
+	second, err := token.SignLogin(d.sign, issuer, token.LoginHashClaim(), strings.Repeat("q", 43), s.now)
+	must(t, err)
+	wantCode(t, "the root that is being introduced", request(d, second), "")
+	_, err = s.ask(d, "lamp-1", func(a *enroll.PairingRequest) { a.Proof = s.loginProof(d, token.LoginHashClaim()) })
 	wantCode(t, "a login proof for a device's pairing", err, watchword.ProofInvalid)
 
 	a := s.askLogin(d)

@@ -26,9 +26,10 @@ type Store interface {
 
 // Options is what a service needs to know beside the store.
 type Options struct {
-	PublicURL string        // where links of the default tenant point, without a path
-	Issuer    string        // of the default tenant
-	TrustPin  func() string // of the root of this moment
+	PublicURL string          // where links of the default tenant point, without a path
+	Issuer    string          // of the default tenant
+	TrustPin  func() string   // of the root of this moment
+	TrustPins func() []string // of all roots that the trust bundle names: two while a new one is introduced
 	// CheckGiven refuses a subject that is to be added, or to come back, if its token would outgrow its bound or the actor may
 	// not give what it would have. CheckActOn refuses an act on a subject that has more than the actor. Code: exceeds_own.
 	CheckGiven func(ctx context.Context, by session.Actor, s watchword.Subject) error

@@ -51,6 +51,7 @@ func newSetup(t *testing.T, o enroll.Options) *setup {
 	s := &setup{t: t, store: st, now: at}
 	o.PublicURL, o.Issuer = "https://hub.example/w", issuer
 	o.TrustPin = func() string { return strings.Repeat("p", 43) }
+	o.TrustPins = func() []string { return []string{strings.Repeat("p", 43), strings.Repeat("q", 43)} }
 	o.CheckGiven = func(context.Context, session.Actor, watchword.Subject) error { return s.fits }
 	o.CheckActOn = func(context.Context, session.Actor, watchword.Subject) error { return nil }
 	o.Live = live(func(id watchword.SubjectID) {

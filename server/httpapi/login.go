@@ -22,7 +22,7 @@ func (a *API) loginRoutes() {
 	a.mux.HandleFunc("GET /login", func(w http.ResponseWriter, _ *http.Request) {
 		// Browsers do not send the fragment, so the server never sees which key the link names.
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		_, _ = io.WriteString(w, "This link asks you to approve the key of an operator. Ask the person who sent it whether it is theirs, and run:\n\n    watchword operator approve 'THIS LINK' --as NAME\n") // the error means that the client has closed the connection
+		_, _ = io.WriteString(w, "This link asks you to approve the key of an operator. Ask the person who sent it whether it is theirs, and run:\n\n    watchword operator approve 'THIS LINK' NAME --role ROLE\n") // the error means that the client has closed the connection
 	})
 	a.describePublic(http.MethodPost, "/v1/logins", "Request the approval of a key as an operator's, with a proof of possession")
 	a.describePublic(http.MethodPost, "/v1/logins/poll", "Ask whether a login is approved, with its code and a proof of possession")

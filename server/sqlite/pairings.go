@@ -129,8 +129,7 @@ func (s *Store) ApprovePairing(ctx context.Context, by audit.Actor, a enroll.App
 		if err != nil {
 			return out, err
 		}
-		// A link that was made for the subject ends: its keys are these. One for a further key of an active operator stays.
-		if before.State != watchword.Active {
+		if enroll.LinkEnds(before) {
 			if _, err := t.exec(`DELETE FROM codes INDEXED BY codes_of WHERE tenant = ? AND subject = ?`, tenant, id); err != nil {
 				return out, err
 			}
