@@ -18,12 +18,17 @@ import (
 
 func (a *app) loginCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "login LINK|FILE|-", Short: "Log in to a server of another machine with a one-time link, and keep it as a context", Args: positional(cobra.ExactArgs(1)),
+		Use: "login LINK|URL|FILE|-", Short: "Log in to a server of another machine, and keep it as a context", Args: positional(cobra.ExactArgs(1)),
 		Long: "Makes a private key on this machine, checks the server by the pin in the link, enrolls the key, and keeps the server as a context\n" +
 			"(contexts.toml in $XDG_CONFIG_HOME/watchword or ~/.config/watchword), which becomes the current one. --context names it; the default is\n" +
 			"the host of the server. An operator makes the link with watchword operator invite, or watchword service create for a back end.\n" +
-			"The same link can be used again on this machine until it expires, for example after a power failure.",
+			"The same link can be used again on this machine until it expires, for example after a power failure.\n\n" +
+			"With the URL of a server in place of a link, it shows a code, the thumbprint of the new key and the pin that it has seen, and waits:\n" +
+			"an operator who may add operators approves them with watchword operator approve, and chooses your name and role.",
 		RunE: func(c *cobra.Command, args []string) error {
+			if isServerURL(args[0]) {
+				return a.loginWithoutLink(c.Context(), args[0])
+			}
 			link, err := readLink(args[0])
 			if err != nil {
 				return err

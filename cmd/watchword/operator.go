@@ -12,7 +12,7 @@ import (
 func (a *app) operatorCommand() *cobra.Command {
 	k := operatorKind
 	return commandGroup("operator", "Invite, list, suspend and revoke operators, and give them roles",
-		a.operatorInvite(), a.subjectLink(k), a.operatorRole(), a.subjectList(k), a.subjectShow(k), a.subjectSuspend(k), a.subjectResume(k), a.subjectRevoke(k), a.subjectKeys(k), a.operatorRecover())
+		a.operatorInvite(), a.operatorPending(), a.operatorApprove(), a.operatorReject(), a.subjectLink(k), a.operatorRole(), a.subjectList(k), a.subjectShow(k), a.subjectSuspend(k), a.subjectResume(k), a.subjectRevoke(k), a.subjectKeys(k), a.operatorRecover())
 }
 
 func (a *app) operatorInvite() *cobra.Command {
@@ -60,7 +60,7 @@ func (a *app) operatorRole() *cobra.Command {
 func (a *app) serviceCommand() *cobra.Command {
 	k := serviceKind
 	return commandGroup("service", "Add, list, suspend and revoke services: back ends with a key of their own",
-		a.serviceCreate(), a.subjectLink(k), a.subjectList(k), a.subjectShow(k), a.subjectSuspend(k), a.subjectResume(k), a.subjectRevoke(k), a.subjectKeys(k))
+		a.serviceCreate(), a.serviceEnroll(), a.serviceToken(), a.subjectLink(k), a.subjectList(k), a.subjectShow(k), a.subjectSuspend(k), a.subjectResume(k), a.subjectRevoke(k), a.subjectKeys(k))
 }
 
 func (a *app) serviceCreate() *cobra.Command {
