@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the outside programs that tests use, where they are missing: curl, jq, openssl,
-# mosquitto and its clients, node with npm's jose, mqtt and openid-client; litewitness and fsck.
+# mosquitto and its clients, node with npm's jose, mqtt and openid-client, Python with paho-mqtt and PyJWT; litewitness and fsck.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 missing=()
@@ -8,6 +8,7 @@ export PATH="$PATH:/usr/sbin"
 for pair in curl:curl jq:jq openssl:openssl mosquitto:mosquitto mosquitto_pub:mosquitto-clients node:nodejs npm:npm gcc:gcc; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
+python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 if ((${#missing[@]})); then
   echo "installing: ${missing[*]}" >&2
   as_root=; [ "$(id -u)" = 0 ] || as_root=sudo
@@ -16,6 +17,14 @@ if ((${#missing[@]})); then
 fi
 # What package-lock.json names, unless this very one was installed already.
 (cd server/attack/npm && cmp -s package-lock.json node_modules/.installed || { npm ci --silent --no-audit --no-fund && cp package-lock.json node_modules/.installed; })
+# What docs/backends.md installs with pip, in an environment of its own.
+python=$PWD/bin/outside/python
+if ! cmp -s tools/python-requirements.txt "$python/.installed"; then
+  rm -rf "$python"
+  python3 -m venv "$python"
+  "$python/bin/pip" install --quiet --disable-pip-version-check -r tools/python-requirements.txt
+  cp tools/python-requirements.txt "$python/.installed"
+fi
 # A witness and a checker of transparency logs, both of others' making.
 out=$PWD/bin/outside
 want="litewitness v0.6.1, fsck v1.0.2"

@@ -290,7 +290,7 @@ func typed(doc string) string {
 			n++
 			log := fmt.Sprintf("../log-%d", n)
 			fmt.Fprintf(&out, ": > %s\n%s > %s 2>&1 &\n", log, strings.TrimSuffix(strings.TrimPrefix(line, "$ "), " &"), log)
-			fmt.Fprintf(&out, "timeout 30 grep -m1 -q -E '^next|runs with server|^waiting' <(timeout 30 tail -n +1 -f %s 2>/dev/null)\n", log)
+			fmt.Fprintf(&out, "timeout 30 grep -m1 -q -E '^next|runs with server|^waiting|^event: session' <(timeout 30 tail -n +1 -f %s 2>/dev/null)\n", log)
 		case inside:
 			fmt.Fprintln(&out, strings.TrimPrefix(line, "$ "))
 		}
