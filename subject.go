@@ -147,6 +147,20 @@ func (s *Subject) SealKey(now time.Time) (Key, bool) {
 	return Key{}, false
 }
 
+// AccessEnds returns when the last of its valid signing keys ends. It is zero where one has no end, and where none is valid.
+func (s *Subject) AccessEnds(now time.Time) (end time.Time) {
+	for _, k := range s.Keys {
+		switch {
+		case k.Purpose != Sign || !k.ValidAt(now):
+		case k.Ends.IsZero():
+			return time.Time{}
+		case k.Ends.After(end):
+			end = k.Ends
+		}
+	}
+	return end
+}
+
 // SignKeys returns how many signing keys are valid now.
 func (s *Subject) SignKeys(now time.Time) (n int) {
 	for _, k := range s.Keys {

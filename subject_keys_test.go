@@ -60,6 +60,29 @@ func TestKeyIsValidUntilItsEnd(t *testing.T) {
 	}
 }
 
+func TestAccessEndsWithTheLastKey(t *testing.T) {
+	ends := func(in time.Duration) watchword.Key {
+		return until(key("k", watchword.Sign, watchword.KeyActive), noon.Add(in))
+	}
+	permanent, revoked, seal := key("k", watchword.Sign, watchword.KeyActive), key("k", watchword.Sign, watchword.KeyRevoked), key("k", watchword.Seal, watchword.KeyActive)
+	for _, c := range []struct {
+		name string
+		keys []watchword.Key
+		want time.Time
+	}{
+		{"a key without an end", []watchword.Key{ends(time.Hour), permanent, ends(time.Minute)}, time.Time{}},
+		{"the latest end counts", []watchword.Key{ends(time.Minute), ends(time.Hour), ends(time.Second)}, noon.Add(time.Hour)},
+		{"ended and revoked keys do not count", []watchword.Key{revoked, ends(0), ends(time.Second)}, noon.Add(time.Second)},
+		{"sealing keys do not count", []watchword.Key{seal, ends(time.Second)}, noon.Add(time.Second)},
+		{"no valid key", []watchword.Key{revoked, ends(0)}, time.Time{}},
+	} {
+		s := alice(watchword.Active, 0, c.keys...)
+		if got := s.AccessEnds(noon); !got.Equal(c.want) {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
 // alice is an operator with n signing keys that are valid.
 func alice(st watchword.State, n int, more ...watchword.Key) watchword.Subject {
 	s := watchword.Subject{ID: "alice", Kind: watchword.Operator, Role: watchword.OwnerRole, State: st, Version: 7, Incarnation: 2}

@@ -16,7 +16,28 @@ type Notice struct {
 	ExpiresAt time.Time            `json:"expires_at"`
 }
 
-// NoticeList is the answer of GET /v1/notices: at most one notice of each kind.
+// Ending is something that a person relies on and that ends within a week: an item of GET /v1/notices.
+type Ending struct {
+	Kind   EndingKind `json:"kind" doc:"operator_key, service_key: the last valid key of the subject; tls_certificate: the file of server.tls_cert; trust_bundle: the root is offline and must sign another one"`
+	Name   string     `json:"name" doc:"subject, file or version"`
+	EndsAt time.Time  `json:"ends_at"`
+	Action string     `json:"action" doc:"what to do, for people"`
+}
+
+// EndingKind is a kind of things that end.
+type EndingKind string
+
+// The kinds of an [Ending].
+const (
+	EndingOperatorKey    EndingKind = "operator_key"
+	EndingServiceKey     EndingKind = "service_key"
+	EndingTLSCertificate EndingKind = "tls_certificate"
+	EndingTrustBundle    EndingKind = "trust_bundle"
+)
+
+// NoticeList is the answer of GET /v1/notices: at most one notice of each kind, and what ends within a week, the first first: at
+// most 102.
 type NoticeList struct {
 	Notices []Notice `json:"notices"`
+	Endings []Ending `json:"endings"`
 }

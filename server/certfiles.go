@@ -59,6 +59,13 @@ func (f *certFiles) checkValidity() {
 	f.invalid = invalid
 }
 
+// notAfter returns when the certificate in use ends.
+func (f *certFiles) notAfter() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pair.Leaf.NotAfter
+}
+
 // maxPEM is the longest certificate or key file, in bytes.
 const maxPEM = 1 << 20
 

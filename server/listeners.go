@@ -132,7 +132,7 @@ func (s *Server) tls() (*tls.Config, error) {
 				s.o.Log.Warn("the certificate of server.tls_cert is not for this name: clients that use it and reach this server refuse it", slog.String("name", n), slog.Any("err", err))
 			}
 		}
-		c.GetCertificate = f.get
+		c.GetCertificate, s.certFiles = f.get, f
 		return c, nil
 	}
 	s.info.CAFile = filepath.Join(s.cfg.Data, caFile)

@@ -51,6 +51,9 @@ func (s *Server) operationsServer() *http.Server {
 			}
 			return math.Inf(1)
 		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_endings", Help: "How many things that a person relies on end within a week; GET /v1/notices lists them."}, func() float64 {
+			return float64(len(s.endingWarnings()))
+		}),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "watchword_backup_failures_total", Help: "Scheduled backups that failed."}, func() float64 {
 			return float64(s.backups.failures.Load())
 		}),
@@ -72,7 +75,7 @@ func (s *Server) operationsServer() *http.Server {
 			return
 		}
 		w.WriteHeader(http.StatusOK)
-		for _, line := range s.backupWarnings() {
+		for _, line := range append(s.backupWarnings(), s.endingWarnings()...) {
 			_, _ = fmt.Fprintf(w, "warning: %s\n", line) // the error means that the client has closed the connection
 		}
 	})

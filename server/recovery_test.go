@@ -145,7 +145,7 @@ func TestOwnerIsRecovered(t *testing.T) {
 	carla := client(t, info, "carla", redeem(t, info, r), told)
 	all, err := carla.Notices(t.Context())
 	check(t, err)
-	if len(all) != 1 || all[0].Object != "carla" {
+	if len(all.Notices) != 1 || all.Notices[0].Object != "carla" || len(all.Endings) != 0 {
 		t.Errorf("notices %+v", all)
 	}
 	wantTold(told, "carla", r.Expires.Add(-10*time.Minute))

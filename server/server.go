@@ -109,6 +109,8 @@ type Server struct {
 	live        *session.Live
 	registry    *registry.Registry
 	enrollment  *enroll.Service
+	certFiles   *certFiles // nil without server.tls_cert
+	endings     endings
 	commands    *command.Service
 	recorder    *audit.Recorder
 	checkpoints *audit.CheckpointSigner
@@ -233,7 +235,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	controls := ratelimit.NewShared[quota.Key](float64(s.cfg.Limits.ControlRate), "too many connections, state reports or receipts of this subject (limits.control_rate)")
 	publishes := ratelimit.NewShared[quota.Key](float64(s.cfg.Limits.PublishRate), "too many events of this device (limits.publish_rate)")
 	options := httpapi.Options{
-		Tenant:  s.tenantOf,
+		Tenant: s.tenantOf, Endings: s.endingOf,
 		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.keys.JWKS, TrustBundle: func(t watchword.TenantID) (string, error) { return s.keys.TenantBundle(t, s.o.Now()) },
 		Time: func(t watchword.TenantID, nonce string, now time.Time) (string, error) {
 			return token.SignTime(s.keys.Signer(keyring.Time), watchword.Issuers(s.keys.Issuer()).Of(t), nonce, now)
@@ -293,7 +295,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.http.ConnContext = httpapi.ConnContext
 	s.http.ErrorLog = s.handshakes.errorLog()
 	s.operationsHTTP, s.controlHTTP = s.operationsServer(), s.controlServer()
-	if err := s.warnNotices(ctx); err != nil {
+	if err := errors.Join(s.warnNotices(ctx), s.warnEndings(ctx, s.o.Now())); err != nil {
 		return err
 	}
 	return s.writeServerFile(ctx)
@@ -428,7 +430,7 @@ func (s *Server) maintain(ctx context.Context) error {
 		if watchword.CodeOf(turned) == watchword.ClockUntrusted {
 			turned = nil // watchClock says so
 		}
-		err = errors.Join(err, turned, s.pruneLog(ctx))
+		err = errors.Join(err, turned, s.pruneLog(ctx), s.warnEndings(ctx, s.o.Now()))
 		if err != nil && ctx.Err() == nil {
 			s.o.Log.ErrorContext(ctx, "housekeeping", slog.Any("err", err))
 		}

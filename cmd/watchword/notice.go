@@ -31,7 +31,7 @@ func (a *app) noticeCommand() *cobra.Command {
 
 func (a *app) noticeList() *cobra.Command {
 	return &cobra.Command{
-		Use: "list", Short: "List what every operator is told with each command", Args: positional(cobra.NoArgs),
+		Use: "list", Short: "List what every operator is told with each command, and what ends within a week", Args: positional(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			cl, err := a.client()
 			if err != nil {
@@ -41,8 +41,14 @@ func (a *app) noticeList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printList(a, all, "KIND\tOBJECT\tTIME\tUNTIL", func(w *terminal.Writer, n api.Notice) {
-				w.Printf("%s\t%s\t%s\t%s\n", n.Kind, n.Object, formatTime(n.At), formatTime(n.ExpiresAt))
+			return a.print(all, func(w *terminal.Writer) {
+				w.Line("KIND", "OBJECT", "TIME", "ENDS", "ACTION")
+				for _, n := range all.Notices {
+					w.Printf("%s\t%s\t%s\t%s\t%s notice acknowledge %s\n", n.Kind, n.Object, formatTime(n.At), formatTime(n.ExpiresAt), program(), n.Kind)
+				}
+				for _, e := range all.Endings {
+					w.Printf("%s\t%s\t-\t%s\t%s\n", e.Kind, e.Name, formatTime(e.EndsAt), e.Action)
+				}
 			})
 		},
 	}

@@ -39,11 +39,10 @@ func (t noticeReader) RoundTrip(r *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// Notices returns what every operator is told. Codes: denied, unavailable.
-func (c *Client) Notices(ctx context.Context) ([]api.Notice, error) {
-	var out api.NoticeList
-	err := c.call(ctx, http.MethodGet, "/v1/notices", nil, nil, &out)
-	return out.Notices, err
+// Notices returns what every operator is told, and what ends within a week. Codes: denied, unavailable.
+func (c *Client) Notices(ctx context.Context) (out api.NoticeList, err error) {
+	err = c.call(ctx, http.MethodGet, "/v1/notices", nil, nil, &out)
+	return out, err
 }
 
 // AcknowledgeNotice ends a notice for all operators. Codes: not_found, denied.

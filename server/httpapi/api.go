@@ -14,6 +14,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/cache"
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/quota"
@@ -96,8 +97,10 @@ type Options struct {
 	// not_found. It is called once for each request. What a request says of its tenant decides which keys may prove the caller,
 	// and nothing else. nil: there is the default tenant alone.
 	Tenant func(host string, named watchword.TenantID) (t watchword.TenantID, ok bool)
-	Now    func() time.Time
-	Log    *slog.Logger
+	// Endings returns what a tenant relies on and what ends within a week; nil: nothing.
+	Endings func(ctx context.Context, t watchword.TenantID, now time.Time) ([]api.Ending, error)
+	Now     func() time.Time
+	Log     *slog.Logger
 }
 
 // API is the HTTP API. It is safe for concurrent use.

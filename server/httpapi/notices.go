@@ -40,10 +40,17 @@ func viewNotices(all []watchword.Notice) []api.Notice {
 
 func (a *API) noticeRoutes() {
 	type noticesOut struct{ Body api.NoticeList }
-	register(a, operation{method: http.MethodGet, path: "/v1/notices", summary: "List what every operator is told"},
+	register(a, operation{method: http.MethodGet, path: "/v1/notices", summary: "List what every operator is told, and what ends within a week"},
 		func(ctx context.Context, c *caller, _ *noBody) (*noticesOut, error) {
 			all, err := a.Registry.Notices(ctx, c.Tenant(), a.Now())
-			return &noticesOut{api.NoticeList{Notices: viewNotices(all)}}, err
+			if err != nil {
+				return nil, err
+			}
+			out := &noticesOut{api.NoticeList{Notices: viewNotices(all), Endings: []api.Ending{}}}
+			if a.Endings != nil {
+				out.Body.Endings, err = a.Endings(ctx, c.Tenant(), a.Now())
+			}
+			return out, err
 		})
 	type noticeIn struct {
 		Kind watchword.NoticeKind `path:"kind" maxLength:"64"`

@@ -47,3 +47,29 @@ func (r *Registry) RetireEndedKeys(ctx context.Context, now time.Time) (int, err
 	}
 	return len(changed), err
 }
+
+// maxEnding is how many subjects with ending keys [Registry.AccessEnding] looks at.
+const maxEnding = 100
+
+// AccessEnding returns the operators and services whose last valid key ends at the latest at until, with their keys: of more than
+// [maxEnding] subjects with ending keys, some. Code: unavailable.
+func (r *Registry) AccessEnding(ctx context.Context, t watchword.TenantID, now, until time.Time) ([]watchword.Subject, error) {
+	ids, err := r.store.SubjectsWithEndingKeys(ctx, t, now, until, maxEnding)
+	if err != nil {
+		return nil, err
+	}
+	var out []watchword.Subject
+	for _, id := range ids {
+		s, err := r.store.Subject(ctx, t, id)
+		if watchword.CodeOf(err) == watchword.NotFound { // deleted meanwhile
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if end := s.AccessEnds(now); s.Kind != watchword.Device && s.State == watchword.Active && !end.IsZero() && !end.After(until) {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}

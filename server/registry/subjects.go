@@ -29,6 +29,8 @@ type Store interface {
 	RevokeKey(ctx context.Context, by audit.Actor, id watchword.SubjectID, key watchword.KeyID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// RetireEndedKeys retires the ended keys of at most limit subjects of all tenants, and returns these subjects.
 	RetireEndedKeys(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[watchword.Subject]) ([]watchword.Subject, error)
+	// SubjectsWithEndingKeys returns at most limit subjects of which an active key ends after now and at the latest at until.
+	SubjectsWithEndingKeys(ctx context.Context, t watchword.TenantID, now, until time.Time, limit int) ([]watchword.SubjectID, error)
 	DeleteSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) error
 	// Notices returns a tenant's notices that have not expired, one of each kind.
 	Notices(ctx context.Context, t watchword.TenantID, now time.Time) ([]watchword.Notice, error)

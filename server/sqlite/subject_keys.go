@@ -55,3 +55,11 @@ func (s *Store) RetireEndedKeys(ctx context.Context, now time.Time, limit int, e
 		return out, err
 	})
 }
+
+// SubjectsWithEndingKeys returns the ids of a tenant's subjects of which an active key ends after now and at the latest at until, at
+// most limit of them.
+func (s *Store) SubjectsWithEndingKeys(ctx context.Context, tenant watchword.TenantID, now, until time.Time, limit int) ([]watchword.SubjectID, error) {
+	return queryAll(ctx, s, func(r scanner) (id watchword.SubjectID, err error) { return id, r.Scan(&id) },
+		`SELECT DISTINCT subject FROM subject_keys INDEXED BY keys_ending WHERE tenant = ? AND state = 'active' AND ends > 0 AND ends > ? AND ends <= ? LIMIT ?`,
+		tenant, toMillis(now), toMillis(until), limit)
+}

@@ -65,6 +65,8 @@ type Store interface {
 	// RetireEndedKeys retires the active keys that ended, of at most limit subjects of all tenants, each with an entry, and
 	// returns these subjects.
 	RetireEndedKeys(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[watchword.Subject]) ([]watchword.Subject, error)
+	// SubjectsWithEndingKeys returns at most limit subjects of which an active key ends after now and at the latest at until.
+	SubjectsWithEndingKeys(ctx context.Context, t watchword.TenantID, now, until time.Time, limit int) ([]watchword.SubjectID, error)
 	// SetProof writes Proof (the same as it was: no change, no entry).
 	SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// Suspend: new or active becomes suspended (already suspended: no change, no entry, no error); revoked: conflict.

@@ -134,6 +134,19 @@ func keysEnd(t *T) {
 	_, _, err = t.RedeemCode(t.ctx, t.signing("late"), end, t.entry(operatorEnroll, "alice-0"))
 	t.wantCode(watchword.CodeInvalid, err)
 
+	ending := func(tenant watchword.TenantID, now, until time.Time, limit, want int) {
+		t.Helper()
+		ids, err := t.SubjectsWithEndingKeys(t.ctx, tenant, now, until, limit)
+		t.must(err)
+		equal(t, fmt.Sprintf("subjects with a key that ends from %s to %s", now.Sub(end), until.Sub(end)), len(ids), want)
+	}
+	ending(tenant, t.now, end.Add(-time.Millisecond), 10, 0)
+	ending(tenant, t.now, end, 10, 3)
+	ending(tenant, t.now, end.Add(2*time.Hour), 10, 3) // each once, with two such keys
+	ending(tenant, t.now, end, 2, 2)
+	ending(tenant, end, end.Add(time.Minute), 10, 0)
+	ending(otherTenant, t.now, end, 10, 0)
+
 	entry := audit.FixedEntry[watchword.Subject](t.entry(operatorKeyRetire, "x"))
 	retire := func(now time.Time, limit, want int) {
 		t.Helper()
