@@ -240,7 +240,7 @@ func (a *app) root() *cobra.Command {
 	f := root.PersistentFlags()
 	f.StringVarP(&a.format, "output", "o", "table", "output format: table, json or jsonl")
 	f.BoolVar(&a.json, "json", false, "same as -o json")
-	a.addTargetFlags(f)
+	a.addTargetFlags(root)
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.prepare() }
 	root.AddCommand(
 		a.serveCommand(), a.demoCommand(), a.backupCommand(), a.clockCommand(),

@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/cmd/internal/contexts"
@@ -35,13 +35,17 @@ const (
 	fromDefault
 )
 
-func (a *app) addTargetFlags(f *pflag.FlagSet) {
+func (a *app) addTargetFlags(root *cobra.Command) {
+	f := root.PersistentFlags()
 	f.StringVar(&a.data, "data", "", "data folder of the server on this machine (default $WATCHWORD_DATA, else "+defaultData()+")")
 	f.StringVar(&a.context, "context", "", "context to use, of those that watchword login made (default $WATCHWORD_CONTEXT, else the current one)")
 	f.StringVar(&a.server, "server", "", "URL of the server, with --key and --as, in place of a context")
 	f.StringVar(&a.caFile, "cafile", "", "with --server: PEM file of the certificate authority to trust (default: the system's)")
 	f.StringVar(&a.keyFile, "key", "", "with --server: file of the private key (JWK)")
 	f.StringVar(&a.as, "as", "", "with --server: ID of the operator or service whose key --key is")
+	_ = root.RegisterFlagCompletionFunc("context", func(c *cobra.Command, _ []string, start string) ([]string, cobra.ShellCompDirective) {
+		return a.contextNames(c, nil, start)
+	}) // fails only for a flag that does not exist
 }
 
 // chooseData sets the data folder and where its name is from. A second call changes nothing.

@@ -86,7 +86,10 @@ func Open(warn func(error)) (*Store, error) {
 		return nil, err
 	}
 	cache, err := folder("XDG_CACHE_HOME", ".cache", os.UserCacheDir)
-	return &Store{dir, cache, warn}, err
+	if err != nil {
+		return nil, err
+	}
+	return &Store{dir, cache, warn}, nil
 }
 
 func folder(variable, below string, windows func() (string, error)) (string, error) {
@@ -94,6 +97,9 @@ func folder(variable, below string, windows func() (string, error)) (string, err
 		return filepath.Join(dir, "watchword"), nil
 	}
 	home, err := os.UserHomeDir()
+	if err == nil {
+		_, err = os.Stat(home) // that of a system user may not exist, and is not made
+	}
 	if err == nil && runtime.GOOS != "windows" {
 		return filepath.Join(home, below, "watchword"), nil
 	}
@@ -101,7 +107,7 @@ func folder(variable, below string, windows func() (string, error)) (string, err
 		home, err = windows()
 	}
 	if err != nil {
-		return "", watchword.Wrap(err, watchword.ConfigInvalid, "the folder for contexts.toml and for tokens is unknown: set HOME or %s", variable)
+		return "", watchword.Wrap(err, watchword.ConfigInvalid, "the home folder must exist, for contexts.toml and for tokens: set HOME or %s", variable)
 	}
 	return filepath.Join(home, "watchword"), nil
 }

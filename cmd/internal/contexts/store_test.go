@@ -165,6 +165,40 @@ func TestKeyOfALogin(t *testing.T) {
 	}
 }
 
+// A user without a home folder has no contexts, and no folder is made for them.
+func TestFoldersOfAUser(t *testing.T) {
+	home := t.TempDir()
+	for _, c := range []struct {
+		home, config, cache   string
+		wantConfig, wantCache string // empty: refused
+	}{
+		{home, "", "", home + "/.config/watchword", home + "/.cache/watchword"},
+		{home, "/c", "", "/c/watchword", home + "/.cache/watchword"},
+		{home, "relative", "relative", home + "/.config/watchword", home + "/.cache/watchword"},
+		{home + "/absent", "", "", "", ""},
+		{home + "/absent", "/c", "", "", ""},
+		{home + "/absent", "/c", "/d", "/c/watchword", "/d/watchword"},
+		{"", "", "", "", ""},
+	} {
+		t.Setenv("HOME", c.home)
+		t.Setenv("XDG_CONFIG_HOME", c.config)
+		t.Setenv("XDG_CACHE_HOME", c.cache)
+		s, err := Open(nil)
+		switch {
+		case c.wantConfig == "":
+			wantCode(t, c.home, err, watchword.ConfigInvalid)
+			if s != nil {
+				t.Errorf("%+v: got a store", c)
+			}
+		case err != nil || s.dir != c.wantConfig || s.cache != c.wantCache:
+			t.Errorf("%+v: got %+v, %v", c, s, err)
+		}
+	}
+	if _, err := os.Stat(home + "/absent"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a home folder was made: %v", err)
+	}
+}
+
 func TestNameForServer(t *testing.T) {
 	for server, want := range map[string]string{
 		"https://localhost:8443":             "localhost-8443",
