@@ -193,7 +193,7 @@ func (a *app) logout(ctx context.Context, store *contexts.Store, name string) er
 	}
 	if revokeErr != nil {
 		a.err.Printf("context %s was removed from this machine, with its key. The server did not revoke the key %s: %s\n", name, v.Key, truncateReason(errorText(revokeErr)))
-		a.err.Printf("hint: where a copy of the key may exist, an operator revokes it: %s\n", runnable("watchword operator key revoke "+string(v.Subject)+" -- "+string(v.Key)))
+		a.err.Printf("hint: where a copy of the key may exist, an operator revokes it: %s (a service's: service key revoke)\n", runnable("watchword operator key revoke "+string(v.Subject)+" -- "+string(v.Key)))
 		return nil
 	}
 	a.err.Printf("the key %s was revoked, and context %s was removed from this machine\n", v.Key, name)
