@@ -19,7 +19,7 @@ func TestAuthorityVersionsCheck(t *testing.T) {
 		{"the actor moved", b, watchword.Versions{Subject: 2, Policies: 2, Target: 3}, false},
 		{"the policies moved", b, watchword.Versions{Subject: 1, Policies: 3, Target: 3}, false},
 		{"the target moved", b, watchword.Versions{Subject: 1, Policies: 2, Target: 4}, false},
-		{"what stands is older", b, watchword.Versions{Policies: 2, Target: 3}, false},
+		{"the stored version is older", b, watchword.Versions{Policies: 2, Target: 3}, false},
 		{"the server's own acts have no basis", watchword.AuthorityVersions{}, watchword.Versions{Subject: 9}, true},
 		{"an act on the data folder compares nothing", watchword.AuthorityVersions{Local: true}, watchword.Versions{Subject: 9}, true},
 	} {

@@ -18,7 +18,7 @@ func TestDefaultTenantIsNamedOnlyWhereRequestsEnter(t *testing.T) {
 	may := map[string]string{
 		"id.go":                           "declares it",
 		"issuer.go":                       "its issuer has no path",
-		"server/httpapi/api.go":           "the door without a resolver",
+		"server/httpapi/api.go":           "the API without a resolver",
 		"server/httpapi/tenant.go":        "the server's keys are its own",
 		"server/keyring/tenant_bundle.go": "the stored trust bundles are its own",
 		"server/mqtt/options.go":          "likewise",
@@ -39,7 +39,7 @@ func TestDefaultTenantIsNamedOnlyWhereRequestsEnter(t *testing.T) {
 		ast.Inspect(f, func(n ast.Node) bool {
 			if id, ok := n.(*ast.Ident); ok && id.Name == "DefaultTenant" {
 				if found[s.path] = true; may[s.path] == "" {
-					t.Errorf("%s: the tenant comes from the door", fset.Position(n.Pos()))
+					t.Errorf("%s: the tenant is resolved where the request arrives", fset.Position(n.Pos()))
 				}
 			}
 			return true
@@ -84,7 +84,7 @@ var keptByName = map[string]string{
 	"policy.Set.byLabel":                    "the policies of one tenant",
 	"policy.Set.byRole":                     "the policies of one tenant",
 	"policy.Document.subjects":              "of one policy",
-	"session.Guard.sessions":                "a random id, unique in the process; whoever looks one up by an id that a client named compares the tenant",
+	"session.Guard.sessions":                "a random id, unique in the process; a caller that looks one up by an id that a client named compares the tenant",
 	"session.Guard.offline":                 "likewise",
 	"server.Server.hosts":                   "the value is the tenant",
 	"session.Keys.signing":                  "of one subject",

@@ -45,10 +45,10 @@ var untrustedOpens = map[string]string{
 
 	"server/internal/localsocket/peer_linux.go address os.Open": "the data folder, to name it: nothing is read",
 
-	"cmd/watchword/app.go readInput os.Open":                "what whoever runs it names, to be checked or sent; not whom to trust (readTrust)",
+	"cmd/watchword/app.go readInput os.Open":                "what the user who runs it names, to be checked or sent; not whom to trust (readTrust)",
 	"cmd/watchword/audit_verify.go file os.Open":            "an export or a proof, which is verified",
 	"cmd/watchword/audit_verify.go mirrorDir os.ReadFile":   "a mirror of the log, which is verified",
-	"cmd/watchword/audit_mirror.go mirrorOnce os.MkdirAll":  "a mirror of the log: nobody believes it unverified",
+	"cmd/watchword/audit_mirror.go mirrorOnce os.MkdirAll":  "a mirror of the log: it is verified before it is used",
 	"cmd/watchword/audit_mirror.go mirrorOnce os.MkdirTemp": "likewise",
 	"cmd/watchword/audit_mirror.go mirrorOnce os.WriteFile": "likewise",
 	"cmd/watchword/audit.go auditExport os.OpenFile":        "a new file, for output",
@@ -84,7 +84,7 @@ func TestTrustedFilesAreReadInOneWay(t *testing.T) {
 				}
 				key := s.path + " " + name + " " + pkg.Name + "." + sel.Sel.Name
 				if used[key] = true; untrustedOpens[key] == "" {
-					t.Errorf("%q opens a file without internal/durable: read it with durable.ReadTrusted or ReadPrivate, make folders with durable.Folder, or say in unbelieved why nobody believes it", key)
+					t.Errorf("%q opens a file without internal/durable: read it with durable.ReadTrusted or ReadPrivate, make folders with durable.Folder, or say in unbelieved why it is not trusted", key)
 				}
 				return true
 			})

@@ -18,7 +18,7 @@ import (
 // stricter is what an oracle takes and we refuse.
 var stricter = map[string]string{
 	"kid":           "a kid must be the key's own thumbprint; a library is told the key and passes kid over",
-	"member":        "a header has alg, typ and kid alone: what nobody needs nobody takes (RFC 7515 §4 lets unknown members be passed over)",
+	"member":        "a header has alg, typ and kid alone: members that are not needed are refused (RFC 7515 §4 lets unknown members be passed over)",
 	"key in header": "a key that a token brings along proves nothing (RFC 8725 §3)",
 	"empty":         "what is there and says nothing is a mistake or a trick",
 	"twice":         "RFC 7515 §4 lets a parser take the last of two members; two parsers then read two tokens",
@@ -28,7 +28,7 @@ var stricter = map[string]string{
 	"type":          "a member that we do not use there still has its type",
 	"jwk":           "a JWK has the members that its kind needs and none beside, of a key that works",
 	"alg":           "the header's alg must be the key's own (RFC 8725 §3.1); jwx is told an alg and does not look",
-	"kdf":           "apu and apv are not there: who talks to whom stands in the claims",
+	"kdf":           "apu and apv are not there: sender and receiver are in the claims",
 }
 
 // looser is what an oracle refuses and we take.

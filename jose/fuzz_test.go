@@ -232,7 +232,7 @@ func FuzzWalk(f *testing.F) {
 		seen := map[string]bool{}
 		err := Walk(b, func(name string, v jsontext.Value) error {
 			if seen[name] {
-				t.Errorf("%q stands twice in %q", name, b)
+				t.Errorf("%q is twice in %q", name, b)
 			}
 			seen[name] = true
 			return nil

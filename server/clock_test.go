@@ -230,7 +230,7 @@ func TestAStartByAWrongClock(t *testing.T) {
 			m.set(tc.off, false)
 			info, stop := runAt(t, config(t, dir), o)
 			if _, body, err := fetch(t, "GET", info.URL+"/healthz", ""); err == nil {
-				t.Errorf("somebody is served by a certificate of a wrong clock: %s", body)
+				t.Errorf("a client is served by a certificate of a wrong clock: %s", body)
 			}
 			until(t, "the line in the log", func() bool { return strings.Contains(log.String(), "reason="+string(tc.reason)) })
 			m.set(0, false)

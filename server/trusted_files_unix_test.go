@@ -58,7 +58,7 @@ func TestDataFilesOfOtherOwnersAreRefused(t *testing.T) {
 		info, err := os.Stat(path)
 		must(t, err)
 		must(t, os.Chown(path, otherUID, otherUID))
-		refused(path, path+" of somebody else", "chown root: "+path)
+		refused(path, path+" of another user", "chown root: "+path)
 		must(t, os.Chown(path, 0, 0))
 		for _, bits := range []fs.FileMode{0o020, 0o002} {
 			must(t, os.Chmod(path, info.Mode()|bits))
@@ -73,7 +73,7 @@ func TestDataFilesOfOtherOwnersAreRefused(t *testing.T) {
 		path := filepath.Join(dir, name)
 		must(t, os.Chown(path, otherUID, otherUID))
 		if _, err := admin.Local(dir); watchword.CodeOf(err) != watchword.FileUntrusted {
-			t.Errorf("the CLI believes %s of somebody else: %v", name, err)
+			t.Errorf("the CLI trusts %s of another user: %v", name, err)
 		}
 		must(t, os.Chown(path, 0, 0))
 	}
@@ -87,8 +87,8 @@ func TestRefusedFolderStaysEmpty(t *testing.T) {
 	for name, make := range map[string]func(dir string) error{
 		"that all can write to": func(dir string) error { return os.Chmod(dir, 0o777) },
 		"that others can enter": func(dir string) error { return os.Chmod(dir, 0o755) },
-		"of somebody else":      func(dir string) error { return os.Chown(dir, otherUID, otherUID) },
-		"with keys of somebody else": func(dir string) error {
+		"of another user":       func(dir string) error { return os.Chown(dir, otherUID, otherUID) },
+		"with keys of another user": func(dir string) error {
 			if err := os.Mkdir(filepath.Join(dir, "keys"), 0o700); err != nil {
 				return err
 			}
@@ -156,10 +156,10 @@ func TestConfigurationOfOtherOwnersIsRefused(t *testing.T) {
 		for what, f := range map[string]func() error{
 			"that all can write to":                 func() error { return os.Chmod(file, 0o666) },
 			"that a group can write to":             func() error { return os.Chmod(file, 0o660) },
-			"of somebody else":                      func() error { return os.Chown(file, otherUID, otherUID) },
+			"of another user":                       func() error { return os.Chown(file, otherUID, otherUID) },
 			"in a folder that all can write to":     func() error { return os.Chmod(dir, 0o777) },
-			"in a folder of somebody else":          func() error { return os.Chown(dir, otherUID, otherUID) },
-			"that names a secret of somebody else":  func() error { return os.Chown(secret, otherUID, otherUID) },
+			"in a folder of another user":           func() error { return os.Chown(dir, otherUID, otherUID) },
+			"that names a secret of another user":   func() error { return os.Chown(secret, otherUID, otherUID) },
 			"that names a secret that all can read": func() error { return os.Chmod(secret, 0o644) },
 		} {
 			must(t, f())

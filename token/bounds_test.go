@@ -289,7 +289,7 @@ func TestIssuerVerifiesTokensOfEveryAudience(t *testing.T) {
 			t.Errorf("audience %q: %+v, %v", audience, a, err)
 		}
 		_, err = token.VerifyAccess(raw, keys, issuer, issuer, now, 0)
-		wantCode(t, "at the issuer's own door, "+audience, err, here)
+		wantCode(t, "at the issuer's own endpoint, "+audience, err, here)
 		_, err = token.VerifyIssued(raw, keys, issuer, now.Add(time.Minute))
 		wantCode(t, "at its end, "+audience, err, watchword.TokenExpired)
 		_, err = token.VerifyIssued(raw, token.NewKeySet(signer(t, jose.P256).Public()), issuer, now)

@@ -169,7 +169,7 @@ func TestWellSignedInvalidClaimsAreRefused(t *testing.T) {
 				check("aud as an array of one", with(i, "["+c.value+"]"), true)
 				check("aud with another beside", with(i, "["+c.value+`,"https://evil.example"]`), k.name == "access token")
 				check("aud with a null beside", with(i, "["+c.value+`,null]`), false)
-				check("aud of nobody", with(i, "[]"), false)
+				check("aud of no server", with(i, "[]"), false)
 				check("aud empty", with(i, `""`), false)
 				check("aud in arrays", with(i, "[["+c.value+"]]"), false)
 				check("aud as an object", with(i, `{"a":`+c.value+`}`), false)

@@ -43,7 +43,7 @@ func TestAccessTokenAudienceAndBinding(t *testing.T) {
 		}
 	}
 	if _, err := token.VerifyAccess(sign(elsewhere, ""), keys, issuer, issuer, now, 0); watchword.CodeOf(err) != watchword.AudienceMismatch {
-		t.Errorf("another's at our own door: %v", err)
+		t.Errorf("another's at its own endpoint: %v", err)
 	}
 	if _, err := token.VerifyIssued("open sesame", keys, issuer, now); watchword.CodeOf(err) != watchword.TokenMalformed {
 		t.Errorf("words: %v", err)

@@ -39,7 +39,7 @@ func TestSignedTimeMatchesItsNonce(t *testing.T) {
 		want             watchword.Code
 	}{
 		{"another question's", raw, strings.Repeat("B", 22), watchword.NonceMismatch},
-		{"where nobody asked", claims(func(m map[string]any) { m["nonce"] = "" }), "", watchword.NonceMismatch},
+		{"where none was requested", claims(func(m map[string]any) { m["nonce"] = "" }), "", watchword.NonceMismatch},
 		{"another issuer's", claims(func(m map[string]any) { m["iss"] = "https://evil.example" }), nonce, watchword.IssuerMismatch},
 		{"living for an hour", claims(func(m map[string]any) { m["exp"] = now.Unix() + 3600 }), nonce, watchword.TokenLifetime},
 		{"without iat", claims(func(m map[string]any) { delete(m, "iat") }), nonce, watchword.TokenMalformed},

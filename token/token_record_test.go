@@ -23,7 +23,7 @@ func TestTokenIssueRule(t *testing.T) {
 		want watchword.Code
 	}{
 		{"an active subject gets one", holds(nil), false, ""},
-		{"nobody gets none", token.SubjectState{}, false, watchword.ClientInvalid},
+		{"no subject gets none", token.SubjectState{}, false, watchword.ClientInvalid},
 		{"a new subject gets none", state(watchword.New), false, watchword.SubjectNew},
 		{"a suspended subject gets none", state(watchword.Suspended), false, watchword.SubjectSuspended},
 		{"a revoked subject gets none", state(watchword.Revoked), false, watchword.SubjectRevoked},

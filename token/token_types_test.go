@@ -288,7 +288,7 @@ func TestTimeLimitsAreExact(t *testing.T) {
 		{"a minute before, by a clock that is behind", -time.Minute, 0, ""},
 		{"more than a minute before", -61 * time.Second, 0, watchword.TokenEarly},
 		{"a nanosecond before its end", 10*time.Minute - 1, 0, ""},
-		{"at its end, at our own door", 10 * time.Minute, 0, watchword.TokenExpired},
+		{"at its end, at its own endpoint", 10 * time.Minute, 0, watchword.TokenExpired},
 		{"at its end, elsewhere", 10 * time.Minute, token.Skew, ""},
 		{"a minute after its end, elsewhere", 11 * time.Minute, token.Skew, watchword.TokenExpired},
 	} {
@@ -333,14 +333,14 @@ func TestVerifyNextTrust(t *testing.T) {
 		{"another issuer's", make(root, func(b *token.Trust) { b.Issuer = "https://evil.example" }), watchword.BundleInvalid},
 		{"over", make(root, func(b *token.Trust) { b.Issued, b.Expires = now.Add(-48*time.Hour), now.Add(-24*time.Hour) }), watchword.BundleInvalid},
 		{"living too long", make(root, func(b *token.Trust) { b.Expires = now.Add(91 * 24 * time.Hour) }), watchword.BundleInvalid},
-		{"a stranger's", make(stranger, nil), watchword.KeyUnknown},
+		{"of a foreign key", make(stranger, nil), watchword.KeyUnknown},
 	} {
 		if _, err := token.VerifyNextTrust(tc.raw, known, now); watchword.CodeOf(err) != tc.want {
 			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
 		}
 	}
 	if _, err := token.VerifyTrust(make(stranger, func(b *token.Trust) { b.Roots = append(b.Roots, root.Public()) }), token.TrustPin(root.Public()), now); err == nil {
-		t.Error("a stranger's bundle that lists the pinned root is taken")
+		t.Error("a bundle by an unknown key that lists the pinned root is taken")
 	}
 }
 

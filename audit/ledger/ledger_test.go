@@ -455,7 +455,7 @@ func TestLoggedJWSExtendsTheSeenCheckpoint(t *testing.T) {
 		{"all witnesses, and nothing was seen before", by(witnesses...), 0, nil, ledger.Checkpoint{}, true},
 		{"one witness is too few", by(witnesses[1]), 300, extends, at, false},
 		{"one witness twice is one", by(witnesses[1], witnesses[1]), 300, extends, at, false},
-		{"a stranger is no witness", by(witnesses[1], stranger), 300, extends, at, false},
+		{"an unknown key is no witness", by(witnesses[1], stranger), 300, extends, at, false},
 		{"no witness", signed, 300, extends, at, false},
 		{"another log was seen before", by(witnesses...), 300, extends, fork, false},
 		{"a longer log was seen before", by(witnesses...), 302, nil, later, false},

@@ -35,7 +35,7 @@ func TestUntrustedFunctionsFilesAreRefused(t *testing.T) {
 		info, err := os.Stat(path)
 		must(err)
 		for what, f := range map[string]func() error{
-			"of somebody else":    func() error { return os.Chown(path, 54321, 54321) },
+			"of another user":     func() error { return os.Chown(path, 54321, 54321) },
 			"that others write":   func() error { return os.Chmod(path, info.Mode()|0o002) },
 			"that a group writes": func() error { return os.Chmod(path, info.Mode()|0o020) },
 		} {

@@ -104,7 +104,7 @@ func TestInspectValidToken(t *testing.T) {
 		}
 		for _, h := range append(p.Header, p.Claims...) {
 			if h.Meaning == "" {
-				t.Errorf("%s: nobody says what %s means", name, h.Name)
+				t.Errorf("%s: no text says what %s means", name, h.Name)
 			}
 		}
 		if late := inspect(raw, now.Add(200*24*time.Hour)); late.Good && name != "receipt" {

@@ -40,7 +40,7 @@ func TestMirrorStatementsAreNotTrusted(t *testing.T) {
 			t.Errorf("%s: got %v, want %s", path, err, want)
 		}
 		if err != nil && strings.Contains(err.Error(), "lies") {
-			t.Errorf("%s: its words stand in %v", path, err)
+			t.Errorf("%s: its words are in %v", path, err)
 		}
 	}
 }

@@ -51,14 +51,14 @@ func TestTrustedFileOwner(t *testing.T) {
 		private watchword.Code                        // of ReadPrivate
 		says    string
 	}{
-		"a private file":                {func(t *testing.T, d string) string { return put(t, d+"/f", 0o600) }, "", "", ""},
-		"a file that others read":       {func(t *testing.T, d string) string { return put(t, d+"/f", 0o644) }, "", watchword.KeyExposed, "chmod 600 "},
-		"a file that a group reads":     {func(t *testing.T, d string) string { return put(t, d+"/f", 0o640) }, "", watchword.KeyExposed, "chmod 600 "},
-		"a file that a group writes":    {func(t *testing.T, d string) string { return put(t, d+"/f", 0o620) }, watchword.FileUntrusted, watchword.KeyExposed, ""},
-		"a file that others write":      {func(t *testing.T, d string) string { return put(t, d+"/f", 0o602) }, watchword.FileUntrusted, watchword.KeyExposed, ""},
-		"a file that everybody has":     {func(t *testing.T, d string) string { return put(t, d+"/f", 0o666) }, watchword.FileUntrusted, watchword.KeyExposed, ""},
-		"a file of somebody else":       {func(t *testing.T, d string) string { return own(t, put(t, d+"/f", 0o600)) }, watchword.FileUntrusted, watchword.FileUntrusted, "chown root: "},
-		"in a folder that others write": {func(t *testing.T, d string) string { return mode(t, put(t, d+"/sub/f", 0o600), "..", 0o757) }, watchword.FileUntrusted, watchword.FileUntrusted, "chmod go-w "},
+		"a private file":                   {func(t *testing.T, d string) string { return put(t, d+"/f", 0o600) }, "", "", ""},
+		"a file that others read":          {func(t *testing.T, d string) string { return put(t, d+"/f", 0o644) }, "", watchword.KeyExposed, "chmod 600 "},
+		"a file that a group reads":        {func(t *testing.T, d string) string { return put(t, d+"/f", 0o640) }, "", watchword.KeyExposed, "chmod 600 "},
+		"a file that a group writes":       {func(t *testing.T, d string) string { return put(t, d+"/f", 0o620) }, watchword.FileUntrusted, watchword.KeyExposed, ""},
+		"a file that others write":         {func(t *testing.T, d string) string { return put(t, d+"/f", 0o602) }, watchword.FileUntrusted, watchword.KeyExposed, ""},
+		"a file that every user may write": {func(t *testing.T, d string) string { return put(t, d+"/f", 0o666) }, watchword.FileUntrusted, watchword.KeyExposed, ""},
+		"a file of another user":           {func(t *testing.T, d string) string { return own(t, put(t, d+"/f", 0o600)) }, watchword.FileUntrusted, watchword.FileUntrusted, "chown root: "},
+		"in a folder that others write":    {func(t *testing.T, d string) string { return mode(t, put(t, d+"/sub/f", 0o600), "..", 0o757) }, watchword.FileUntrusted, watchword.FileUntrusted, "chmod go-w "},
 		"in a folder that a group writes": {
 			func(t *testing.T, d string) string { return mode(t, put(t, d+"/sub/f", 0o600), "..", 0o775) },
 			watchword.FileUntrusted, watchword.FileUntrusted, "chmod go-w ",
@@ -71,11 +71,11 @@ func TestTrustedFileOwner(t *testing.T) {
 			func(t *testing.T, d string) string { return mode(t, put(t, d+"/a/b/f", 0o600), "../..", 0o757) },
 			watchword.FileUntrusted, watchword.FileUntrusted, "chmod go-w ",
 		},
-		"in a folder of somebody else": {
+		"in a folder of another user": {
 			func(t *testing.T, d string) string { p := put(t, d+"/sub/f", 0o600); own(t, d+"/sub"); return p },
 			watchword.FileUntrusted, watchword.FileUntrusted, "chown root: ",
 		},
-		"in a sticky folder of somebody else": {
+		"in a sticky folder of another user": {
 			func(t *testing.T, d string) string {
 				p := put(t, d+"/sub/f", 0o600)
 				own(t, d+"/sub")
@@ -83,7 +83,7 @@ func TestTrustedFileOwner(t *testing.T) {
 			},
 			watchword.FileUntrusted, watchword.FileUntrusted, "chown root: ",
 		},
-		"far below a folder of somebody else": {
+		"far below a folder of another user": {
 			func(t *testing.T, d string) string { p := put(t, d+"/a/b/c/f", 0o600); own(t, d+"/a"); return p },
 			watchword.FileUntrusted, watchword.FileUntrusted, "chown root: ",
 		},
@@ -109,7 +109,7 @@ func TestTrustedFileOwner(t *testing.T) {
 			},
 			watchword.FileUntrusted, watchword.FileUntrusted, "/y can be written",
 		},
-		"by somebody else's link in a sticky folder": {
+		"by another user's link in a sticky folder": {
 			func(t *testing.T, d string) string {
 				put(t, d+"/f", 0o600)
 				put(t, d+"/sub/z", 0o600)
@@ -149,14 +149,14 @@ func TestSuggestedCommandFixesFilePermissions(t *testing.T) {
 	for what, make := range map[string]func(t *testing.T, d string) string{
 		"a file that others write": func(t *testing.T, d string) string { return file(t, d, 0o622) },
 		"a file that others read":  func(t *testing.T, d string) string { return file(t, d, 0o644) },
-		"somebody else's file":     func(t *testing.T, d string) string { return own(t, file(t, d, 0o600)) },
-		"somebody else's link": func(t *testing.T, d string) string {
+		"another user's file":      func(t *testing.T, d string) string { return own(t, file(t, d, 0o600)) },
+		"another user's link": func(t *testing.T, d string) string {
 			l := link(t, file(t, d, 0o600), filepath.Join(d, name, "link"))
 			must(t, os.Lchown(l, other, other))
 			return l
 		},
 		"a folder that others write":     func(t *testing.T, d string) string { return mode(t, file(t, d, 0o600), "..", 0o777) },
-		"somebody else's folder":         func(t *testing.T, d string) string { p := file(t, d, 0o600); own(t, filepath.Dir(p)); return p },
+		"another user's folder":          func(t *testing.T, d string) string { p := file(t, d, 0o600); own(t, filepath.Dir(p)); return p },
 		"all of it, and more than once ": func(t *testing.T, d string) string { return own(t, mode(t, file(t, d, 0o666), "..", 0o777)) },
 		"what begins with a dash, with no folder before it": func(t *testing.T, d string) string {
 			return filepath.Base(put(t, d+"/-R", 0o666))
@@ -285,7 +285,7 @@ func TestFolderIsCheckedBeforeUse(t *testing.T) {
 		"one that a group has":  {func(t *testing.T, d string) string { return folder(t, d+"/f", 0o770) }, watchword.FileUntrusted, watchword.KeyExposed},
 		"one that all have":     {func(t *testing.T, d string) string { return folder(t, d+"/f", 0o777) }, watchword.FileUntrusted, watchword.KeyExposed},
 		"a sticky one":          {func(t *testing.T, d string) string { return folder(t, d+"/f", 0o777|fs.ModeSticky) }, watchword.FileUntrusted, watchword.KeyExposed},
-		"somebody else's":       {func(t *testing.T, d string) string { return own(t, folder(t, d+"/f", 0o700)) }, watchword.FileUntrusted, watchword.FileUntrusted},
+		"another user's":        {func(t *testing.T, d string) string { return own(t, folder(t, d+"/f", 0o700)) }, watchword.FileUntrusted, watchword.FileUntrusted},
 		"a new one in what others write": {
 			func(t *testing.T, d string) string { return folder(t, d+"/f", 0o757) + "/new" },
 			watchword.FileUntrusted, watchword.FileUntrusted,
@@ -294,11 +294,11 @@ func TestFolderIsCheckedBeforeUse(t *testing.T) {
 			func(t *testing.T, d string) string { return folder(t, d+"/f", 0o757) + "/new/deep" },
 			watchword.FileUntrusted, watchword.FileUntrusted,
 		},
-		"a new one in a sticky folder":       {func(t *testing.T, d string) string { return folder(t, d+"/f", 0o777|fs.ModeSticky) + "/new" }, "", ""},
-		"a new one in what a group writes":   {func(t *testing.T, d string) string { return folder(t, d+"/f", 0o775) + "/new" }, "", ""},
-		"a new one in somebody else's":       {func(t *testing.T, d string) string { return own(t, folder(t, d+"/f", 0o755)) + "/new" }, watchword.FileUntrusted, watchword.FileUntrusted},
-		"two new ones below somebody else's": {func(t *testing.T, d string) string { return own(t, folder(t, d+"/f", 0o755)) + "/a/b" }, watchword.FileUntrusted, watchword.FileUntrusted},
-		"a file":                             {func(t *testing.T, d string) string { return put(t, d+"/f", 0o600) }, watchword.FileUntrusted, watchword.FileUntrusted},
+		"a new one in a sticky folder":      {func(t *testing.T, d string) string { return folder(t, d+"/f", 0o777|fs.ModeSticky) + "/new" }, "", ""},
+		"a new one in what a group writes":  {func(t *testing.T, d string) string { return folder(t, d+"/f", 0o775) + "/new" }, "", ""},
+		"a new one in another user's":       {func(t *testing.T, d string) string { return own(t, folder(t, d+"/f", 0o755)) + "/new" }, watchword.FileUntrusted, watchword.FileUntrusted},
+		"two new ones below another user's": {func(t *testing.T, d string) string { return own(t, folder(t, d+"/f", 0o755)) + "/a/b" }, watchword.FileUntrusted, watchword.FileUntrusted},
+		"a file":                            {func(t *testing.T, d string) string { return put(t, d+"/f", 0o600) }, watchword.FileUntrusted, watchword.FileUntrusted},
 	} {
 		for private, want := range map[bool]watchword.Code{false: c.want, true: c.ofPrivate} {
 			t.Run(fmt.Sprintf("%s, private %v", name, private), func(t *testing.T) {

@@ -94,7 +94,7 @@ func mute(_ http.ResponseWriter, r *http.Request) {
 	<-r.Context().Done()
 }
 
-const lie = "\x1b[2Jlies"
+const fakeText = "\x1b[2Jfake"
 
 // Whatever an unauthenticated peer answers: nothing of it counts but the bytes of a 200.
 func TestUnauthenticatedAnswersAreNotTrusted(t *testing.T) {
@@ -106,23 +106,23 @@ func TestUnauthenticatedAnswersAreNotTrusted(t *testing.T) {
 				h.Set("Content-Type", "application/problem+json")
 				h.Set("Retry-After", "3600")
 				h.Set("Location", "https://elsewhere.example/")
-				h.Set("DPoP-Nonce", lie)
+				h.Set("DPoP-Nonce", fakeText)
 				w.WriteHeader(status)
-				_, _ = fmt.Fprintf(w, `{"code":%q,"detail":"lies","rule":"lies","field":"lies","retry_after":3600}`, code)
+				_, _ = fmt.Fprintf(w, `{"code":%q,"detail":"fake","rule":"fake","field":"fake","retry_after":3600}`, code)
 			}
 		}
 	}
 	answers["OAuth's error"] = func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(400)
-		_, _ = io.WriteString(w, `{"error":"invalid_client","error_description":"lies"}`)
+		_, _ = io.WriteString(w, `{"error":"invalid_client","error_description":"fake"}`)
 	}
-	answers["no JSON"] = func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "lies") }
-	answers["JSON of another type"] = func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"lies":["lies"]}`) }
-	answers["more than was asked for"] = func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, strings.Repeat("lies", 1000)) }
+	answers["no JSON"] = func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "fake") }
+	answers["JSON of another type"] = func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"fake":["fake"]}`) }
+	answers["more than was asked for"] = func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, strings.Repeat("fake", 1000)) }
 	answers["a bomb"] = func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Encoding", "gzip")
 		z := gzip.NewWriter(w)
-		_, _ = z.Write(bytes.Repeat([]byte("lies"), 1<<18))
+		_, _ = z.Write(bytes.Repeat([]byte("fake"), 1<<18))
 		_ = z.Close()
 	}
 	raw := func(say string) http.HandlerFunc {
@@ -134,12 +134,12 @@ func TestUnauthenticatedAnswersAreNotTrusted(t *testing.T) {
 			}
 		}
 	}
-	answers["no HTTP"] = raw("lies lies lies\r\n\r\n")
-	answers["a status that is none"] = raw("HTTP/1.1 lies lies\r\n\r\n")
-	answers["a header that is none"] = raw("HTTP/1.1 200 OK\r\nlies lies lies\r\n\r\n")
-	answers["less than was said"] = raw("HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\nlies")
+	answers["no HTTP"] = raw("fake fake fake\r\n\r\n")
+	answers["a status that is none"] = raw("HTTP/1.1 fake fake\r\n\r\n")
+	answers["a header that is none"] = raw("HTTP/1.1 200 OK\r\nfake fake fake\r\n\r\n")
+	answers["less than was said"] = raw("HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\nfake")
 	answers["nothing"] = raw("")
-	answers["headers without end"] = raw("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("lies", 1<<16) + "\r\n\r\n")
+	answers["headers without end"] = raw("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("fake", 1<<16) + "\r\n\r\n")
 
 	var answer atomic.Pointer[http.HandlerFunc]
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*answer.Load())(w, r) }))
@@ -147,15 +147,15 @@ func TestUnauthenticatedAnswersAreNotTrusted(t *testing.T) {
 	tr := rest.WithoutKeepAlive(rest.Transport(&tls.Config{}, nil))
 	for name, h := range answers {
 		answer.Store(&h)
-		var out struct{ Lies int }
+		var out struct{ Fake int }
 		_, err := rest.NewUnauthenticated(srv.URL, tr).JSON(t.Context(), rest.Request{Method: "GET", Path: "/", Max: 2000}, nil, &out)
 		e, ok := errors.AsType[*watchword.Error](err)
 		if !ok || e.Code != watchword.Unavailable || e.RetryAfter != 0 || e.Rule != "" || e.Field != "" {
 			t.Errorf("%s: got %+v", name, e)
 			continue
 		}
-		if strings.Contains(err.Error(), "lies") || strings.Contains(err.Error(), "elsewhere") {
-			t.Errorf("%s: the peer's words stand in %q", name, err)
+		if strings.Contains(err.Error(), "fake") || strings.Contains(err.Error(), "elsewhere") {
+			t.Errorf("%s: the peer's words are in %q", name, err)
 		}
 		if _, is := errors.AsType[*rest.Problem](err); is {
 			t.Errorf("%s: the peer's document is handed on", name)

@@ -77,7 +77,7 @@ func TestRefusedLinesAreSkipped(t *testing.T) {
 			{"denied", refuse(watchword.Denied), 1, true},
 			{"bad_request", refuse(watchword.BadRequest), 1, true},
 			{"too_large", refuse(watchword.TooLarge), 1, true},
-			{"an error that nobody foresaw", errors.New("?"), faultTries, true},
+			{"an unexpected error", errors.New("?"), faultTries, true},
 			{"such an error that ends", errors.New("?"), faultTries - 1, false},
 			{"unavailable", refuse(watchword.Unavailable), 50, false},
 			{"rate_limited", refuse(watchword.RateLimited), 50, false},

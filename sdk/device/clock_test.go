@@ -149,7 +149,7 @@ func TestInvalidTimeAnswers(t *testing.T) {
 			h.pass(timeRoundTrip + time.Millisecond)
 			return raw
 		}, watchword.TimedOut},
-		{"signed by a stranger", func(nonce string) string { return h.sign(testSigner(t), nonce) }, watchword.KeyUnknown},
+		{"signed by a foreign key", func(nonce string) string { return h.sign(testSigner(t), nonce) }, watchword.KeyUnknown},
 		{"from before the bundle", func(nonce string) string {
 			at := h.server
 			defer func() { h.server = at }()
@@ -230,7 +230,7 @@ func TestAClockThatIsPlainlyWrong(t *testing.T) {
 	}
 
 	h.wall = h.server.Add(10 * time.Minute) // ahead, which only the server can see
-	early := watchword.Refuse(watchword.TokenEarly, "iat lies in the future")
+	early := watchword.Refuse(watchword.TokenEarly, "iat is in the future")
 	if h.timeRejected(t.Context(), watchword.Refuse(watchword.Denied, "no")) {
 		t.Error("a denial says nothing about the clock")
 	}
@@ -246,7 +246,7 @@ func TestAClockThatIsPlainlyWrong(t *testing.T) {
 	if h.timeRejected(t.Context(), early) {
 		t.Error("it goes by another time, though it was right")
 	}
-	t.Run("a bundle that is over does not set a clock", func(t *testing.T) {
+	t.Run("an expired bundle does not set a clock", func(t *testing.T) {
 		h := newHours(t, Options{})
 		h.wall = h.trust.Load().Expires.Add(time.Hour)
 		if h.timeRejected(t.Context(), early) || h.asked != 0 {
@@ -303,7 +303,7 @@ func (h *hours) rootServer(root *jose.Signer, off *time.Duration) {
 // than that, and never beyond the end of its bundle.
 func TestAServerWhoseClockWasWrong(t *testing.T) {
 	const day = 24 * time.Hour
-	early := watchword.Refuse(watchword.TokenEarly, "iat lies in the future")
+	early := watchword.Refuse(watchword.TokenEarly, "iat is in the future")
 	for _, off := range []time.Duration{time.Hour, -time.Hour, 29 * day, -29 * day, 400 * day, -400 * day, -1_789_990_000 * time.Second} {
 		for _, reboot := range []bool{true, false} {
 			noClock := reboot

@@ -70,7 +70,7 @@ func TestServerPacketsAreChecked(t *testing.T) {
 		{"as many messages as were agreed", publishes(receiveMaximum), false, 0},
 		{"one message more", publishes(receiveMaximum + 1), false, 0x93},
 		{"an identifier twice", slices.Concat(publishes(1), publishes(1)), false, 0x82},
-		{"AUTH that nobody asked for", whole(0xf0, 0x18, 0), false, 0x82},
+		{"AUTH that was not requested", whole(0xf0, 0x18, 0), false, 0x82},
 		{"AUTH twice", slices.Concat(whole(0xf0, 0x18, 0), whole(0xf0, 0, 0)), true, 0},
 		{"AUTH three times", bytes.Repeat(whole(0xf0, 0x18, 0), 3), true, 0x82},
 		{"PUBREC", whole(0x50, 0, 1), false, 0x82},

@@ -88,7 +88,7 @@ func (n *memoryNet) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	n.dials.Add(1)
 	p := n.peer.Load()
 	if p == nil {
-		return nil, &net.OpError{Op: "dial", Err: errors.New("nobody is there")}
+		return nil, &net.OpError{Op: "dial", Err: errors.New("no server is there")}
 	}
 	near, far := net.Pipe()
 	if p.mute {
@@ -463,7 +463,7 @@ func TestUnverifiedServersLearnNothing(t *testing.T) {
 				_, _ = io.WriteString(w, `{"code":"subject_revoked","detail":"lies"}`)
 			}
 		},
-		"the bundle that everybody may have": func(s *scene) http.HandlerFunc {
+		"the public bundle": func(s *scene) http.HandlerFunc {
 			return func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, s.bundle) }
 		},
 		"an old bundle": func(s *scene) http.HandlerFunc {
@@ -496,11 +496,11 @@ func TestUnverifiedServersLearnNothing(t *testing.T) {
 						t.Errorf("%s: got %v", what, err)
 					}
 					if text := fmt.Sprint(err, s.log); strings.Contains(text, "lies") {
-						t.Errorf("%s: the stranger's words stand in %s", what, text)
+						t.Errorf("%s: the foreign server's words are in %s", what, text)
 					}
 					for route := range s.stranger.times() {
 						if route != "GET /v1/trust" && route != "POST /v1/time" {
-							t.Errorf("%s: the stranger was told %s", what, route)
+							t.Errorf("%s: the foreign server was told %s", what, route)
 						}
 					}
 					if d.revoked.current() != nil {
@@ -617,7 +617,7 @@ func TestEveryRequestEnds(t *testing.T) {
 						t.Errorf("%s: got %v", what, err)
 					}
 					if s.good.times()[q.route] == 0 {
-						t.Errorf("%s: nobody asked for %s", what, q.route)
+						t.Errorf("%s: %s was not requested", what, q.route)
 					}
 					s.good.set(q.route, was)
 				}
@@ -660,15 +660,15 @@ func (s *scene) running(d *Device) {
 // return.
 func TestDeviceReconnectsAfterServerPause(t *testing.T) {
 	for name, hostile := range map[string]func(s *scene) *memoryPeer{
-		"a stranger that says revoked": func(s *scene) *memoryPeer { s.stranger.set("", refusing(watchword.SubjectRevoked)); return s.stranger },
-		"a stranger that says busy":    func(s *scene) *memoryPeer { s.stranger.set("", refusing(watchword.Busy)); return s.stranger },
-		"a stranger with the bundle": func(s *scene) *memoryPeer {
+		"a foreign server that says revoked": func(s *scene) *memoryPeer { s.stranger.set("", refusing(watchword.SubjectRevoked)); return s.stranger },
+		"a foreign server that says busy":    func(s *scene) *memoryPeer { s.stranger.set("", refusing(watchword.Busy)); return s.stranger },
+		"a foreign server with the bundle": func(s *scene) *memoryPeer {
 			s.stranger.set("", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, s.bundle) })
 			return s.stranger
 		},
-		"a stranger that says nothing": func(s *scene) *memoryPeer { s.stranger.set("", quiet["one byte"]); return s.stranger },
-		"a stranger without TLS":       func(*scene) *memoryPeer { return &memoryPeer{mute: true} },
-		"nobody":                       func(*scene) *memoryPeer { return nil },
+		"a foreign server that says nothing": func(s *scene) *memoryPeer { s.stranger.set("", quiet["one byte"]); return s.stranger },
+		"a foreign server without TLS":       func(*scene) *memoryPeer { return &memoryPeer{mute: true} },
+		"nobody":                             func(*scene) *memoryPeer { return nil },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -24,8 +24,8 @@ func TestUntrustedFolderIsRefused(t *testing.T) {
 		below    string
 		commands string
 	}{
-		"of somebody else":                {0o700, 54321, "", "chown root: "},
-		"below one of somebody else":      {0o700, 54321, "lamp", "chown root: "},
+		"of another user":                 {0o700, 54321, "", "chown root: "},
+		"below one of another user":       {0o700, 54321, "lamp", "chown root: "},
 		"that all can write to":           {0o777, 0, "", "chmod go-w "},
 		"that a group can write to":       {0o770, 0, "", "chmod go-w "},
 		"below one that all can write to": {0o777, 0, "lamp", "chmod go-w "},

@@ -99,7 +99,7 @@ func TestLossyConnectionsBreak(t *testing.T) {
 			t.Error("a cut line goes on")
 		}
 		if l.dev.fleet.broken.Load() != 1 || l.dev.offlineSince.IsZero() {
-			t.Error("nobody noticed")
+			t.Error("it was not noticed")
 		}
 
 		l, other = badLine(t)

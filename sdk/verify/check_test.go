@@ -59,7 +59,7 @@ func TestInvalidTokens(t *testing.T) {
 		{"for another audience", with("aud", "https://other.example"), watchword.AudienceMismatch},
 		{"for the issuer itself", with("aud", issuerID), watchword.AudienceMismatch},
 		{"for an audience that begins alike", with("aud", audience+"/v1"), watchword.AudienceMismatch},
-		{"for nobody", with("aud", []string{}), watchword.AudienceMismatch},
+		{"for no audience", with("aud", []string{}), watchword.AudienceMismatch},
 		{"without audience", with("aud", nil), watchword.AudienceMismatch},
 		{"by a key that is not published", signToken(t, other, noon, nil), watchword.KeyUnknown},
 		{"by another key in the name of a published one", reheaded(signToken(t, other, noon, nil), `{"alg":"ES256","typ":"at+jwt","kid":"`+kid+`"}`), watchword.SignatureInvalid},
@@ -182,7 +182,7 @@ func TestTokenAllows(t *testing.T) {
 		t.Error("a lamp whose labels are known cannot be called")
 	}
 	for name, d := range map[string]verify.Decision{
-		"a door":                      tok.AllowsCall("door-2", watchword.Labels{"kind": "door"}, "lamp.set"),
+		"an endpoint":                 tok.AllowsCall("door-2", watchword.Labels{"kind": "door"}, "lamp.set"),
 		"another function":            tok.AllowsCall("lamp-2", nil, "door.open"),
 		"a pattern for a function":    tok.AllowsCall("lamp-2", nil, "lamp.*"),
 		"a wildcard for the device":   tok.AllowsCall("*", nil, "lamp.set"),

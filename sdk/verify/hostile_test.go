@@ -55,7 +55,7 @@ func TestOnlyKeysOfTheIssuerAreUsed(t *testing.T) {
 				t.Errorf("%s, by %s: %v", name, way, err)
 			}
 			if text := fmt.Sprint(err, log.String()); strings.Contains(text, "lies") {
-				t.Errorf("%s, by %s: the words of who answers stand in %s", name, way, text)
+				t.Errorf("%s, by %s: the server's words are in %s", name, way, text)
 			}
 		}
 		srv.Close()

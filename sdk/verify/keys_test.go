@@ -144,7 +144,7 @@ func TestARequestWaitsABoundedTimeForAKey(t *testing.T) {
 		cancel()
 		begin = time.Now()
 		_, err := v.Check(ctx, signToken(t, b, time.Now(), nil))
-		wants(t, "for who has gone", err, watchword.KeyUnknown)
+		wants(t, "for a caller that has gone", err, watchword.KeyUnknown)
 		wants(t, "known keys meanwhile", check(t, v, a), "")
 		if took := time.Since(begin); took != 0 {
 			t.Errorf("waited %s", took)
@@ -196,7 +196,7 @@ func TestUnreachableIssuerKeysAreUsedForADay(t *testing.T) {
 		w.cut(false)
 		pass(6 * time.Minute)
 		if w.count() == fetches {
-			t.Error("the issuer was back for six minutes, and nobody asked it")
+			t.Error("the issuer was back for six minutes, and was not asked")
 		}
 		w.cut(true)
 		pass(24*time.Hour - 10*time.Minute)
@@ -292,7 +292,7 @@ func TestNothingRunsOnAfterTheEnd(t *testing.T) {
 				wants(t, "what was fetched counts on", check(t, v, a), "")
 				wants(t, "an unknown key asks for nothing", check(t, v, newSigner(t, jose.P256)), watchword.KeyUnknown)
 				pass(24 * time.Hour)
-				wants(t, "and not for ever", check(t, v, a), watchword.Unavailable)
+				wants(t, "and not without end", check(t, v, a), watchword.Unavailable)
 				if w.count() != fetches {
 					t.Error("it was fetched after the end")
 				}

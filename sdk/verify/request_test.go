@@ -71,7 +71,7 @@ func TestRefusalsSayWhatTheStandardsSay(t *testing.T) {
 		{"a good bearer", []string{"Authorization: Bearer " + plain}, 200, "", nil},
 		{"the scheme in capitals", []string{"Authorization: BEARER " + plain}, 200, "", nil},
 		{"a good proof", dpop(tied, good()), 200, "", nil},
-		{"a bearer beside a proof that nobody asked for", []string{"Authorization: Bearer " + plain, "DPoP: x"}, 200, "", nil},
+		{"a bearer beside a proof that was not requested", []string{"Authorization: Bearer " + plain, "DPoP: x"}, 200, "", nil},
 		{"no token", nil, 401, watchword.Unauthenticated, []string{bearerOnly, dpopOnly}},
 		{"a password", []string{"Authorization: Basic YTpi"}, 401, watchword.Unauthenticated, []string{bearerOnly, dpopOnly}},
 		{"two tokens", []string{"Authorization: Bearer " + plain, "Authorization: Bearer " + plain}, 400, watchword.BadRequest, []string{withError(bearerOnly, "invalid_request", watchword.BadRequest)}},
@@ -314,7 +314,7 @@ func TestAServiceMayAskForItsNonce(t *testing.T) {
 	}
 	c.set(noon.Add(4 * time.Minute))
 	if w := send(h, nonce); codeIn(t, w) != watchword.DPoPNonce {
-		t.Errorf("when it is over: %s", w.Body)
+		t.Errorf("when it has expired: %s", w.Body)
 	}
 	if w := send(h, next); w.Code != 200 {
 		t.Errorf("with the next one: %s", w.Body)

@@ -435,9 +435,9 @@ func TestAuthorityLostDuringWaitIsRefused(t *testing.T) {
 	row, err := srv.admin.Send(ctx, admin.CommandOrder{Device: lamp.ID(), Function: "f", Args: []byte(`{"secret":42}`)})
 	must(t, err)
 	for name, request := range map[string][3]string{
-		"somebody else's command": {"GET", "/v1/commands/" + string(row.ID) + "?wait=60s", ""},
-		"its own order":           {"POST", "/v1/commands?wait=60s", fmt.Sprintf(`{"device":%q,"function":"f","args":{"secret":42}}`, lamp.ID())},
-		"its commands":            {"GET", "/v1/self/commands?wait=60s", ""},
+		"another subject's command": {"GET", "/v1/commands/" + string(row.ID) + "?wait=60s", ""},
+		"its own order":             {"POST", "/v1/commands?wait=60s", fmt.Sprintf(`{"device":%q,"function":"f","args":{"secret":42}}`, lamp.ID())},
+		"its commands":              {"GET", "/v1/self/commands?wait=60s", ""},
 	} {
 		for _, e := range b.edits(ctx, "boss") {
 			if name == "its commands" && e.name != "suspended" {

@@ -193,7 +193,7 @@ func TestOldTimeAnswerIsRefused(t *testing.T) {
 	select {
 	case <-asked:
 	default:
-		t.Error("nobody asked")
+		t.Error("it was not asked")
 	}
 	if !d.Time().IsZero() || !strings.Contains(srv.log.String(), "code=nonce_mismatch") {
 		t.Errorf("the device says it is %s", d.Time())

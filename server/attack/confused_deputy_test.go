@@ -71,7 +71,7 @@ func TestDeviceMayNotCallAnother(t *testing.T) {
 	stop()
 	must(t, <-ran)
 	if got := srv.log.String(); strings.Contains(got, "81") && strings.Contains(got, "level 81") {
-		t.Error("an argument's value stands in the log")
+		t.Error("an argument's value is in the log")
 	}
 }
 
@@ -115,7 +115,7 @@ func TestTwinConfigurationIsSigned(t *testing.T) {
 		t.Errorf("functions %+v", shown.Functions)
 	}
 	_, err = srv.admin.Send(ctx, admin.CommandOrder{Device: "lamp-1", Function: "lamp.get"})
-	wants(t, "a function that nobody announced", err, watchword.FunctionUnknown)
+	wants(t, "a function that was not announced", err, watchword.FunctionUnknown)
 	stop()
 	must(t, <-ran)
 }

@@ -242,7 +242,7 @@ func (ep *endpointFixture) compare(t *testing.T, d endpoint, shown []matrixCell)
 	for _, c := range shown {
 		for _, part := range strings.FieldsFunc(c.raw, func(r rune) bool { return strings.ContainsRune(`.",[]`, r) }) {
 			if len(part) > 40 && strings.Contains(text, part) {
-				t.Errorf("%s: it stands in the log: %.60s…", c.name, part)
+				t.Errorf("%s: it is in the log: %.60s…", c.name, part)
 			}
 		}
 	}

@@ -103,7 +103,7 @@ func commandsAtTheDevice(t *testing.T, o device.Options) {
 		name, jwe string
 		want      watchword.Code
 	}{
-		{"signed by a stranger", v.seal(t, unknown, order(11)), watchword.KeyUnknown},
+		{"signed by a foreign key", v.seal(t, unknown, order(11)), watchword.KeyUnknown},
 		{"signed by the issuer key", v.seal(t, ring.Signer(keyring.Issuer), order(11)), watchword.KeyUnknown},
 		{"in clear", plain, watchword.CommandUnsealed},
 		{"sealed as something else", noJWT, watchword.CommandUnsealed},
@@ -326,7 +326,7 @@ func TestReceiptsAtTheServer(t *testing.T) {
 	parts := strings.Split(good, ".")
 	for _, tc := range []struct{ name, token, receipt string }{
 		{"words", tok, "done, honestly"},
-		{"signed by a stranger", tok, sign(t, unknown, token.TypReceipt, m)},
+		{"signed by a foreign key", tok, sign(t, unknown, token.TypReceipt, m)},
 		{"signed by another device, in this one's name", tok, sign(t, alien, token.TypReceipt, m)},
 		{"handed in by another device", foreignTok, good},
 		{"another device's own, for this command", foreignTok, sign(t, alien, token.TypReceipt, with(m, "iss", "lamp-2"))},

@@ -88,7 +88,7 @@ subscribe = ["plant/#"]
 	for i := range publishers {
 		got := received[fmt.Sprintf("plant/meter-%d/lux", i)]
 		if n := len(acked[i]); len(got) < n || !slices.Equal(got[:n], acked[i]) {
-			t.Errorf("meter-%d: %d acknowledged, %d heard", i, n, len(got))
+			t.Errorf("meter-%d: %d acknowledged, %d received", i, n, len(got))
 		}
 	}
 }

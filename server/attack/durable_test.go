@@ -326,21 +326,21 @@ func countHeard(t *testing.T, s, p *persistentClient, prefix string, once bool) 
 		if seen[m]++; seen[m] == 1 {
 			order = append(order, m)
 		} else if once {
-			t.Errorf("%s heard %q %d times", s.id, m, seen[m])
+			t.Errorf("%s received %q %d times", s.id, m, seen[m])
 		}
 	}
 	if !slices.IsSorted(order) {
-		t.Errorf("%s heard %s out of order", s.id, prefix)
+		t.Errorf("%s received %s out of order", s.id, prefix)
 	}
 	n := 0
 	for _, m := range p.acked {
 		if strings.HasPrefix(m, prefix) {
 			if n++; seen[m] == 0 {
-				t.Errorf("%s never heard %q", s.id, m)
+				t.Errorf("%s never received %q", s.id, m)
 			}
 		}
 	}
-	t.Logf("%s: %s: %d acknowledged, %d heard", s.id, prefix, n, len(seen))
+	t.Logf("%s: %s: %d acknowledged, %d received", s.id, prefix, n, len(seen))
 }
 
 // operatorPasswords makes passwords of the first operator.

@@ -113,7 +113,7 @@ func TestExhaustionByOneDeviceOverHTTP(t *testing.T) {
 		select {
 		case e = <-events:
 		case <-deadline:
-			t.Fatalf("the marker was not heard, %d of %d before it were", received, told)
+			t.Fatalf("the marker was not received, %d of %d before it were", received, told)
 		}
 		switch e.Name {
 		case "end", "":

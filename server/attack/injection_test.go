@@ -37,7 +37,7 @@ func TestHostileNames(t *testing.T) {
 				t.Errorf("%s %q: %d %s", tc.what, name, a.status, a.body)
 			}
 			if name != "" && strings.ContainsAny(name, "\r\n\x00") && strings.Contains(ep.log.String(), name) {
-				t.Errorf("%s %q stands in the log as it is", tc.what, name)
+				t.Errorf("%s %q is in the log as it is", tc.what, name)
 			}
 		}
 	}
@@ -72,14 +72,14 @@ func TestHostilePolicies(t *testing.T) {
 		"an unknown key":          "for = {}\nadmin = true\n",
 		"an unknown key in allow": "for = {}\n[[allow]]\npublish = [\"a\"]\nroot = true\n",
 		"another case":            "For = {}\n",
-		"nobody at all":           "[[allow]]\npublish = [\"a\"]\n",
+		"no such subject":         "[[allow]]\npublish = [\"a\"]\n",
 		"a selector with a comma": "for = { site = \"a,kind=b\" }\n",
 		"a selector that is any":  "for = { site = \"*\" }\n",
 		"a selector that expands": "for = { site = \"${site}\" }\n",
 		"a selector with a slash": "for = { \"a/b\" = \"c\" }\n",
 		"subjects that are any":   "subjects = [\"*\"]\n",
 		"subjects that climb":     "subjects = [\"../operator\"]\n",
-		"a kind of nobody's":      "for = {}\nkinds = [\"god\"]\n",
+		"an unknown kind":         "for = {}\nkinds = [\"god\"]\n",
 		"a number for a topic":    "for = {}\n[[allow]]\npublish = [1]\n",
 		"a text for topics":       "for = {}\n[[allow]]\npublish = \"#\"\n",
 		"topics in topics":        "for = {}\n[[allow]]\npublish = [[\"#\"]]\n",

@@ -303,7 +303,7 @@ func TestDeviceRefusesForgedBundles(t *testing.T) {
 		raw  func() (string, error)
 		want watchword.Code
 	}{
-		{"a stranger's own", func() (string, error) { return forgeTrust(mine, unknown) }, watchword.KeyUnknown},
+		{"a foreign key", func() (string, error) { return forgeTrust(mine, unknown) }, watchword.KeyUnknown},
 		{"signed by the issuer key", func() (string, error) { return forgeTrust(next, ring.IssuerSigner()) }, watchword.KeyUnknown},
 		{"a second root that did not sign", func() (string, error) { return forgeTrust(both, root) }, watchword.BundleInvalid},
 		{"a second root that signed alone", func() (string, error) { return forgeTrust(both, unknown) }, watchword.KeyUnknown},

@@ -465,7 +465,7 @@ func TestPruningWithoutAuthorization(t *testing.T) {
 		_, err := st.PruneLog(ctx, shall)
 		must(t, err)
 	})
-	wants(t, "by nobody's word", verify(forged), watchword.LogInvalid)
+	wants(t, "without an approval", verify(forged), watchword.LogInvalid)
 }
 
 // Without any other checkpoint, the one beside the database detects it too.

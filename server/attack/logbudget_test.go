@@ -48,7 +48,7 @@ func TestOneDeviceCannotFillTheLog(t *testing.T) {
 		}
 	}
 	if n := lines["lamp-1"]; n < logbudget.Burst/2 || n > logbudget.Burst/2+60*logbudget.Rate {
-		t.Errorf("%d lines of who was refused %d times", n, flood)
+		t.Errorf("%d lines of a client that was refused %d times", n, flood)
 	}
 	if n := lines["lamp-1"] + srv.log.leftOut(t); n < flood+1 {
 		t.Errorf("%d lines are printed or counted", n)

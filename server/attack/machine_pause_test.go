@@ -75,11 +75,11 @@ func TestTokensExpireDuringMachinePause(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if _, err := says.client.Publish(ctx, &paho.Publish{Topic: topic, QoS: 1, Payload: []byte("2")}); err == nil {
-		t.Error("a publish under a token that is over")
+		t.Error("a publish under an expired token")
 	}
 	select {
 	case m := <-hears.got:
-		t.Errorf("a token that is over heard %q", m.Payload)
+		t.Errorf("an expired token received %q", m.Payload)
 	default:
 	}
 }

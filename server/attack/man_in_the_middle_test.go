@@ -45,7 +45,7 @@ func TestManInTheMiddleDoesNotSeeEnrollmentCode(t *testing.T) {
 	defer between.Close()
 	link := strings.Replace(made.Enrollment.Link, srv.url, between.URL, 1)
 	d := srv.openDevice(filepath.Join(t.TempDir(), "d"), device.Options{})
-	wants(t, "through somebody between", d.Enroll(t.Context(), link), watchword.PeerUntrusted)
+	wants(t, "through a man in the middle", d.Enroll(t.Context(), link), watchword.PeerUntrusted)
 	if asked.Load() == 0 || told.Load() != 0 {
 		t.Errorf("asked %d times, told the code %d times", asked.Load(), told.Load())
 	}
@@ -96,6 +96,6 @@ func TestPairingSameKeysTwiceGetsSameAnswer(t *testing.T) {
 		t.Errorf("other keys afterwards: %d %s", a.status, a.body)
 	}
 	if strings.Contains(srv.log.String(), made.Enrollment.Code) {
-		t.Error("the code stands in the log")
+		t.Error("the code is in the log")
 	}
 }

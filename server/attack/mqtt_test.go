@@ -94,7 +94,7 @@ func TestMosquittosClients(t *testing.T) {
 			must(t, sub.Wait())
 			must(t, w.Close())
 			if got := <-received; !strings.Contains(got, "plant/meter-1/lux 42") {
-				t.Errorf("heard %s", got)
+				t.Errorf("received %s", got)
 			}
 		})
 	}
@@ -213,7 +213,7 @@ func TestPaho3(t *testing.T) {
 	for range 50 {
 		must(t, pub.Publish(t, "plant/meter-1/lux", 1, "42"))
 		if m := <-sub.Messages; m.Topic != "plant/meter-1/lux" || m.Payload != "42" {
-			t.Errorf("heard %+v", m)
+			t.Errorf("received %+v", m)
 		}
 	}
 	if err := pub.Publish(t, "plant/meter-1/secret", 1, "x"); err == nil {
@@ -224,7 +224,7 @@ func TestPaho3(t *testing.T) {
 	must(t, err)
 	<-sub.Lost
 	if len(sub.Messages) > 0 {
-		t.Errorf("heard %+v", <-sub.Messages)
+		t.Errorf("received %+v", <-sub.Messages)
 	}
 }
 
@@ -241,11 +241,11 @@ const [url, ca, id, password] = process.argv.slice(2)
 for (const protocolVersion of [4, 5]) {
   const c = await mqtt.connectAsync(url, { ca: fs.readFileSync(ca), clientId: id, username: 'jwt', password, protocolVersion, reconnectPeriod: 0 })
   const granted = await c.subscribeAsync(['plant/#'], { qos: 1 })
-  const heard = new Promise(ok => c.on('message', (topic, payload) => ok(topic + ' ' + payload)))
+  const received = new Promise(ok => c.on('message', (topic, payload) => ok(topic + ' ' + payload)))
   await c.publishAsync('plant/' + id + '/lux', 'v' + protocolVersion, { qos: 1 })
   let refused = 'closed'
   if (protocolVersion === 5) refused = await c.publishAsync('plant/' + id + '/secret', 'x', { qos: 1 }).then(() => 'passed', e => 'code ' + e.code)
-  console.log(granted[0].qos, await heard, refused)
+  console.log(granted[0].qos, await received, refused)
   await c.endAsync()
 }
 `
@@ -257,7 +257,7 @@ for (const protocolVersion of [4, 5]) {
 	}
 	for _, want := range []string{"v4", "v5"} {
 		if p := <-w.got; string(p.Payload) != want {
-			t.Errorf("heard %q, want %s", p.Payload, want)
+			t.Errorf("received %q, want %s", p.Payload, want)
 		}
 	}
 	_ = srv

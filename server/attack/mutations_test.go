@@ -258,7 +258,7 @@ func foreignClaims(d endpoint, issuer string) []mutation {
 		}
 	}
 	if c["aud"] != nil {
-		out = append(out, mutation{name: "claims: aud of nobody", want: watchword.AudienceMismatch, payload: set("aud", `[]`)},
+		out = append(out, mutation{name: "claims: aud of no server", want: watchword.AudienceMismatch, payload: set("aud", `[]`)},
 			mutation{name: "claims: no aud", want: watchword.AudienceMismatch, payload: set("aud", "")},
 			mutation{name: "claims: aud null", want: watchword.TokenMalformed, payload: set("aud", "null")},
 			mutation{name: "claims: aud a number", want: watchword.TokenMalformed, payload: set("aud", "1")},

@@ -335,7 +335,7 @@ func TestDPoPAtEndpoints(t *testing.T) {
 			t.Errorf("got %v", got)
 		}
 	})
-	t.Run("nobody is told of both ways", func(t *testing.T) {
+	t.Run("the error does not name both ways", func(t *testing.T) {
 		a := srv.request("GET", "/v1/self", "", "")
 		if c := a.header.Values("WWW-Authenticate"); len(c) != 2 || !strings.HasPrefix(c[0], "Bearer ") || !strings.HasPrefix(c[1], "DPoP ") || strings.Contains(strings.Join(c, ""), "error=") {
 			t.Errorf("got %q", c)

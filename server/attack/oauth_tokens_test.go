@@ -90,7 +90,7 @@ func TestIntrospection(t *testing.T) {
 		t.Errorf("asked by words: %d %s", a.status, a.body)
 	}
 	if a := srv.post(path, nil, url.Values{"token": {tok}}); a.status != 401 || a.oauth != "invalid_client" {
-		t.Errorf("asked by nobody: %d %s", a.status, a.body)
+		t.Errorf("asked without a credential: %d %s", a.status, a.body)
 	} else {
 		srv.waitForRefusalEntry(a.member(t, "trace_id"), watchword.ClientInvalid, "")
 	}
@@ -219,7 +219,7 @@ func TestRevocation(t *testing.T) {
 		}
 	}
 	if a := srv.post(path, nil, url.Values{"token": {mine}}); a.status != 401 || a.oauth != "invalid_client" {
-		t.Errorf("by nobody: %d %s", a.status, a.body)
+		t.Errorf("without a credential: %d %s", a.status, a.body)
 	}
 	if a := srv.post(path, d, url.Values{}); a.status != 400 || a.oauth != "invalid_request" {
 		t.Errorf("no token: %d %s", a.status, a.body)
@@ -377,7 +377,7 @@ publish = ["plant/a/secret"]
 			t.Errorf("%s: aud is %v", resource, got)
 		}
 		if a := srv.request("GET", "/v1/self", tok, ""); (a.status == 200) != (aud == srv.url) || aud != srv.url && a.code != watchword.AudienceMismatch {
-			t.Errorf("%s at our own door: %d %s", resource, a.status, a.body)
+			t.Errorf("%s at its own endpoint: %d %s", resource, a.status, a.body)
 		}
 	}
 }

@@ -202,7 +202,7 @@ func TestOneKeyOfAnOperatorIsRevoked(t *testing.T) {
 	if revoked != 1 {
 		t.Errorf("%d entries say that the key was revoked", revoked)
 	}
-	wants(t, "a key of nobody", srv.admin.Operators().RevokeKey(ctx, "vera", "no-such"), watchword.NotFound)
+	wants(t, "an unknown key", srv.admin.Operators().RevokeKey(ctx, "vera", "no-such"), watchword.NotFound)
 	wants(t, "the last key of the last owner", srv.admin.RevokeOwnKey(ctx, mustValue(srv.admin.OwnKeys(ctx))(t)[0].ID), watchword.Conflict) // the client proves its key
 	wants(t, "an operator's key as a service's", srv.admin.Services().RevokeKey(ctx, "vera", desktop.kid()), watchword.NotFound)
 }

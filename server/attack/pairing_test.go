@@ -212,7 +212,7 @@ func TestPairingRequest(t *testing.T) {
 		t.Errorf("GET: got %d", a.status)
 	}
 	srv.waitForRefusals(audit.RequestRefuse, watchword.ProofInvalid, 10)
-	must(t, srv.admin.Pairings(t.Context(), func(p api.Pairing) error { return fmt.Errorf("somebody waits: %+v", p) }))
+	must(t, srv.admin.Pairings(t.Context(), func(p api.Pairing) error { return fmt.Errorf("a device waits: %+v", p) }))
 
 	a := srv.form("/oauth/device_authorization", s.askForm())
 	var out map[string]any
@@ -223,7 +223,7 @@ func TestPairingRequest(t *testing.T) {
 		t.Errorf("got %d %s", a.status, a.body)
 	}
 	if code, _ := out["device_code"].(string); !token.WellFormedCode(code) || strings.Contains(srv.log.String(), code) {
-		t.Error("the device code is not 128 bits, or stands in the log")
+		t.Error("the device code is not 128 bits, or is in the log")
 	}
 }
 
@@ -249,7 +249,7 @@ func TestDeviceCodeAloneIsUseless(t *testing.T) {
 		set("client_id", "operator").says(t, state+", another client_id", 401, "invalid_client", watchword.ClientInvalid)
 		set("client_id", "").says(t, state+", no client_id", 400, "invalid_request", watchword.BadRequest)
 		set("scope", "owner").says(t, state+", a scope", 400, "invalid_request", watchword.BadRequest)
-		set("device_code", watchword.NewNonce()).says(t, state+", a device code that nobody has", 400, "expired_token", watchword.PairingExpired)
+		set("device_code", watchword.NewNonce()).says(t, state+", an unknown device code", 400, "expired_token", watchword.PairingExpired)
 		set("device_code", s.user).says(t, state+", the user code", 400, "expired_token", watchword.PairingExpired)
 		set("device_code", "").says(t, state+", no device code", 400, "invalid_request", watchword.BadRequest)
 	}
@@ -363,7 +363,7 @@ func TestPairingApprovalIsForTheShownKeys(t *testing.T) {
 		code                    watchword.Code
 		field                   string
 	}{
-		{"nobody lists", "", "GET /v1/enrollments", "", 401, watchword.Unauthenticated, ""},
+		{"an id that is not listed", "", "GET /v1/enrollments", "", 401, watchword.Unauthenticated, ""},
 		{"a device lists", srv.token(lamp), "GET /v1/enrollments", "", 403, watchword.Denied, ""},
 		{"a device looks", srv.token(lamp), "GET /v1/enrollments/" + s.user, "", 403, watchword.Denied, ""},
 		{"a device approves", srv.token(lamp), "POST /v1/enrollments/" + s.user + "/approve", sign(s), 403, watchword.Denied, ""},
@@ -372,11 +372,11 @@ func TestPairingApprovalIsForTheShownKeys(t *testing.T) {
 		{"a part of the thumbprint", op, "POST /v1/enrollments/" + s.user + "/approve", `{"sign":"` + string(s.sign.Public().ID())[:8] + `"}`, 400, watchword.BadRequest, "sign"},
 		{"another device's thumbprint", op, "POST /v1/enrollments/" + s.user + "/approve", sign(attacker), 409, watchword.Conflict, "sign"},
 		{"the sealing key's thumbprint", op, "POST /v1/enrollments/" + s.user + "/approve", `{"sign":"` + string(s.seal.ID()) + `"}`, 409, watchword.Conflict, "sign"},
-		{"a code that nobody has", op, "POST /v1/enrollments/BBBB-BBBB/approve", sign(s), 404, watchword.NotFound, ""},
+		{"an unknown code", op, "POST /v1/enrollments/BBBB-BBBB/approve", sign(s), 404, watchword.NotFound, ""},
 		{"a code that is none", op, "POST /v1/enrollments/AEIO-UAEI/approve", sign(s), 400, watchword.BadRequest, "user_code"},
-		{"looking at a code that nobody has", op, "GET /v1/enrollments/BBBB-BBBB", "", 404, watchword.NotFound, ""},
-		{"rejecting a code that nobody has", op, "POST /v1/enrollments/BBBB-BBBB/reject", "", 404, watchword.NotFound, ""},
-		{"a wish that is somebody's id", op, "POST /v1/enrollments/" + wished.user + "/approve", sign(wished), 409, watchword.Conflict, ""},
+		{"looking at an unknown code", op, "GET /v1/enrollments/BBBB-BBBB", "", 404, watchword.NotFound, ""},
+		{"rejecting an unknown code", op, "POST /v1/enrollments/BBBB-BBBB/reject", "", 404, watchword.NotFound, ""},
+		{"a requested id that another device has", op, "POST /v1/enrollments/" + wished.user + "/approve", sign(wished), 409, watchword.Conflict, ""},
 		{"no wish, and no id", op, "POST /v1/enrollments/" + unwished.user + "/approve", sign(unwished), 400, watchword.BadRequest, "id"},
 		{"an id that tries to escape", op, "POST /v1/enrollments/" + s.user + "/approve", say(s, `"id":"../x"`), 400, watchword.BadRequest, "id"},
 		{"a label that tries to widen", op, "POST /v1/enrollments/" + s.user + "/approve", say(s, `"labels":{"site":"#"}`), 400, watchword.BadRequest, "labels.site"},
@@ -469,7 +469,7 @@ func TestConcurrentPairingDecisions(t *testing.T) {
 		t.Fatalf("%d won", won)
 	}
 	if a := s.poll(); (a.status == 200) != (winner%2 == 1) {
-		t.Errorf("operator %d won, and the device hears %+v", winner, a)
+		t.Errorf("operator %d won, and the device receives %+v", winner, a)
 	}
 	devices := 0
 	must(t, srv.admin.Devices(t.Context(), nil, "", func(api.Device) error { devices++; return nil }))

@@ -79,7 +79,7 @@ func TestProofRequiredEverywhere(t *testing.T) {
 			}
 			require(false)
 			if a := srv.request("GET", "/v1/self", bearer, ""); a.status != 200 {
-				t.Errorf("when it is over: %d %s", a.status, a.body)
+				t.Errorf("when it has expired: %d %s", a.status, a.body)
 			}
 		})
 	}

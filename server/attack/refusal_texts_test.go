@@ -54,7 +54,7 @@ func (ep *endpointFixture) wantSameTexts(t *testing.T, d endpoint, shown []matri
 					continue // the header does not say what it is
 				}
 				if !said[refusalText{c.seen.code, oauthText(c.seen.detail())}] {
-					t.Errorf("%s: the door says %q, %q; token inspect %v", c.name, c.seen.code, c.seen.detail(), said)
+					t.Errorf("%s: the server says %q, %q; token inspect %v", c.name, c.seen.code, c.seen.detail(), said)
 				}
 			}
 		})

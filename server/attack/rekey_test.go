@@ -97,7 +97,7 @@ func TestKeyChangeEndpoint(t *testing.T) {
 		{"nothing", fresh.Public(), seal, `null`, watchword.ProofInvalid, "token_malformed"},
 		{"two payloads", fresh.Public(), seal, pair(both[0], by(fresh, "jti", "another")), watchword.ProofInvalid, "token_malformed"},
 		{"another's old key", fresh.Public(), seal, make(foreign, fresh, "lamp-1", issuer, seal.ID(), now), watchword.ProofInvalid, "key_unknown"},
-		{"a stranger's old key", fresh.Public(), seal, make(another, fresh, "lamp-1", issuer, seal.ID(), now), watchword.ProofInvalid, "key_unknown"},
+		{"an unknown old key", fresh.Public(), seal, make(another, fresh, "lamp-1", issuer, seal.ID(), now), watchword.ProofInvalid, "key_unknown"},
 		{"for another device", fresh.Public(), seal, make(old, fresh, "lamp-2", issuer, seal.ID(), now), watchword.ProofInvalid, "issuer_mismatch"},
 		{"for another server", fresh.Public(), seal, make(old, fresh, "lamp-1", "https://evil.example", seal.ID(), now), watchword.ProofInvalid, "audience_mismatch"},
 		{"expired", fresh.Public(), seal, make(old, fresh, "lamp-1", issuer, seal.ID(), now.Add(-10*time.Minute)), watchword.ProofInvalid, "token_expired"},
@@ -203,7 +203,7 @@ func TestKeyChangeEndpoint(t *testing.T) {
 		}
 	}
 	if used := srv.entries(audit.DeviceRekey, audit.Refused); proofs != 21 || len(used) != 3 || used[0].Code != watchword.Conflict || used[0].Actor != "lamp-1" {
-		t.Errorf("%d refused proofs stand in the log, and of used keys %+v", proofs, used)
+		t.Errorf("%d refused proofs are in the log, and of used keys %+v", proofs, used)
 	}
 }
 
@@ -348,7 +348,7 @@ func TestInterruptedKeyChangeIsFinished(t *testing.T) {
 	write := func(name string, b []byte) { t.Helper(); must(t, os.WriteFile(filepath.Join(folder, name), b, 0o600)) }
 	oldSign, oldSeal := read("sign.jwk"), read("seal.jwk")
 	srv.stop()
-	wants(t, "nobody answers", d.Rekey(t.Context(), device.RekeyOptions{}), watchword.Unavailable)
+	wants(t, "no server answers", d.Rekey(t.Context(), device.RekeyOptions{}), watchword.Unavailable)
 	next := read("keys.next")
 	if info, err := os.Stat(filepath.Join(folder, "keys.next")); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("keys.next: %v, %v", info, err)

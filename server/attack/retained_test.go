@@ -83,7 +83,7 @@ func TestOperatorsSeeAndRemoveRetainedMessages(t *testing.T) {
 	_, err = srv.admin.Suspend(t.Context(), "one", "")
 	must(t, err)
 	if m, err := srv.admin.RetainedMessage(t.Context(), "a"); err != nil || m.Deliverable {
-		t.Errorf("of who is suspended: %v %+v", err, m)
+		t.Errorf("of a suspended subject: %v %+v", err, m)
 	}
 	for _, topic := range oddTopics {
 		must(t, srv.admin.DeleteRetained(t.Context(), topic))

@@ -270,7 +270,7 @@ func TestSlowRequestIsClosed(t *testing.T) {
 	must(t, c.SetReadDeadline(time.Now().Add(20*time.Second)))
 	b, err := io.ReadAll(c)
 	if err != nil && strings.Contains(err.Error(), "timeout") {
-		t.Fatal("it waits for ever")
+		t.Fatal("it waits without end")
 	}
 	if bytes.Contains(b, []byte("200 OK")) {
 		t.Errorf("got %s", b)

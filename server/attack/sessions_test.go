@@ -107,7 +107,7 @@ func TestPaho3ResumesSession(t *testing.T) {
 					continue // QoS 0 is received by connected clients only
 				}
 				if got := fmt.Sprintf("%s %d %v", m.Payload, m.QoS, m.Retained); got != want {
-					t.Fatalf("heard %q, want %q", got, want)
+					t.Fatalf("received %q, want %q", got, want)
 				}
 				break
 			}

@@ -102,10 +102,10 @@ func TestAccessTokensOverHTTP(t *testing.T) {
 		{"crit", replaceHeader(good, `{"alg":"ES256","typ":"at+jwt",`+kid+`,"crit":["exp"]}`), watchword.TokenMalformed},
 		{"a header member twice", replaceHeader(good, `{"alg":"ES256","alg":"ES256","typ":"at+jwt",`+kid+`}`), watchword.TokenMalformed},
 		{"no kid", replaceHeader(good, `{"alg":"ES256","typ":"at+jwt"}`), watchword.KeyUnknown},
-		{"kid of nobody", replaceHeader(good, `{"alg":"ES256","typ":"at+jwt","kid":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}`), watchword.KeyUnknown},
+		{"kid of no key", replaceHeader(good, `{"alg":"ES256","typ":"at+jwt","kid":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}`), watchword.KeyUnknown},
 		{"typ JWT", replaceHeader(good, `{"alg":"ES256","typ":"JWT",`+kid+`}`), watchword.TokenKind},
 		{"another signature", parts[0] + "." + parts[1] + "." + strings.Split(srv.token(other), ".")[2], watchword.SignatureInvalid},
-		{"signed by a stranger", sign(t, unknown, token.TypAccess, c), watchword.KeyUnknown},
+		{"signed by a foreign key", sign(t, unknown, token.TypAccess, c), watchword.KeyUnknown},
 		{"an assertion", assertion, watchword.TokenKind},
 		{"another issuer's", sign(t, issuer, token.TypAccess, with(c, "iss", "https://evil.example")), watchword.IssuerMismatch},
 		{"for another audience", sign(t, issuer, token.TypAccess, with(c, "aud", "https://api.example")), watchword.AudienceMismatch},
@@ -145,7 +145,7 @@ func TestAccessTokensOverHTTP(t *testing.T) {
 		}
 	})
 
-	t.Run("each refusal stands in the log, with its code", func(t *testing.T) {
+	t.Run("each refusal is in the log, with its code", func(t *testing.T) {
 		srv.stop()
 		st, err := sqlite.Open(t.Context(), filepath.Join(srv.dir, "watchword.db"), sqlite.Options{})
 		must(t, err)
@@ -168,7 +168,7 @@ func TestAccessTokensOverHTTP(t *testing.T) {
 		}
 		for _, secret := range []string{good, strings.Split(good, ".")[2], assertion} {
 			if strings.Contains(srv.log.String(), secret) {
-				t.Error("a token stands in the log")
+				t.Error("a token is in the log")
 			}
 		}
 	})
@@ -208,8 +208,8 @@ func TestAssertionsAtTheTokenEndpoint(t *testing.T) {
 		{"too long a life", sign(t, s, token.TypAssertion, with(base(), "exp", now+301)), false, watchword.TokenLifetime},
 		{"without jti", sign(t, s, token.TypAssertion, with(base(), "jti", nil)), false, watchword.TokenMalformed},
 		{"signed by another device", sign(t, es, token.TypAssertion, base()), false, watchword.ClientInvalid},
-		{"signed by a stranger", sign(t, unknown, token.TypAssertion, base()), false, watchword.ClientInvalid},
-		{"of nobody", sign(t, s, token.TypAssertion, with(base(), "iss", "ghost", "sub", "ghost")), false, watchword.ClientInvalid},
+		{"signed by a foreign key", sign(t, unknown, token.TypAssertion, base()), false, watchword.ClientInvalid},
+		{"of no subject", sign(t, s, token.TypAssertion, with(base(), "iss", "ghost", "sub", "ghost")), false, watchword.ClientInvalid},
 		{"an id that tries to escape", sign(t, s, token.TypAssertion, with(base(), "iss", "../lamp-1", "sub", "../lamp-1")), false, watchword.IssuerMismatch},
 		{"words", "open sesame", false, watchword.TokenMalformed},
 	} {
@@ -225,7 +225,7 @@ func TestAssertionsAtTheTokenEndpoint(t *testing.T) {
 			}
 		})
 	}
-	t.Run("nobody and a wrong key get the same answer", func(t *testing.T) {
+	t.Run("an unknown subject and a wrong key get the same answer", func(t *testing.T) {
 		srv := *srv
 		srv.t = t
 		ghost := srv.exchangeAssertion(sign(t, unknown, token.TypAssertion, with(base(), "iss", "ghost", "sub", "ghost")))

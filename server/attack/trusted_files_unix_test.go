@@ -34,7 +34,7 @@ func TestDeviceFilesOfOtherOwnersAreRefused(t *testing.T) {
 		info, err := os.Stat(path)
 		must(t, err)
 		for what, f := range map[string]func() error{
-			"of somebody else":    func() error { return os.Chown(path, somebody, somebody) },
+			"of another user":     func() error { return os.Chown(path, somebody, somebody) },
 			"that others write":   func() error { return os.Chmod(path, info.Mode()|0o002) },
 			"that a group writes": func() error { return os.Chmod(path, info.Mode()|0o020) },
 		} {

@@ -101,7 +101,7 @@ func TestResourceServerAcceptsTokensIssuedForIt(t *testing.T) {
 		{"for another service, by the issuer's own key", sign(t, issuer, token.TypAccess, with(c, "aud", "https://other.example")), watchword.AudienceMismatch},
 		{"of another tenant, by the issuer's own key", sign(t, issuer, token.TypAccess, with(c, "iss", ring.Issuer()+"/t/other")), watchword.IssuerMismatch},
 		{"by the device's own key", sign(t, own, token.TypAccess, c), watchword.KeyUnknown},
-		{"by a stranger's key", sign(t, unknown, token.TypAccess, c), watchword.KeyUnknown},
+		{"by a foreign key", sign(t, unknown, token.TypAccess, c), watchword.KeyUnknown},
 		{"by the command key", sign(t, ring.Signer(keyring.Command), token.TypAccess, c), watchword.KeyUnknown},
 		{"over for more than the skew", sign(t, issuer, token.TypAccess, with(c, "iat", time.Now().Unix()-700, "exp", time.Now().Unix()-61)), watchword.TokenExpired},
 		{"the device's assertion", assertion, watchword.TokenKind},
@@ -123,7 +123,7 @@ func TestResourceServerAcceptsTokensIssuedForIt(t *testing.T) {
 		name, proof string
 		status      int
 	}{
-		{"a stranger's proof", forged, 401},
+		{"a proof by a foreign key", forged, 401},
 		{"the device's proof", proof, 200},
 		{"the device's proof again", proof, 401},
 	} {

@@ -112,7 +112,7 @@ func TestAFloodDoesNotHideOtherSubjects(t *testing.T) {
 			}
 		}
 		if lamp < seconds/2 || strangers > 1000+50*(seconds+1) {
-			t.Errorf("of %d refusals of the lamp %d are there, and %d of strangers", seconds, lamp, strangers)
+			t.Errorf("of %d refusals of the lamp %d are there, and %d of unauthenticated clients", seconds, lamp, strangers)
 		}
 	})
 }

@@ -84,7 +84,7 @@ func TestBusyDoesNotHideOtherRefusals(t *testing.T) {
 				_, err := o.Exchange(ctx, "default", TokenRequest{Assertion: verified}, "", now)
 				return err
 			},
-			"an assertion, nobody's": func() error {
+			"an assertion of an unknown subject": func() error {
 				_, err := o.Exchange(ctx, "default", TokenRequest{Assertion: nobody}, "", now)
 				return err
 			},
@@ -108,7 +108,7 @@ func TestBusyDoesNotHideOtherRefusals(t *testing.T) {
 		close(open)
 		wg.Wait()
 		if _, err := o.Exchange(ctx, "default", TokenRequest{Assertion: nobody}, "", now); watchword.CodeOf(err) != watchword.ClientInvalid {
-			t.Errorf("when it is over: %v", err)
+			t.Errorf("when it has expired: %v", err)
 		}
 	})
 }

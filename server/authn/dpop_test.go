@@ -77,7 +77,7 @@ func TestDPoPProofIsUsedOnce(t *testing.T) {
 	d := dpopProof{token.DPoP{Key: "k", JTI: "j"}, window(start)}
 	later := start.Add(time.Minute)
 	if err := p.consume(lamp, d, start); watchword.CodeOf(err) != watchword.DPoPNonce {
-		t.Errorf("in a window that is over: %v", err)
+		t.Errorf("in a window that has ended: %v", err)
 	}
 	fresh := newDPoPVerifier(nil)
 	if err := fresh.consume(lamp, d, start); err != nil {

@@ -209,12 +209,12 @@ func TestAGroupChoosesTheMember(t *testing.T) {
 	}{
 		{name: "the lowest load", loads: [3]int32{2, 1, 3}, want: 1, drops: -1},
 		{name: "not who may not read", loads: [3]int32{2, 1, 3}, denied: [3]bool{false, true, false}, want: 0, drops: -1},
-		{name: "nobody may read", denied: [3]bool{true, true, true}, want: -1, drops: -1},
+		{name: "no member may read", denied: [3]bool{true, true, true}, want: -1, drops: -1},
 		{name: "not who has it", loads: [3]int32{2, 1, 3}, except: 2, want: 0, drops: -1},
 		{name: "a connected one before an offline one", loads: [3]int32{bus.OfflineLoad, 900, bus.OfflineLoad}, want: 1, drops: -1},
 		{name: "an offline one where no other has room", loads: [3]int32{bus.OfflineLoad, 900, 901}, full: [3]bool{false, true, true}, want: 0, drops: -1},
 		{name: "connected ones alone", loads: [3]int32{bus.OfflineLoad, bus.OfflineLoad, bus.OfflineLoad}, online: true, want: -1, drops: -1},
-		{name: "nobody has room", loads: [3]int32{2, 1, 3}, full: [3]bool{true, true, true}, want: -1, drops: 1},
+		{name: "no member has room", loads: [3]int32{2, 1, 3}, full: [3]bool{true, true, true}, want: -1, drops: 1},
 		{name: "no connected one has room", loads: [3]int32{2, 1, 3}, full: [3]bool{true, true, true}, online: true, want: -1, drops: -1},
 	} {
 		for i, m := range members {
@@ -246,7 +246,7 @@ func TestAGroupChoosesTheMember(t *testing.T) {
 	}
 	for _, s := range subs {
 		if n := tenant.Subscribed().Total(); n == 0 {
-			t.Error("a group with members is charged to nobody")
+			t.Error("a group with members is charged to no account")
 		}
 		tenant.LeaveGroup(g, s, 10)
 		tenant.LeaveGroup(g, s, 10) // a second time changes nothing

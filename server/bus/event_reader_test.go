@@ -121,12 +121,12 @@ func TestSlowReaderLosesEventsOfBusiestDevice(t *testing.T) {
 		t.Errorf("of %d others came something", len(of))
 	}
 	if events, gap := take(t, narrow); len(events) != quiet/10 || gap.Any() {
-		t.Errorf("who hears one device got %d, gap %v", len(events), gap)
+		t.Errorf("the reader of one device got %d, gap %v", len(events), gap)
 	}
 	slow.Close() // again is no harm
 	select {
 	case <-foreign.Ready():
-		t.Error("another tenant heard it")
+		t.Error("another tenant received it")
 	default:
 	}
 }

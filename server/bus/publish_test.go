@@ -319,7 +319,7 @@ func TestRetainedMessageIsTheLastDelivered(t *testing.T) {
 		}
 		wg.Wait()
 		if encoded, _, _ := tenant.Retained.StoredForm("a"); string(encoded) != "a="+r.heard[len(r.heard)-1] {
-			t.Fatalf("retained is %s, heard %s", encoded, r.heard[len(r.heard)-4:])
+			t.Fatalf("retained is %s, received %s", encoded, r.heard[len(r.heard)-4:])
 		}
 	}
 }
@@ -363,7 +363,7 @@ func TestRefusedMessageIsNotRetained(t *testing.T) {
 		var res bus.Result
 		err := tenant.Publish(bus.Publication{Message: d, Retain: &bus.Retain{Message: retained(d)}}, &bus.Batch{}, &res)
 		if refused := watchword.CodeOf(err) == watchword.Busy; refused != (i == 1) || res.Retained == refused || len(r.heard) != 1 {
-			t.Errorf("%s: %v, retained: %v, %d heard", topic, err, res.Retained, len(r.heard))
+			t.Errorf("%s: %v, retained: %v, %d received", topic, err, res.Retained, len(r.heard))
 		}
 	}
 }

@@ -335,7 +335,7 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 			b.Version, b.Roots = 3, keys(f.device)
 			f.trusts, f.roots = append(f.trusts, b), append(f.roots, []*jose.Signer{f.device})
 		}, ""},
-		{"a new root that nobody introduced", func(f *evidenceBuilder) {
+		{"a new root without an introduction", func(f *evidenceBuilder) {
 			second(f, func(b *token.Trust) { b.Roots = keys(f.device) })
 			f.roots[1] = []*jose.Signer{f.device}
 		}, "the trust bundle is not signed by a known root"},
@@ -366,7 +366,7 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 		{"one witness too few", func(f *evidenceBuilder) { f.witnesses = f.witnesses[:1] }, "the log has the signatures of 1 witnesses, and the trust bundle requires 2"},
 		{"no witness", func(f *evidenceBuilder) { f.witnesses = nil }, "the log has the signatures of 0 witnesses"},
 		{"no witness where none is wanted", func(f *evidenceBuilder) { f.trusts[0].Quorum, f.witnesses = 0, nil }, ""},
-		{"witnesses that nobody named", func(f *evidenceBuilder) {
+		{"witnesses that were not named", func(f *evidenceBuilder) {
 			f.witnesses = []cosigner{newCosigner(f.t, "witness0"), newCosigner(f.t, "stranger")}
 		}, "the log has the signatures of 0 witnesses"},
 		{"witnesses of an earlier bundle", func(f *evidenceBuilder) {
@@ -464,7 +464,7 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 		{"another function", func(f *evidenceBuilder) { f.put(ordered, "function", "lamp.reset") }, "is of another order"},
 		{"an order of another epoch", func(f *evidenceBuilder) { f.put(ordered, "epoch", "2") }, "is of another order"},
 		{"an order with another number", func(f *evidenceBuilder) { f.put(ordered, "seq", "8") }, "is of another order"},
-		{"an order by somebody else", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Actor = "bob" }) }, "is of another order"},
+		{"an order of another subject", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Actor = "bob" }) }, "is of another order"},
 		{"other arguments", func(f *evidenceBuilder) { f.put(ordered, "args_hash", jose.HashString("x")) }, "the arguments do not match the order"},
 		{"another salt", func(f *evidenceBuilder) {
 			f.file = func(e *command.Evidence) { e.ArgsSalt = []byte("fedcba9876543210") }
@@ -502,7 +502,7 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 			f.order.Expires = at.Add(2 * time.Minute)
 			f.orderedBySignature()
 		}, "the signed order is not valid: order_invalid: "},
-		{"a signed order by somebody else", func(f *evidenceBuilder) {
+		{"a signed order of another subject", func(f *evidenceBuilder) {
 			f.order.By = "bob"
 			f.orderedBySignature()
 		}, "the signed order is not valid: order_invalid: "},

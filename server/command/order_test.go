@@ -237,8 +237,8 @@ func TestASignedOrder(t *testing.T) {
 		"for another server":        {edit: func(o *token.Order) { o.Server = "https://other.example" }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
 		"for another tenant":        {edit: func(o *token.Order) { o.Server = issuer + "/t/other" }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
 		"that names no server":      {edit: func(o *token.Order) { o.Server = "" }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
-		"by somebody else":          {edit: func(o *token.Order) { o.By = "bob" }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
-		"that is over":              {edit: func(o *token.Order) { o.Issued, o.Expires = at.Add(-time.Hour), at.Add(-time.Minute) }, code: watchword.OrderInvalid, why: watchword.TokenExpired},
+		"by another subject":        {edit: func(o *token.Order) { o.By = "bob" }, code: watchword.OrderInvalid, why: watchword.OrderInvalid},
+		"that has expired":          {edit: func(o *token.Order) { o.Issued, o.Expires = at.Add(-time.Hour), at.Add(-time.Minute) }, code: watchword.OrderInvalid, why: watchword.TokenExpired},
 		"of more than a day":        {edit: func(o *token.Order) { o.Expires = at.Add(25 * time.Hour) }, code: watchword.OrderInvalid, why: watchword.TokenLifetime},
 		"that is no order":          {call: func(c *command.Call) { c.SignedOrder = "x.y.z" }, code: watchword.OrderInvalid, why: watchword.TokenMalformed},
 		"whose call names a TTL":    {call: func(c *command.Call) { c.TTL = time.Hour }},
@@ -325,7 +325,7 @@ func TestWhoMayReadACommand(t *testing.T) {
 	s.subject("bob", watchword.Operator, nil)
 	row := s.order(command.Call{})
 	wantCode(t, "who ordered it", s.CheckMayRead(t.Context(), s.as("alice"), row), "")
-	wantCode(t, "somebody else", s.CheckMayRead(t.Context(), s.as("bob"), row), watchword.Denied)
+	wantCode(t, "another subject", s.CheckMayRead(t.Context(), s.as("bob"), row), watchword.Denied)
 	low, err := s.Order(t.Context(), s.as("bob"), command.Call{Device: "lamp-1", Function: "lamp.set", Args: []byte(`{"level":80}`)}, "")
 	must(t, err)
 	wantCode(t, "within the bound", s.CheckMayRead(t.Context(), s.as("bob"), low), "")

@@ -42,21 +42,21 @@ func TestApplyReceipt(t *testing.T) {
 		why    watchword.Code // of the verification that failed
 		state  watchword.CommandState
 	}{
-		"done":             {status: watchword.StatusDone, state: watchword.Done},
-		"accepted":         {status: watchword.StatusAccepted, state: watchword.Accepted},
-		"refused":          {status: watchword.StatusRefused, state: watchword.Refused},
-		"failed":           {status: watchword.StatusFailed, state: watchword.Failed},
-		"interrupted":      {status: watchword.StatusInterrupted, state: watchword.Interrupted},
-		"a conflict":       {status: watchword.StatusConflict, state: watchword.Failed},
-		"another status":   {status: "well", code: watchword.ReceiptInvalid, why: watchword.TokenMalformed, state: watchword.Sent},
-		"another epoch":    {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Epoch = 2 }, code: watchword.ReceiptInvalid, state: watchword.Sent},
-		"another number":   {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Seq++ }, code: watchword.ReceiptInvalid, state: watchword.Sent},
-		"another command":  {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Command = "cmd_other" }, code: watchword.ReceiptInvalid, state: watchword.Sent},
-		"another version":  {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Hash = jose.HashString("x") }, code: watchword.ReceiptInvalid, state: watchword.Sent},
-		"another device":   {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Device = "lamp-2" }, code: watchword.ReceiptInvalid, why: watchword.IssuerMismatch, state: watchword.Sent},
-		"another issuer":   {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Issuer = "https://other.example" }, code: watchword.ReceiptInvalid, why: watchword.AudienceMismatch, state: watchword.Sent},
-		"a stranger's key": {status: watchword.StatusDone, by: func(s *setup) *jose.Signer { return signer(s.t, jose.P256) }, code: watchword.ReceiptInvalid, why: watchword.KeyUnknown, state: watchword.Sent},
-		"the orderer's":    {status: watchword.StatusDone, by: func(s *setup) *jose.Signer { return s.signs["alice"] }, code: watchword.ReceiptInvalid, why: watchword.KeyUnknown, state: watchword.Sent},
+		"done":            {status: watchword.StatusDone, state: watchword.Done},
+		"accepted":        {status: watchword.StatusAccepted, state: watchword.Accepted},
+		"refused":         {status: watchword.StatusRefused, state: watchword.Refused},
+		"failed":          {status: watchword.StatusFailed, state: watchword.Failed},
+		"interrupted":     {status: watchword.StatusInterrupted, state: watchword.Interrupted},
+		"a conflict":      {status: watchword.StatusConflict, state: watchword.Failed},
+		"another status":  {status: "well", code: watchword.ReceiptInvalid, why: watchword.TokenMalformed, state: watchword.Sent},
+		"another epoch":   {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Epoch = 2 }, code: watchword.ReceiptInvalid, state: watchword.Sent},
+		"another number":  {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Seq++ }, code: watchword.ReceiptInvalid, state: watchword.Sent},
+		"another command": {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Command = "cmd_other" }, code: watchword.ReceiptInvalid, state: watchword.Sent},
+		"another version": {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Hash = jose.HashString("x") }, code: watchword.ReceiptInvalid, state: watchword.Sent},
+		"another device":  {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Device = "lamp-2" }, code: watchword.ReceiptInvalid, why: watchword.IssuerMismatch, state: watchword.Sent},
+		"another issuer":  {status: watchword.StatusDone, edit: func(r *token.Receipt) { r.Issuer = "https://other.example" }, code: watchword.ReceiptInvalid, why: watchword.AudienceMismatch, state: watchword.Sent},
+		"a foreign key":   {status: watchword.StatusDone, by: func(s *setup) *jose.Signer { return signer(s.t, jose.P256) }, code: watchword.ReceiptInvalid, why: watchword.KeyUnknown, state: watchword.Sent},
+		"the orderer's":   {status: watchword.StatusDone, by: func(s *setup) *jose.Signer { return s.signs["alice"] }, code: watchword.ReceiptInvalid, why: watchword.KeyUnknown, state: watchword.Sent},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := s.handed("")
@@ -111,12 +111,12 @@ func TestApplyReceipt(t *testing.T) {
 				t.Errorf("the same again: %s, %v", again.State, err)
 			}
 			if n := s.last(kind).Seq; n != e.Seq {
-				t.Error("the same again stands in the log again")
+				t.Error("the same again is in the log again")
 			}
 		})
 	}
 	_, err := s.ApplyReceipt(t.Context(), tenant, "nobody", watchword.AuthorityVersions{Local: true}, "x", "")
-	wantCode(t, "of nobody", err, watchword.NotFound)
+	wantCode(t, "of no subject", err, watchword.NotFound)
 	if none, err := s.Receipt(s.order(command.Call{})); none != "" || err != nil {
 		t.Errorf("a receipt before there is one: %q, %v", none, err)
 	}

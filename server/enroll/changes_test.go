@@ -148,7 +148,7 @@ func TestPairingRequestRule(t *testing.T) {
 		{"too many wait", enroll.PairingRequester{Pending: full}, "", watchword.Busy, time.Second},
 		{"too many wait from the network", enroll.PairingRequester{Pending: near}, "", watchword.RateLimited, 2 * time.Second},
 		{"keys that were approved stay approved, however many wait", approved(nil), enroll.PairingApproved, "", 0},
-		{"keys of somebody else are refused", enroll.PairingRequester{KeysUsed: true}, "", watchword.Conflict, 0},
+		{"keys of another subject are refused", enroll.PairingRequester{KeysUsed: true}, "", watchword.Conflict, 0},
 		{"another sealing key was not approved", approved(func(a *enroll.PairingRequester) { a.LastPairing.Seal.ID = "other" }), "", watchword.Conflict, 0},
 		{"the approval is over", approved(func(a *enroll.PairingRequester) { a.LastPairing.Expires = noon }), "", watchword.Conflict, 0},
 		{"the device was revoked", approved(func(a *enroll.PairingRequester) { a.Subject, _ = a.Subject.Revoke(noon) }), "", watchword.Conflict, 0},

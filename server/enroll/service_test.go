@@ -285,10 +285,10 @@ func TestEnrollByLink(t *testing.T) {
 		"a proof by another key":           {func(r *enroll.EnrollRequest) { r.Proof = other.request(t, r.Code, s.now).Proof }, watchword.ProofInvalid},
 		"a proof for another code":         {func(r *enroll.EnrollRequest) { r.Proof = d.request(t, first.Code, s.now).Proof }, watchword.ProofInvalid},
 		"another sealing key":              {func(r *enroll.EnrollRequest) { r.Seal = other.seal.JWK() }, watchword.ProofInvalid},
-		"a proof that is over":             {func(r *enroll.EnrollRequest) { r.Proof = d.request(t, r.Code, s.now.Add(-time.Hour)).Proof }, watchword.ProofInvalid},
+		"an expired proof":                 {func(r *enroll.EnrollRequest) { r.Proof = d.request(t, r.Code, s.now.Add(-time.Hour)).Proof }, watchword.ProofInvalid},
 		"no proof":                         {func(r *enroll.EnrollRequest) { r.Proof = "" }, watchword.ProofInvalid},
 		"the proof of a key change":        {func(r *enroll.EnrollRequest) { r.Proof = "x.y.z" }, watchword.ProofInvalid},
-		"a code that nobody has given":     {func(r *enroll.EnrollRequest) { *r = d.request(t, watchword.NewNonce(), s.now) }, watchword.CodeInvalid},
+		"an unknown code of a link":        {func(r *enroll.EnrollRequest) { *r = d.request(t, watchword.NewNonce(), s.now) }, watchword.CodeInvalid},
 	} {
 		r := good
 		c.edit(&r)
@@ -316,11 +316,11 @@ func TestEnrollByLink(t *testing.T) {
 		t.Errorf("got %+v", again)
 	}
 	s.wantChanged("the same again")
-	enter("somebody else with it", other.request(t, second.Code, s.now), watchword.CodeInvalid)
+	enter("another device with it", other.request(t, second.Code, s.now), watchword.CodeInvalid)
 	_, err = s.CreateLink(t.Context(), by, "lamp-1", enroll.Lifetimes{}, s.now)
 	wantCode(t, "a link for an active one", err, watchword.Conflict)
 	_, err = s.CreateLink(t.Context(), by, "lamp-9", enroll.Lifetimes{}, s.now)
-	wantCode(t, "a link for nobody", err, watchword.NotFound)
+	wantCode(t, "a link for an unknown subject", err, watchword.NotFound)
 	_, err = s.CreateLink(t.Context(), by, "lamp-1", enroll.Lifetimes{Link: -time.Second}, s.now)
 	wantCode(t, "a link of no time", err, watchword.BadRequest)
 
@@ -464,7 +464,7 @@ func TestRequestPairing(t *testing.T) {
 		"another's proof":        {func(a *enroll.PairingRequest) { a.Sign = other.sign.Public().JWK() }, watchword.ProofInvalid, ""},
 		"another's sealing key":  {func(a *enroll.PairingRequest) { a.Seal = other.seal.JWK() }, watchword.ProofInvalid, ""},
 		"the proof of a link":    {func(a *enroll.PairingRequest) { a.Proof = d.request(t, watchword.NewNonce(), s.now).Proof }, watchword.ProofInvalid, ""},
-		"a proof that is over":   {func(a *enroll.PairingRequest) { a.Proof = mustProof(t, d, s.now.Add(-time.Hour)) }, watchword.ProofInvalid, ""},
+		"an expired proof":       {func(a *enroll.PairingRequest) { a.Proof = mustProof(t, d, s.now.Add(-time.Hour)) }, watchword.ProofInvalid, ""},
 		"a proof of ten minutes": {func(a *enroll.PairingRequest) { a.Proof = mustProof(t, d, s.now.Add(10*time.Minute)) }, watchword.ProofInvalid, ""},
 	} {
 		_, err := s.ask(d, "lamp-1", c.edit)
@@ -552,7 +552,7 @@ func TestApproveAndRejectPairing(t *testing.T) {
 		code  watchword.Code
 		field string
 	}{
-		"a code that nobody has":          {edit: func(a *enroll.PairingApproval) { a.UserCode = "BBBB-BBBB" }, code: watchword.NotFound},
+		"an unknown code":                 {edit: func(a *enroll.PairingApproval) { a.UserCode = "BBBB-BBBB" }, code: watchword.NotFound},
 		"a code that is none":             {edit: func(a *enroll.PairingApproval) { a.UserCode = "AAAA" }, code: watchword.BadRequest, field: "user_code"},
 		"another thumbprint":              {edit: func(a *enroll.PairingApproval) { a.Sign = newDevice(t).sign.Public().ID() }, code: watchword.Conflict, field: "sign"},
 		"half the thumbprint":             {edit: func(a *enroll.PairingApproval) { a.Sign = a.Sign[:20] }, code: watchword.Conflict, field: "sign"},
@@ -602,7 +602,7 @@ func TestApproveAndRejectPairing(t *testing.T) {
 	wantCode(t, "rejected after it was approved", err, watchword.Conflict)
 	for range 2 { // whose answer was lost asks again
 		if got, _, err := s.poll(d, a.DeviceCode, "lamp-0"); err != nil || got.ID != "lamp-0" {
-			t.Errorf("its device hears %+v, %v", got, err)
+			t.Errorf("its device receives %+v, %v", got, err)
 		}
 	}
 	p, err := s.Pairing(t.Context(), here, watchword.Device, a.UserCode, s.now)
@@ -632,7 +632,7 @@ func TestApproveAndRejectPairing(t *testing.T) {
 	d = newDevice(t)
 	a = s.asked(d, string(d.sign.Public().ID()))
 	_, err = s.ApprovePairing(t.Context(), by, enroll.PairingApproval{UserCode: a.UserCode, Sign: d.sign.Public().ID()}, s.now)
-	wantField(t, "nobody says who it is", err, watchword.BadRequest, "id")
+	wantField(t, "no subject is named", err, watchword.BadRequest, "id")
 
 	p, err = s.RejectPairing(t.Context(), by, watchword.Device, a.UserCode, s.now)
 	if err != nil || p.State != enroll.PairingRejected || p.By != "alice" {
@@ -642,7 +642,7 @@ func TestApproveAndRejectPairing(t *testing.T) {
 		t.Errorf("the log says %+v", e)
 	}
 	_, _, err = s.poll(d, a.DeviceCode, string(d.sign.Public().ID()))
-	wantCode(t, "its device hears", err, watchword.PairingRejected)
+	wantCode(t, "its device receives", err, watchword.PairingRejected)
 	_, err = s.ApprovePairing(t.Context(), by, enroll.PairingApproval{UserCode: a.UserCode, Sign: d.sign.Public().ID(), ID: "lamp-8"}, s.now)
 	wantCode(t, "approved after it was rejected", err, watchword.Conflict)
 	_, err = s.RejectPairing(t.Context(), by, watchword.Device, "BBBB-BBBB", s.now)

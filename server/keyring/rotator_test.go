@@ -155,7 +155,7 @@ func TestKeysRotateOnSchedule(t *testing.T) {
 			h.restart() // what is due is in the store
 			h.at(every - time.Second)
 			if h.ring.Signer(role).Public().ID() != first {
-				t.Fatal("the next key signs before everybody can know it")
+				t.Fatal("the next key signs before every device can know it")
 			}
 			h.at(every)
 			second := h.ring.Signer(role).Public().ID()
@@ -256,7 +256,7 @@ func TestRotate(t *testing.T) {
 	}
 	h.at(10 * 365 * day)
 	if got := h.states(keyring.Log); got != "retiring active" {
-		t.Errorf("log keys: %s; what they signed counts for ever", got)
+		t.Errorf("log keys: %s; what they signed stays valid", got)
 	}
 	es, err := audit.Entries(ctx, h.st, 0, 1000)
 	h.must(err)
@@ -316,7 +316,7 @@ func TestRevoke(t *testing.T) {
 			t.Errorf("states %s", h.states(keyring.Time))
 		}
 	})
-	t.Run("nobody, and the active root", func(t *testing.T) {
+	t.Run("no key, and the active root", func(t *testing.T) {
 		h := newRingFixture(t)
 		_, err := h.k.Revoke(ctx, by, "nobody", "", h.now)
 		h.wants(watchword.NotFound, err)
@@ -450,7 +450,7 @@ func TestOfflineRoot(t *testing.T) {
 		}{
 			"nothing":                             {nil, watchword.BadRequest},
 			"words":                               {[]string{"words"}, watchword.TokenMalformed},
-			"a stranger's signature":              {[]string{foreign}, watchword.KeyUnknown},
+			"the signature of an unknown key":     {[]string{foreign}, watchword.KeyUnknown},
 			"a key that is none of ours":          {[]string{strange}, watchword.BundleInvalid},
 			"without the key that signs":          {[]string{short}, watchword.BundleInvalid},
 			"the second before the first":         {[]string{signed[1], signed[0]}, watchword.BundleInvalid},
@@ -482,7 +482,7 @@ func TestOfflineRoot(t *testing.T) {
 		}
 		signer := h.ring.IssuerSigner().Public().ID()
 		if !slices.Contains(ids(knew.Issuers), signer) {
-			t.Fatalf("after %s a key signs that a device did not hear of a day before", d)
+			t.Fatalf("after %s a key signs that a device did not have a day before", d)
 		}
 		signers[signer] = true
 		if knew, err = token.VerifyNextTrust(h.ring.Bundle(h.now), knew, h.now); err != nil {

@@ -301,7 +301,7 @@ func TestProofOfPossession(t *testing.T) {
 			p.Properties.SetData(packet.AuthenticationData, []byte{0, 50, 1})
 		})
 		if ack := want[*packet.Connack](c); ack.Code != packet.BadUserNameOrPassword {
-			t.Errorf("a length that lies: %+v", ack)
+			t.Errorf("a false length: %+v", ack)
 		}
 		c = begin(withAce(srv.token("lamp-7", time.Hour), nil))
 		want[*packet.Auth](c)
@@ -329,8 +329,8 @@ func TestEventsReachReaders(t *testing.T) {
 		if r := c.publish(1, "devices/lamp-7/events/l%x", "42"); r != packet.PayloadFormatInvalid {
 			t.Errorf("a stream that is no name: %#x", r)
 		}
-		h.publish(&bus.Document{Name: "devices/lamp-8/events/lux/2", ContentType: "text/plain", Payload: []byte("by another door")})
-		app.wantMessage("devices/lamp-8/events/lux/2", "by another door")
+		h.publish(&bus.Document{Name: "devices/lamp-8/events/lux/2", ContentType: "text/plain", Payload: []byte("over another transport")})
+		app.wantMessage("devices/lamp-8/events/lux/2", "over another transport")
 	})
 }
 

@@ -35,7 +35,7 @@ func TestCommandLeavesInflight(t *testing.T) {
 			p := &commandPump{running: true, deliverScheduled: true, maxPacket: 2100, lastHandedOver: 3, inflight: []command.SealedCommand{{Seq: 1}, {Seq: 2}, {Seq: 3}}}
 			c.do(p)
 			if len(p.inflight) != c.inHand || p.lastHandedOver != c.after || p.rerun != c.again || len(p.acknowledgedSeqs) != c.acked || len(p.tooLarge) != c.tooLarge {
-				t.Errorf("in hand %v, after %d, again %v, acknowledged %v, too large %v", p.inflight, p.lastHandedOver, p.rerun, p.acknowledgedSeqs, p.tooLarge)
+				t.Errorf("in flight %v, after %d, again %v, acknowledged %v, too large %v", p.inflight, p.lastHandedOver, p.rerun, p.acknowledgedSeqs, p.tooLarge)
 			}
 			for _, m := range p.tooLarge {
 				if m.command.Seq != 2 || m.reason.Size != 2200 || m.reason.Max != 2100 {

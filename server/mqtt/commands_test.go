@@ -168,7 +168,7 @@ func TestASharedSubscriptionIsHandedNoCommands(t *testing.T) {
 		}
 		for _, r := range rows {
 			if r.Seq == n && r.State != watchword.Queued {
-				t.Errorf("a command that nobody is there to take is %s, want queued", r.State)
+				t.Errorf("a command without a device to take it is %s, want queued", r.State)
 			}
 		}
 	})

@@ -42,7 +42,7 @@ func TestSentMessageDoesNotExpire(t *testing.T) {
 		}
 		sub.closeAbruptly()
 		synctest.Wait()
-		pub.publishWithExpiry(1, "a", "nobody was there", 10)
+		pub.publishWithExpiry(1, "a", "no client was there", 10)
 		for range 2 { // and after the second connection over a third
 			time.Sleep(20 * time.Second)
 			sub = srv.connect(v, "sub", srv.token("sub", time.Hour), two)
@@ -64,7 +64,7 @@ func TestSentMessageDoesNotExpire(t *testing.T) {
 
 // MQTT-4.3.3-7, -13: the exchange is completed after the message has expired, on both sides.
 func TestInflightMessageCompletesAfterExpiry(t *testing.T) {
-	for name, offline := range map[string]bool{"somebody hears it": false, "nobody is there": true} {
+	for name, offline := range map[string]bool{"a client receives it": false, "no client is there": true} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, srv *testServer) {
 				pub := srv.device("pub")
@@ -163,7 +163,7 @@ func TestEachMemberHasItsOwnQoS(t *testing.T) {
 				}
 			}
 			if len(received) != 3 || received[0]+received[1]+received[2] != 15 {
-				t.Errorf("published %d: heard %v", published, received)
+				t.Errorf("published %d: received %v", published, received)
 			}
 		}
 	})

@@ -144,7 +144,7 @@ func TestAssignedClientIdentifier(t *testing.T) {
 			t.Error("no session present")
 		}
 		if again := text(&one.ack.Properties, packet.AssignedClientIdentifier); again != "" {
-			t.Errorf("assigned %q to who had a name", again)
+			t.Errorf("assigned %q to a client that had a name", again)
 		}
 		one.wantMessage("a", "x")
 		two.wantNothing()
@@ -403,14 +403,14 @@ func TestReasonStringsAreLeftOutWhenTooLarge(t *testing.T) {
 	}
 	for name, what := range refusals {
 		var encoded packet.Packet
-		t.Run(name+" to who takes all", func(t *testing.T) {
+		t.Run(name+" to a client that takes all", func(t *testing.T) {
 			if encoded = hear(t, what, func(*packet.Connect) {}); !explained(encoded) {
 				t.Fatalf("it explains nothing: %+v", encoded)
 			}
 		})
 		size := len(packet.Append(nil, encoded, packet.V5))
 		for _, less := range []int{0, 1} {
-			t.Run(fmt.Sprint(name, " of ", size, " to who takes ", size-less), func(t *testing.T) {
+			t.Run(fmt.Sprint(name, " of ", size, " to a client that takes ", size-less), func(t *testing.T) {
 				p := hear(t, what, limit(size-less))
 				if reason(p) != reason(encoded) || explained(p) != (less == 0) {
 					t.Errorf("%T %+v", p, p)
@@ -609,7 +609,7 @@ func TestLiveAndStoredMessages(t *testing.T) {
 	}{
 		"one is kept":                               {[]*packet.Publish{kept(1, "1")}, "1 QoS 1"},
 		"the last one is kept":                      {[]*packet.Publish{kept(1, "1"), kept(2, "2")}, "2 QoS 2"},
-		"an empty one is heard, and removes":        {[]*packet.Publish{kept(1, "1"), kept(1, "")}, ""},
+		"an empty one is received, and removes":     {[]*packet.Publish{kept(1, "1"), kept(1, "")}, ""},
 		"an empty one with QoS 0":                   {[]*packet.Publish{kept(1, "1"), kept(0, "")}, ""},
 		"an empty one of what is not there":         {[]*packet.Publish{kept(1, "")}, ""},
 		"without RETAIN nothing is kept":            {[]*packet.Publish{plain(1, "1")}, ""},
@@ -633,10 +633,10 @@ func TestLiveAndStoredMessages(t *testing.T) {
 						want[*packet.Ack](pub)
 					}
 					if got := sub.receive(); got.Retain || got.QoS != p.QoS || string(got.Payload) != string(p.Payload) {
-						t.Errorf("heard %+v, want %+v", got, p)
+						t.Errorf("received %+v, want %+v", got, p)
 					}
 					if got := as.receive(); got.Retain != p.Retain || string(got.Payload) != string(p.Payload) {
-						t.Errorf("as published: heard %+v, want %+v", got, p)
+						t.Errorf("as published: received %+v, want %+v", got, p)
 					}
 				}
 				sub.wantNothing()
@@ -973,7 +973,7 @@ func TestReplacedSubscriptionLosesNoMessages(t *testing.T) {
 				hear(next(sub))
 			}
 			if !slices.Equal(got, sequence(1, many)) {
-				t.Errorf("heard %v", got)
+				t.Errorf("received %v", got)
 			}
 			sub.closeAbruptly()
 			pub.closeAbruptly()

@@ -276,7 +276,7 @@ func judgeGroup(t *testing.T, group, pubs []*referencePeer) {
 	for _, p := range pubs {
 		for _, m := range p.acked {
 			if !received[m] {
-				t.Errorf("the group never heard %q, which was acknowledged", m)
+				t.Errorf("the group never received %q, which was acknowledged", m)
 			}
 		}
 	}
@@ -295,18 +295,18 @@ func judgeHeard(t *testing.T, s *referencePeer, pubs []*referencePeer) {
 				}
 				if seen[m]++; seen[m] > 1 {
 					if qos == "2" {
-						t.Errorf("%s heard %q twice", s.id, m)
+						t.Errorf("%s received %q twice", s.id, m)
 					}
 					continue
 				}
 				got = append(got, m)
 			}
 			if !slices.IsSorted(got) {
-				t.Errorf("%s heard %s out of order", s.id, prefix)
+				t.Errorf("%s received %s out of order", s.id, prefix)
 			}
 			for _, m := range p.acked {
 				if m[:len(prefix)] == prefix && seen[m] == 0 {
-					t.Errorf("%s never heard %q, which was acknowledged", s.id, m)
+					t.Errorf("%s never received %q, which was acknowledged", s.id, m)
 				}
 			}
 		}

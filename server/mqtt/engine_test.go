@@ -21,7 +21,7 @@ func TestConnectIsRefusedWithTheRightCode(t *testing.T) {
 	}{
 		"no password":                      {edit: func(p *packet.Connect) { p.HasPass, p.HasUser, p.Password = false, false, nil }, v5: packet.NotAuthorized, v3: 5},
 		"a token that is not on record":    {edit: func(p *packet.Connect) { p.Password = []byte("token-x") }, v5: packet.NotAuthorized, v3: 5},
-		"a token that is over":             {edit: func(*packet.Connect) {}, otherLife: -time.Second, v5: packet.NotAuthorized, v3: 5},
+		"an expired token":                 {edit: func(*packet.Connect) {}, otherLife: -time.Second, v5: packet.NotAuthorized, v3: 5},
 		"another's client id":              {edit: func(p *packet.Connect) { p.ClientID = "lamp-8" }, v5: packet.ClientIdentifierNotValid, v3: 2},
 		"a client id that only begins so":  {edit: func(p *packet.Connect) { p.ClientID = "lamp-77" }, v5: packet.ClientIdentifierNotValid, v3: 2},
 		"a suffix with a slash":            {edit: func(p *packet.Connect) { p.ClientID = "lamp-7/a/b" }, v5: packet.ClientIdentifierNotValid, v3: 2},
@@ -121,7 +121,7 @@ func TestMessagesReachSubscribers(t *testing.T) {
 					sub.wantNothing() // under two filters, and once is enough
 				}
 				if r := pub.publish(1, "nobody/here", "x"); from == packet.V5 && r != packet.NoMatchingSubscribers {
-					t.Errorf("nobody listens: %#x", r)
+					t.Errorf("no subscriber: %#x", r)
 				}
 				sub.send(&packet.Unsubscribe{ID: 9, Filters: []string{"plant/+/lux", "plant/7/#", "never"}})
 				if u := want[*packet.Unsuback](sub); to == packet.V5 && (u.Codes[0] != 0 || u.Codes[2] != packet.NoSubscriptionExisted) {
@@ -486,7 +486,7 @@ func TestSeveralFiltersOneCopyAtTheHighestQoS(t *testing.T) {
 		}
 		sub.wantNothing()
 		if len(received) != publishers*each {
-			t.Errorf("heard %d different messages, want %d", len(received), publishers*each)
+			t.Errorf("received %d different messages, want %d", len(received), publishers*each)
 		}
 	})
 }

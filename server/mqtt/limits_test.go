@@ -320,7 +320,7 @@ func TestOneSubjectsConnectionsShareItsQueue(t *testing.T) {
 			}
 		}
 		if encoded+cut != len(all) || cut == 0 || encoded < 2 {
-			t.Errorf("%d heard all, %d were cut", encoded, cut)
+			t.Errorf("%d received all, %d were cut", encoded, cut)
 		}
 		if n := srv.broker.Stats().QueuedBytes; n != 0 {
 			t.Errorf("%d bytes are charged for what was read", n)

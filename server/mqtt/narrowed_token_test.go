@@ -149,7 +149,7 @@ func TestNarrowedTokenDoesNotTakeOverSession(t *testing.T) {
 							subscriber.wantNothing() // nor was its will published
 							pub := srv.device("pub")
 							if r := pub.publish(1, "held", "x"); r != packet.Success {
-								t.Errorf("nobody hears what it subscribed to: %#x", r)
+								t.Errorf("no client receives what it subscribed to: %#x", r)
 							}
 							if offline {
 								c = srv.reconnect(v, "lamp")
@@ -202,7 +202,7 @@ func TestRefusedConnectHasNoEffect(t *testing.T) {
 		{"a will on a topic that the token does not give", nil, func(p *packet.Connect) { p.Will = &packet.Will{Topic: "c"} }, func(srv *testServer) string {
 			return srv.token("lamp", time.Hour, permission("topic:held", "pub", "sub"))
 		}, packet.NotAuthorized, true},
-		{"a token that is over", nil, nil, func(srv *testServer) string { return srv.token("lamp", -time.Second) }, packet.NotAuthorized, true},
+		{"an expired token", nil, nil, func(srv *testServer) string { return srv.token("lamp", -time.Second) }, packet.NotAuthorized, true},
 		{"a token that is none", nil, nil, func(*testServer) string { return "token-x" }, packet.NotAuthorized, true},
 		{"no more live sessions", fill, nil, nil, packet.QuotaExceeded, true},
 		{"no more sessions that last", func(srv *testServer) {
@@ -240,7 +240,7 @@ func TestRefusedConnectHasNoEffect(t *testing.T) {
 					})
 					srv.token("pub", time.Hour)
 					if r := srv.device("pub").publish(1, "held", "x"); r != packet.Success {
-						t.Errorf("nobody hears what it subscribed to: %#x", r)
+						t.Errorf("no client receives what it subscribed to: %#x", r)
 					}
 					if !tc.lasts {
 						c.wantMessage("held", "x")

@@ -219,7 +219,7 @@ func runByteSession(t *testing.T, v packet.Version, data []byte, piece int) bool
 		case *packet.Publish:
 			m := p.Topic + " " + string(p.Payload)
 			if _, mine := want.given[m]; p.Topic != "" && !mine {
-				t.Errorf("it hears %q, which nobody said", m)
+				t.Errorf("it receives %q, which no client sent", m)
 			}
 		case *packet.Ack:
 			if p.Kind == packet.PUBREL {
@@ -264,7 +264,7 @@ func runByteSession(t *testing.T, v packet.Version, data []byte, piece int) bool
 		received = append(received, p.Topic+" "+string(p.Payload))
 	}
 	if !slices.Equal(received, want.heard) {
-		t.Errorf("others heard\n%q, want\n%q", received, want.heard)
+		t.Errorf("others received\n%q, want\n%q", received, want.heard)
 	}
 	c.closeAbruptly()
 	synctest.Wait()

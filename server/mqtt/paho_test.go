@@ -86,7 +86,7 @@ func TestAutopahoReauthenticatesBeforeExpiry(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := <-received; got != "still here" || ups != 1 {
-			t.Errorf("heard %q, connected %d times", got, ups)
+			t.Errorf("received %q, connected %d times", got, ups)
 		}
 		if err := cm.Disconnect(ctx); err != nil {
 			t.Error(err)

@@ -186,7 +186,7 @@ func TestStoredMessagesArriveInOrder(t *testing.T) {
 				} else if r := pub.publish(1, "a/x", s); r != packet.Success {
 					t.Fatalf("reason %#x", r)
 				}
-				pub.publish(0, "a/x", "nobody waits for this")
+				pub.publish(0, "a/x", "no client waits for this")
 			}
 			synctest.Wait() // the last one with QoS 0 is handled before the client is back
 			sub := srv.reconnect(v, "sub")
@@ -256,7 +256,7 @@ func TestSessionExpires(t *testing.T) {
 			t.Error("it is there after its end")
 		}
 		if r := srv.device("pub").publish(1, "a", "x"); r != packet.NoMatchingSubscribers {
-			t.Errorf("somebody hears: %#x", r)
+			t.Errorf("a client receives it: %#x", r)
 		}
 		// With its last words a client says otherwise.
 		d := &packet.Disconnect{}
@@ -354,7 +354,7 @@ func TestUnwritableMessageIsRefused(t *testing.T) {
 			}
 			live.receive()
 		}
-		if r := pub.publish(1, "b", "nobody who is away hears this"); r != packet.Success {
+		if r := pub.publish(1, "b", "no offline client receives this"); r != packet.Success {
 			t.Errorf("reason %#x", r)
 		}
 		live.receive()
@@ -392,7 +392,7 @@ func TestFullSessionKeepsOldestMessages(t *testing.T) {
 		}
 		srv.leaveOffline(packet.V5, "other", "a")
 		if r := pub.publish(1, "a", "14"); r != packet.Success {
-			t.Errorf("where somebody takes it: %#x", r)
+			t.Errorf("where a client takes it: %#x", r)
 		}
 		sub := srv.reconnect(packet.V5, "sub")
 		if !slices.Contains(sub.ack.Properties.User, packet.UserProp{Name: "dropped", Value: "4"}) {

@@ -279,7 +279,7 @@ func (hs *authorityHistory) check(clients map[*modelClient]*testClient, e expect
 		slices.Sort(got)
 		slices.Sort(want)
 		if !slices.Equal(got, want) {
-			hs.fail("%s heard %q, want %q", p.id, got, want)
+			hs.fail("%s received %q, want %q", p.id, got, want)
 		}
 	}
 }
@@ -564,7 +564,7 @@ func TestAnEditBetweenManyPublishes(t *testing.T) {
 							c.send(&packet.Ack{Kind: packet.PUBACK, ID: m.ID})
 							var owner, n int
 							if string(m.Payload) == "late" && m.Topic == "take/x" {
-								t.Error("heard what was published after the edit")
+								t.Error("received what was published after the edit")
 							}
 							if k, _ := fmt.Sscanf(string(m.Payload), "%d %d", &owner, &n); k != 2 {
 								continue
@@ -579,7 +579,7 @@ func TestAnEditBetweenManyPublishes(t *testing.T) {
 							}
 						case <-stop:
 							if seen != publishers*each {
-								t.Errorf("heard %d that it may hear, want %d", seen, publishers*each)
+								t.Errorf("received %d that it may receive, want %d", seen, publishers*each)
 							}
 							return
 						}

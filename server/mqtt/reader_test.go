@@ -35,6 +35,6 @@ func TestEOFWithLastBytes(t *testing.T) {
 		received[listener.receiveAndAck().Topic] = true
 	}
 	if len(received) != clients {
-		t.Errorf("heard %d wills, want %d", len(received), clients)
+		t.Errorf("received %d wills, want %d", len(received), clients)
 	}
 }

@@ -63,7 +63,7 @@ func TestOneGroupMemberGetsEachMessage(t *testing.T) {
 			synctest.Wait()
 		}
 		if slow != 1 {
-			t.Errorf("%d messages for who takes none", slow)
+			t.Errorf("%d messages for a client that takes none", slow)
 		}
 	})
 }

@@ -138,7 +138,7 @@ func TestGroupsThatOverlap(t *testing.T) {
 		c.send(&packet.Ack{Kind: packet.PUBACK, ID: first.ID})
 		c.receiveAll(199)
 		if got := c.receiveAll(3); got[0] != "0" || got[2] != "2" {
-			t.Errorf("group a heard %v", got)
+			t.Errorf("group a received %v", got)
 		}
 		c.wantNothing()
 	})

@@ -220,12 +220,12 @@ func TestAConnectThatCannotBeReadIsAnswered(t *testing.T) {
 		spoil  func(b []byte) []byte
 		reason packet.Reason
 	}{
-		"too long":                        {long, nil, packet.PacketTooLarge},
-		"a property twice":                {nil, func(b []byte) []byte { return append(b[:12:12], append([]byte{4, 0x17, 1, 0x17, 1}, b[13:]...)...) }, packet.ProtocolError},
-		"an unknown property":             {nil, func(b []byte) []byte { return append(b[:12:12], append([]byte{4, 0x7E, 1, 0x7E, 1}, b[13:]...)...) }, packet.MalformedPacket},
-		"a will's topic with a wildcard":  {func(p *packet.Connect) { p.Will = &packet.Will{Topic: "a/#"} }, nil, packet.TopicNameInvalid},
-		"a client id that is no UTF-8":    {func(p *packet.Connect) { p.ClientID = "lamp\xff" }, nil, packet.MalformedPacket},
-		"authentication data with nobody": {func(p *packet.Connect) { p.Properties.SetData(packet.AuthenticationData, []byte("x")) }, nil, packet.ProtocolError},
+		"too long":                             {long, nil, packet.PacketTooLarge},
+		"a property twice":                     {nil, func(b []byte) []byte { return append(b[:12:12], append([]byte{4, 0x17, 1, 0x17, 1}, b[13:]...)...) }, packet.ProtocolError},
+		"an unknown property":                  {nil, func(b []byte) []byte { return append(b[:12:12], append([]byte{4, 0x7E, 1, 0x7E, 1}, b[13:]...)...) }, packet.MalformedPacket},
+		"a will's topic with a wildcard":       {func(p *packet.Connect) { p.Will = &packet.Will{Topic: "a/#"} }, nil, packet.TopicNameInvalid},
+		"a client id that is no UTF-8":         {func(p *packet.Connect) { p.ClientID = "lamp\xff" }, nil, packet.MalformedPacket},
+		"authentication data without a method": {func(p *packet.Connect) { p.Properties.SetData(packet.AuthenticationData, []byte("x")) }, nil, packet.ProtocolError},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, srv *testServer) {
@@ -273,7 +273,7 @@ func TestClientThatCannotTakeConnackIsRefused(t *testing.T) {
 			srv.refusedConnect(packet.V5, "lamp", srv.token("lamp", time.Hour), packet.PacketTooLarge, small(n))
 		}
 		if r := srv.device("pub").publish(1, "held", "x"); r != packet.Success {
-			t.Errorf("nobody hears what it subscribed to: %#x", r)
+			t.Errorf("no client receives what it subscribed to: %#x", r)
 		}
 		srv.connect(packet.V5, "lamp", srv.token("lamp", time.Hour), small(19))
 	})

@@ -67,7 +67,7 @@ func TestContainsAndIntersects(t *testing.T) {
 		{"two names", "a/b", "a/c", false, false, false},
 		{"+ on both sides, crossed", "a/+", "+/b", false, false, true},
 		{"# holds its parent", "a/#", "a", true, false, true},
-		{"# holds what stands below", "a/#", "a/+/b/#", true, false, true},
+		{"# contains what is below", "a/#", "a/+/b/#", true, false, true},
 		{"# is more than all of one level", "a/#", "a/+", true, false, true},
 		{"# and its parent's other child", "a/#", "b/#", false, false, false},
 		{"two depths never meet", "+", "+/+", false, false, false},

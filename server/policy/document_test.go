@@ -278,7 +278,7 @@ func TestLampsExample(t *testing.T) {
 				{"not another's", g.Publish("plant/plant-2/lux"), false, ""},
 				{"a scene below", g.Subscribe("plant/plant-1/scene/+/x"), true, rule("4")},
 				{"not all scenes", g.Subscribe("plant/+/scene/#"), false, ""},
-				{"what it may hear it may not say", g.Publish("plant/plant-1/scene/a"), false, ""},
+				{"what it may receive it may not send", g.Publish("plant/plant-1/scene/a"), false, ""},
 				{"a neighbour within its bound", g.Call(neighbour, "lamp.set", []byte(`{"level":80}`)), true, rule("8")},
 				{"a neighbour with no such argument", g.Call(neighbour, "lamp.set", nil), true, rule("8")},
 				{"a neighbour beyond its bound", g.Call(neighbour, "lamp.set", []byte(`{"level":81}`)), false, ""},
@@ -313,7 +313,7 @@ func TestLampsExample(t *testing.T) {
 
 func TestGoodDocuments(t *testing.T) {
 	for _, tc := range []struct{ name, src string }{
-		{"everybody, by an empty table", lines("for = {}", "[[allow]]", `get = ["/"]`)},
+		{"all subjects, by an empty table", lines("for = {}", "[[allow]]", `get = ["/"]`)},
 		{"named subjects", lines(`subjects = ["lamp-7", "alice"]`, "[[deny]]", `publish = ["#"]`)},
 		{"kinds beside labels", lines(`for = { site = "a" }`, `kinds = ["device", "operator", "service"]`, "[[allow]]", `get = ["/"]`)},
 		{"only a proof", lines("for = {}", `proof = "required"`)},

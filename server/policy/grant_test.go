@@ -252,9 +252,9 @@ func TestTheBuiltInPolicies(t *testing.T) {
 	}{
 		{"a device publishes its events", dev.Publish("devices/lamp-1/events/a/b"), true},
 		{"and not another's", dev.Publish("devices/lamp-2/events/a"), false},
-		{"a device hears its commands", dev.Subscribe("devices/lamp-1/commands"), true},
+		{"a device receives its commands", dev.Subscribe("devices/lamp-1/commands"), true},
 		{"and publishes none", dev.Publish("devices/lamp-1/commands"), false},
-		{"and hears not everybody's", dev.Subscribe("devices/+/commands"), false},
+		{"and not those of other devices", dev.Subscribe("devices/+/commands"), false},
 		{"nor everything", dev.Subscribe("#"), false},
 		{"a device asks for itself", dev.Request("GET", "/v1/self/config"), true},
 		{"and for nothing else", dev.Request("GET", "/v1/devices"), false},
@@ -263,7 +263,7 @@ func TestTheBuiltInPolicies(t *testing.T) {
 		{"the owner everything", owner.Request("DELETE", "/v1/devices/x"), true},
 		{"also call", owner.Call(policy.Target{ID: "x"}, "f", []byte(`{}`)), true},
 		{"but no path that climbs", owner.Request("GET", "/v1/../x"), false},
-		{"and $ topics are nobody's", owner.Subscribe("$SYS/#"), false},
+		{"and $ topics are given to no subject", owner.Subscribe("$SYS/#"), false},
 	} {
 		if tc.got.Allowed != tc.want {
 			t.Errorf("%s: %v (%s)", tc.name, tc.got.Allowed, tc.got.Why())
@@ -355,7 +355,7 @@ func TestMistakesSayWhere(t *testing.T) {
 		{"no TOML", "for = {", 1, 0, ""},
 		{"an unknown key", "fro = {}\n[[allow]]\nget = [\"/x\"]\n", 1, 1, `did you mean "for"`},
 		{"an unknown key in a rule", "for = {}\n[[allow]]\npublsh = [\"x\"]\n", 3, 1, `did you mean "publish"`},
-		{"nobody it is for", "[[allow]]\nget = [\"/x\"]\n", 0, 0, "one of for, subjects and role is required"},
+		{"no subject it is for", "[[allow]]\nget = [\"/x\"]\n", 0, 0, "one of for, subjects and role is required"},
 		{"two ways to say whom", "for = {}\nsubjects = [\"a\"]\n[[allow]]\nget = [\"/x\"]\n", 1, 1, "only one of for, subjects and role must be given"},
 		{"a label that escapes", "for = { kind = \"a/b\" }\n[[allow]]\nget = [\"/x\"]\n", 1, 0, ""},
 		{"a filter that is none", "for = {}\n[[allow]]\npublish = [\"ok\", \"a/#/b\"]\n", 3, 18, "#"},
@@ -406,7 +406,7 @@ func FuzzParse(f *testing.F) {
 		// Whatever was taken compiles, and its claims are good claims.
 		g := policy.NewSet(d).GrantFor(policy.Subject{ID: "d1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp", "site": "s"}})
 		if _, err := policy.FromPermissions(g.Perm(), g.Deny()); err != nil {
-			t.Errorf("claims that nobody takes: %v: %v %v", err, g.Perm(), g.Deny())
+			t.Errorf("claims that no subject takes: %v: %v %v", err, g.Perm(), g.Deny())
 		}
 	})
 }

@@ -131,7 +131,7 @@ func TestDocumentSubjects(t *testing.T) {
 	// An empty list of subjects is not a list of all.
 	d := parsed(t, "p", lines("subjects = []", "[[allow]]", `get = ["/"]`))
 	if ids, _ := d.SubjectSelector(); ids == nil || len(ids) != 0 || d.AppliesTo(policy.Subject{ID: "a"}) {
-		t.Errorf("nobody: %q", ids)
+		t.Errorf("no subject: %q", ids)
 	}
 }
 

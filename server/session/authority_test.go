@@ -343,7 +343,7 @@ func TestMayRefresh(t *testing.T) {
 	}{
 		"a newer token":          {},
 		"an older one":           {edit: func(_ *fakeDirectory, p *session.Credentials) { p.Expires = time.Now().Add(time.Second) }},
-		"one that is over":       {edit: func(_ *fakeDirectory, p *session.Credentials) { p.Expires = time.Now().Add(-time.Second) }, code: watchword.TokenExpired},
+		"one that has expired":   {edit: func(_ *fakeDirectory, p *session.Credentials) { p.Expires = time.Now().Add(-time.Second) }, code: watchword.TokenExpired},
 		"another subject's":      {edit: func(_ *fakeDirectory, p *session.Credentials) { p.Subject = "lamp-8" }, code: watchword.Denied},
 		"another key's":          {edit: func(_ *fakeDirectory, p *session.Credentials) { p.Key = "k2" }, code: watchword.Denied},
 		"another tenant's":       {edit: func(_ *fakeDirectory, p *session.Credentials) { p.Tenant = "other" }, code: watchword.Denied},

@@ -145,7 +145,7 @@ func TestOpenRefusesInvalidCredentials(t *testing.T) {
 		"a revoked subject":              {func(r *fakeDirectory, _ *session.Credentials) { r.subject.State = watchword.Revoked }, watchword.SubjectRevoked},
 		"an earlier life of the subject": {func(r *fakeDirectory, _ *session.Credentials) { r.subject.Incarnation = 2 }, watchword.TokenRevoked},
 		"a key that was retired":         {func(r *fakeDirectory, _ *session.Credentials) { r.subject.Keys[0].State = watchword.KeyRetired }, watchword.TokenRevoked},
-		"a subject nobody knows":         {func(_ *fakeDirectory, p *session.Credentials) { p.Subject = "lamp-8" }, watchword.SubjectRevoked},
+		"an unknown subject":             {func(_ *fakeDirectory, p *session.Credentials) { p.Subject = "lamp-8" }, watchword.SubjectRevoked},
 		"a store that cannot be asked": {func(r *fakeDirectory, _ *session.Credentials) {
 			r.err = watchword.Refuse(watchword.Unavailable, "gone")
 		}, watchword.Unavailable},
@@ -220,7 +220,7 @@ func TestRefresh(t *testing.T) {
 		p.Key = "k2"
 		wantCode(t, s.Refresh(t.Context(), p), watchword.Denied)
 	})
-	t.Run("a session that is over stays over", func(t *testing.T) {
+	t.Run("a session that has ended stays so", func(t *testing.T) {
 		g := session.NewGuard(newDirectory(t), session.GuardOptions{})
 		s, err := g.Open(t.Context(), credentials(t, time.Minute), session.Options{})
 		wantCode(t, err, "")
@@ -447,7 +447,7 @@ func TestSessionsEndThoughTheirTimersStoodStill(t *testing.T) {
 		time.Sleep(clockjump.Late)
 		synctest.Wait()
 		if !short.Ended() {
-			t.Error("a token that is over for three hours still counts")
+			t.Error("a token that expired three hours ago still counts")
 		}
 		wantCode(t, short.Cause(), watchword.TokenExpired)
 		for name, s := range map[string]*session.Session{"a longer token": long, "a newer token": refreshed} {

@@ -92,7 +92,7 @@ func TestFailingHandlerDoesNotBlockOthers(t *testing.T) {
 	broken.err, got = nil, nil
 	c.Version = 1
 	if err := l.Apply(t.Context(), c); err != nil || len(got) != 2 {
-		t.Errorf("%v; received %q: nobody was past version 2", err, got)
+		t.Errorf("%v; received %q: no receiver was past version 2", err, got)
 	}
 }
 

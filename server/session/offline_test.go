@@ -13,7 +13,7 @@ import (
 // What a subject left behind is authorized by policy alone, and follows every change.
 func TestOfflineSessionFollowsPolicyAndSubject(t *testing.T) {
 	r := newDirectory(t)
-	g := session.NewGuard(r, session.GuardOptions{PerSubject: 1, Opened: func(*session.Session) { t.Error("nobody came") }, Ended: func(*session.Session, error) { t.Error("nobody went") }})
+	g := session.NewGuard(r, session.GuardOptions{PerSubject: 1, Opened: func(*session.Session) { t.Error("a session was opened") }, Ended: func(*session.Session, error) { t.Error("a session has ended") }})
 	var told []string
 	s := g.OpenOffline(t.Context(), session.Credentials{Tenant: watchword.DefaultTenant, Subject: "lamp-7", Incarnation: 1}, session.Options{
 		Changed: func(a *session.Authority) {

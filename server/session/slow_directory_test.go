@@ -216,7 +216,7 @@ func TestAChangeReachesASessionWhileItsAuthorityIsRead(t *testing.T) {
 				t.Fatal("no session")
 			}
 			if s.Authority().Publish("plant/lux").Allowed || !s.Authority().Policy().Subscribe("plant/lux").Allowed {
-				t.Error("the session stands under the policy of before the change")
+				t.Error("the session has the policy of before the change")
 			}
 		})
 	}

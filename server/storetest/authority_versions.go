@@ -51,7 +51,7 @@ func (t *T) authorizedSteps(e audit.Entry) map[string]error {
 
 // withoutVersions is why a step that takes an entry compares nothing.
 var withoutVersions = map[string]string{
-	"Initialize":        "there is nobody yet",
+	"Initialize":        "there is no subject yet",
 	"RedeemCode":        "the code is what allows it, and the step checks the code",
 	"IssueToken":        "the step checks the subject and its key itself",
 	"AddHandover":       "the server does it; the step checks the device itself",

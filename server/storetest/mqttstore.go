@@ -58,7 +58,7 @@ func mqttStateSurvives(t *T) {
 	t.must(t.WriteMQTT(t.ctx, mqttstore.Changes{
 		Sessions:   []mqttstore.Session{first, {ID: 8, Tenant: otherTenant, Client: "lamp-1/a", Subject: "lamp-1", Incarnation: 1, Expiry: 60}},
 		Subscribed: []mqttstore.SessionSubscription{{Session: 7, Subscription: mqttstore.Subscription{Filter: "a/#", Options: 9, Identifier: 268_435_455}}, {Session: 7, Subscription: mqttstore.Subscription{Filter: "b", Options: 1}}, {Session: 8, Subscription: mqttstore.Subscription{Filter: "c"}}},
-		Progress:   []mqttstore.Session{{ID: 7, Progress: []byte("p1")}, {ID: 99, Progress: []byte("of nobody")}},
+		Progress:   []mqttstore.Session{{ID: 7, Progress: []byte("p1")}, {ID: 99, Progress: []byte("of no subject")}},
 		Messages:   []mqttstore.Message{{ID: 1, Packet: []byte("one"), Receivers: []byte{1}}, {ID: 2, Packet: []byte("three"), Expires: t.now, Receivers: []byte{2}}},
 		Retained:   []mqttstore.Retained{{Tenant: tenant, Topic: "a", Packet: []byte("x")}, {Tenant: otherTenant, Topic: "a", Packet: []byte("y"), Expires: t.now, Subject: "lamp-1", Incarnation: 3}},
 		Wills:      []mqttstore.Will{will, old},

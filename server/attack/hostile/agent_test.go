@@ -18,10 +18,10 @@ import (
 // agentCases is the cases that the agent meets as a program, over TCP and in real time: one of each
 // kind, since the code behind it is that of the device in this process.
 var agentCases = []string{
-	"a stranger that says the device is revoked",
-	"a stranger that is busy for an hour",
-	"a stranger with 3 MB of headers",
-	"a stranger that passes everything on",
+	"a foreign server that says the device is revoked",
+	"a foreign server that is busy for an hour",
+	"a foreign server with 3 MB of headers",
+	"a foreign server that passes everything on",
 	"connections that are closed at once",
 	"no commands, at once",
 	"20,000 commands that are none",

@@ -182,7 +182,7 @@ func commandCases() []Case {
 		{Name: "commands with QoS 2", Commands: 1, Session: each(func(_ int, p *packet.Publish) { p.QoS = 2 }, times(2))},
 		{Name: "commands that are retained", Commands: 1, Session: each(func(_ int, p *packet.Publish) { p.Retain = true }, times(2))},
 		{Name: "commands as configurations", Commands: 1, Session: each(func(_ int, p *packet.Publish) { p.Topic = topicConfig }, times(2))},
-		{Name: "a trust bundle of a later epoch by nobody", Request: func(s *Server, w http.ResponseWriter, r *http.Request) bool {
+		{Name: "a trust bundle of a later epoch with an unknown signer", Request: func(s *Server, w http.ResponseWriter, r *http.Request) bool {
 			if r.URL.Path != pathTrust {
 				return false
 			}

@@ -100,7 +100,7 @@ func sessionCases() (out []Case) {
 		{"CONNACK that allows packets of one byte", connack(func(a *packet.Connack) { a.Properties.SetNumber(packet.MaximumPacketSize, 1) })},
 		{"CONNACK that allows one publish", connack(func(a *packet.Connack) { a.Properties.SetNumber(packet.ReceiveMaximum, 1) })},
 		{"CONNACK that allows QoS 0", connack(func(a *packet.Connack) { a.Properties.SetNumber(packet.MaximumQoS, 0) })},
-		{"CONNACK of a session that is over", connack(func(a *packet.Connack) {
+		{"CONNACK of a session that has ended", connack(func(a *packet.Connack) {
 			a.Properties.User = []packet.UserProp{{Name: "expires_at", Value: "1970-01-01T00:00:00Z"}}
 		})},
 		{"CONNACK of a session for 7,000 years", connack(func(a *packet.Connack) {
@@ -111,7 +111,7 @@ func sessionCases() (out []Case) {
 				a.Properties.User = append(a.Properties.User, packet.UserProp{Name: "x", Value: strings.Repeat("y", 50)})
 			}
 		})},
-		{"CONNACK with an authentication that nobody began", connack(func(a *packet.Connack) { a.Properties.SetText(packet.AuthenticationMethod, "other") })},
+		{"CONNACK with an authentication that was not begun", connack(func(a *packet.Connack) { a.Properties.SetText(packet.AuthenticationMethod, "other") })},
 		{"the end after CONNECT", func(m *Session) { m.Open() }},
 		{"the end after CONNACK", func(m *Session) { m.Accept() }},
 		{"the end after SUBACK", then(func(m *Session) error { return m.Conn.Close() })},
@@ -245,7 +245,7 @@ func packetCases() (out []Case) {
 		{"PUBACK that is malformed", bytesOf("\x40\x01\x00")},
 		{"SUBACK of a packet that was never sent", sending(&packet.Suback{ID: 9, Codes: []packet.Reason{packet.Success}})},
 		{"UNSUBACK of a packet that was never sent", sending(&packet.Unsuback{ID: 9, Codes: []packet.Reason{packet.Success}})},
-		{"PINGRESP that nobody asked for", sending(&packet.Ping{Response: true})},
+		{"PINGRESP that was not requested", sending(&packet.Ping{Response: true})},
 		{"PINGREQ", sending(&packet.Ping{})},
 		{"CONNECT", sending(&packet.Connect{Version: packet.V5, ClientID: "server"})},
 		{"SUBSCRIBE", sending(&packet.Subscribe{ID: 3, Filters: []packet.Filter{{Topic: "#", QoS: 1}}})},
@@ -253,7 +253,7 @@ func packetCases() (out []Case) {
 		{"a reserved packet type", bytesOf("\x00\x00")},
 		{"reserved flags", bytesOf("\xd5\x00")},
 		{"a length that does not end", bytesOf("\x30\xff\xff\xff\xff\xff")},
-		{"AUTH that nobody asked for", sending(&packet.Auth{Reason: packet.ContinueAuthentication})},
+		{"AUTH that was not requested", sending(&packet.Auth{Reason: packet.ContinueAuthentication})},
 		{"AUTH that asks for another method", bytesOf("\xf0\x08\x19\x06\x15\x00\x03abc")},
 		{"DISCONNECT", sending(&packet.Disconnect{Reason: packet.ServerShuttingDown})},
 		{"DISCONNECT that names another server", bytesOf("\xe0\x0d\x9d\x0b\x1c\x00\x08evil:883")},
@@ -345,7 +345,7 @@ func floodCases() (out []Case) {
 			return err
 		})},
 		{Name: "more commands than the device's Receive Maximum", Session: numbered(2000, topicCommands, []byte("x.y.z"))},
-		{Name: "publishes that nobody asked for, without end", Session: numbered(3000, "other", []byte("x"))},
+		{Name: "publishes that were not requested, without end", Session: numbered(3000, "other", []byte("x"))},
 		{Name: "notices to refresh without end", Session: numbered(1500, topicAuth, []byte(`{"type":"refresh"}`))},
 		{Name: "notices of another trust bundle without end", Session: numbered(1500, topicAuth, []byte(`{"type":"trust"}`))},
 		{Name: "configurations without end", Session: numbered(1500, topicConfig, []byte("x.y.z"))},

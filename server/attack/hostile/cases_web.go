@@ -76,27 +76,27 @@ func redirecting(to string) func(http.ResponseWriter, *http.Request) {
 // unauthenticatedPeerCases are cases of a man in the middle without keys.
 func unauthenticatedPeerCases() []Case {
 	cs := []Case{
-		{Name: "a stranger that says the device is revoked", Request: always(refusing(http.StatusForbidden, watchword.SubjectRevoked, 0))},
-		{Name: "a stranger that says 401 subject_revoked", Request: always(refusing(http.StatusUnauthorized, watchword.SubjectRevoked, 0))},
-		{Name: "a stranger that is busy for an hour", Request: always(refusing(http.StatusTooManyRequests, watchword.Busy, 3600))},
-		{Name: "a stranger that is unavailable for an hour", Request: always(refusing(http.StatusServiceUnavailable, watchword.Unavailable, 3600))},
-		{Name: "a stranger that says the device's clock is wrong", Request: always(refusing(http.StatusUnauthorized, watchword.TokenEarly, 0))},
-		{Name: "a stranger that wants a proof with its nonce", Request: always(func(w http.ResponseWriter, _ *http.Request) {
+		{Name: "a foreign server that says the device is revoked", Request: always(refusing(http.StatusForbidden, watchword.SubjectRevoked, 0))},
+		{Name: "a foreign server that says 401 subject_revoked", Request: always(refusing(http.StatusUnauthorized, watchword.SubjectRevoked, 0))},
+		{Name: "a foreign server that is busy for an hour", Request: always(refusing(http.StatusTooManyRequests, watchword.Busy, 3600))},
+		{Name: "a foreign server that is unavailable for an hour", Request: always(refusing(http.StatusServiceUnavailable, watchword.Unavailable, 3600))},
+		{Name: "a foreign server that says the device's clock is wrong", Request: always(refusing(http.StatusUnauthorized, watchword.TokenEarly, 0))},
+		{Name: "a foreign server that wants a proof with its nonce", Request: always(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("DPoP-Nonce", watchword.NewNonce())
 			Refuse(w, http.StatusUnauthorized, watchword.DPoPNonce, 0)
 		})},
-		{Name: "a stranger that redirects to itself", Request: always(redirecting(""))},
-		{Name: "a stranger with 3 MB of headers", Request: always(bigHeaders), Bytes: headerTake},
-		{Name: "a stranger with interim answers without end", Request: always(hints), Bytes: headerTake},
-		{Name: "a stranger with a body without end", Request: always(endlessBody), Bytes: bodyTake},
-		{Name: "a stranger whose body stalls after a byte", Request: always(stalling), KeepsConnections: true},
-		{Name: "a stranger whose body comes a byte at a time", Request: always(trickle), KeepsConnections: true},
-		{Name: "a stranger that does not answer", Request: always(silent), KeepsConnections: true},
-		{Name: "a stranger with a body that grows", Request: always(bomb), Bytes: bodyTake},
-		{Name: "a stranger that answers in HTML", Request: always(func(w http.ResponseWriter, _ *http.Request) {
+		{Name: "a foreign server that redirects to itself", Request: always(redirecting(""))},
+		{Name: "a foreign server with 3 MB of headers", Request: always(bigHeaders), Bytes: headerTake},
+		{Name: "a foreign server with interim answers without end", Request: always(hints), Bytes: headerTake},
+		{Name: "a foreign server with a body without end", Request: always(endlessBody), Bytes: bodyTake},
+		{Name: "a foreign server whose body stalls after a byte", Request: always(stalling), KeepsConnections: true},
+		{Name: "a foreign server whose body comes a byte at a time", Request: always(trickle), KeepsConnections: true},
+		{Name: "a foreign server that does not answer", Request: always(silent), KeepsConnections: true},
+		{Name: "a foreign server with a body that grows", Request: always(bomb), Bytes: bodyTake},
+		{Name: "a foreign server that answers in HTML", Request: always(func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = w.Write([]byte("<html><script>alert(1)</script>")) // the peer has closed the connection
 		})},
-		{Name: "a stranger with a trust bundle of its own", Request: func(_ *Server, w http.ResponseWriter, r *http.Request) bool {
+		{Name: "a foreign server with a trust bundle of its own", Request: func(_ *Server, w http.ResponseWriter, r *http.Request) bool {
 			own, err := newAuthority(time.Now())
 			if err != nil || r.URL.Path != pathTrust {
 				return false
@@ -105,7 +105,7 @@ func unauthenticatedPeerCases() []Case {
 			write(w, "application/jose", []byte(b), err)
 			return true
 		}},
-		{Name: "a stranger that passes everything on"},
+		{Name: "a foreign server that passes everything on"},
 	}
 	for i := range cs {
 		cs[i].UnknownCA = true
@@ -117,7 +117,7 @@ func unauthenticatedPeerCases() []Case {
 func tlsCases() []Case {
 	return []Case{
 		{Name: "connections that are closed at once", Connection: func(*Server, Endpoint, net.Conn) bool { return true }},
-		{Name: "connections that nobody reads", KeepsConnections: true, Connection: func(_ *Server, _ Endpoint, c net.Conn) bool {
+		{Name: "connections that are not read", KeepsConnections: true, Connection: func(_ *Server, _ Endpoint, c net.Conn) bool {
 			_, _ = io.Copy(io.Discard, c) // until its end
 			return true
 		}},
@@ -215,7 +215,7 @@ func tokenCases() (out []Case) {
 		"a token of another kind":            `{"access_token":"x","token_type":"mac","expires_in":600}`,
 		"a token that lives for a float":     `{"access_token":"x","token_type":"Bearer","expires_in":1e999}`,
 		"a token of 500 kB":                  `{"access_token":"` + strings.Repeat("x", 500_000) + `","token_type":"Bearer","expires_in":600}`,
-		"a token that nobody knows":          `{"access_token":"x","token_type":"Bearer","expires_in":600}`,
+		"an unknown token":                   `{"access_token":"x","token_type":"Bearer","expires_in":600}`,
 		"a token answer that is an array":    `[]`,
 		"a token answer that is nested deep": strings.Repeat("[", 100_000),
 	} {
@@ -283,7 +283,7 @@ func answerCases() (out []Case) {
 		{Name: "the configuration is none", Request: on(texts(`{"every":5}`), pathConfig)},
 		{Name: "the configuration is of a lower version", Request: configured(func(n int) int64 { return max(1, 100-int64(n)) })},
 		{Name: "the configuration is of the last version", Request: configured(func(n int) int64 { return 1<<53 - 1 - int64(n%2) })},
-		{Name: "the configuration is a stranger's", Request: func(s *Server, w http.ResponseWriter, r *http.Request) bool {
+		{Name: "the configuration is signed by a foreign key", Request: func(s *Server, w http.ResponseWriter, r *http.Request) bool {
 			if r.URL.Path != pathConfig {
 				return false
 			}

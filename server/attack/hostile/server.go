@@ -436,7 +436,7 @@ func (s *Server) Seal(by *jose.Signer, n int64, edit func(*token.Command)) (stri
 	to := s.seal
 	s.mu.Unlock()
 	if to == nil {
-		return "", errors.New("nobody has enrolled")
+		return "", errors.New("no device has enrolled")
 	}
 	return jose.Encrypt(to, "JWT", []byte(jws))
 }

@@ -569,7 +569,7 @@ func (l *benchRun) revocation(ctx context.Context) error {
 	}
 	took, answered = time.Since(at), time.Since(start)
 	fmt.Printf("| a topic taken from all by policy | %.1f ms | %.1f ms | ≤ 50 ms |\n", ms(late(answered, all)), ms(took))
-	fmt.Printf("\n%d of %d others stayed connected while 101 were revoked, and heard %d messages.\n", undisturbed, devices-101, before)
+	fmt.Printf("\n%d of %d others stayed connected while 101 were revoked, and received %d messages.\n", undisturbed, devices-101, before)
 	close(stop)
 	if err := <-published; err != nil {
 		return err

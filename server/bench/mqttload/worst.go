@@ -44,7 +44,7 @@ func (l *benchRun) worst(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, w.p.stop()) }()
 	fmt.Printf("\n### One device does its worst, %d others beside it\n\n", worstOthers)
-	fmt.Printf("The product's program with default limits; no policy but the built-in ones. Turns of %d s, %d without and %d with the attack, after each of which the attacker is deleted. The attacker comes from an address of its own, and is a process with nice 19: it takes what time the others and the server leave of the same cores. For comparison, on a server that nobody attacks: turns with and without a process of normal priority that only computes, on one core.\n\n", w.seconds, worstTurns, worstTurns)
+	fmt.Printf("The product's program with default limits; no policy but the built-in ones. Turns of %d s, %d without and %d with the attack, after each of which the attacker is deleted. The attacker comes from an address of its own, and is a process with nice 19: it takes what time the others and the server leave of the same cores. For comparison, on a server without an attack: turns with and without a process of normal priority that only computes, on one core.\n\n", w.seconds, worstTurns, worstTurns)
 	fmt.Printf("| turn | attacker | lost | refused | heap | resident | server's CPU |\n|---|---|---|---|---|---|---|\n")
 	var full float64
 	var p99 attackTimes

@@ -260,7 +260,7 @@ func TestAnOperatorAccepts(t *testing.T) {
 	m.goesBy("accepted too", 0)
 	m.off = -200 * day
 	m.clock.Accept()
-	m.wants("before the build date nobody can accept it", clock.BeforeBuild)
+	m.wants("before the build date it cannot be accepted", clock.BeforeBuild)
 }
 
 // The clocks of this machine agree with themselves, and Now is the time of day.

@@ -36,7 +36,7 @@ func TestBurstIsSharedByAllOfOneSubject(t *testing.T) {
 	a, b := s.Join("lamp", after(0)), s.Join("lamp", after(0))
 	for range 10 {
 		if a.Reserve(1, after(0)) > 0 || b.Reserve(1, after(0)) > 0 {
-			t.Fatal("within the burst somebody waits")
+			t.Fatal("within the burst a caller waits")
 		}
 	}
 	if w := b.Reserve(1, after(0)); w != 100*time.Millisecond {
@@ -48,7 +48,7 @@ func TestBurstIsSharedByAllOfOneSubject(t *testing.T) {
 	err := s.Take("lamp", 1, after(0))
 	e, ok := err.(*watchword.Error)
 	if !ok || e.Code != watchword.RateLimited || e.RetryAfter != 300*time.Millisecond {
-		t.Errorf("who cannot wait hears %v", err)
+		t.Errorf("a caller that cannot wait gets %v", err)
 	}
 	if err := s.Take("lamp", 1, after(299*time.Millisecond)); err == nil {
 		t.Error("one who came too early was let in")
@@ -91,11 +91,11 @@ func TestAnAccountIsRememberedWhileItIsNotFull(t *testing.T) {
 	}
 	s.Join(1, after(0))
 	if s.Leave(1, after(time.Second)); s.Len(after(0)) != 0 {
-		t.Error("a full account is remembered that nobody uses")
+		t.Error("a full account is remembered that is not used")
 	}
 	var none *ratelimit.Shared[int]
 	if none.Join(1, after(0)).Reserve(1<<30, after(0)) != 0 || none.Take(1, 1<<30, after(0)) != nil {
-		t.Error("without a bound somebody waits")
+		t.Error("without a bound a caller waits")
 	}
 	none.Leave(1, after(0))
 }
