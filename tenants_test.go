@@ -18,6 +18,7 @@ func TestDefaultTenantIsNamedOnlyWhereRequestsEnter(t *testing.T) {
 	may := map[string]string{
 		"id.go":                           "declares it",
 		"issuer.go":                       "its issuer has no path",
+		"issuer_set.go":                   "likewise",
 		"server/httpapi/api.go":           "the API without a resolver",
 		"server/httpapi/tenant.go":        "the server's keys are its own",
 		"server/keyring/tenant_bundle.go": "the stored trust bundles are its own",
@@ -87,6 +88,8 @@ var keptByName = map[string]string{
 	"session.Guard.sessions":                "a random id, unique in the process; a caller that looks one up by an id that a client named compares the tenant",
 	"session.Guard.offline":                 "likewise",
 	"server.Server.hosts":                   "the value is the tenant",
+	"server.Server.addressWarned":           "the server's own issuers",
+	"server.Server.addressEnded":            "likewise",
 	"session.Keys.signing":                  "of one subject",
 	"keyring.keyState.private":              "keys of the server",
 	"keyring.keyState.issuers":              "keys of the server",

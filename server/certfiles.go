@@ -118,3 +118,10 @@ func (f *certFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	f.pair, f.written = &pair, at
 	return f.pair, nil
 }
+
+// verifyName returns an error if the certificate is not for a name.
+func (f *certFiles) verifyName(name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pair.Leaf.VerifyHostname(name)
+}

@@ -54,3 +54,8 @@ func Expired(keep int, gone []string, files ...string) (out []string) {
 
 // Close releases what New opened.
 func (s *Server) Close() { s.close() }
+
+// WatchAddress is what maintenance does about former addresses at a time. Maintenance begins a minute after the start.
+func (s *Server) WatchAddress(ctx context.Context, now time.Time) error {
+	return s.watchAddress(ctx, now)
+}

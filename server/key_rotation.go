@@ -26,7 +26,7 @@ func (s *Server) startKeyRotation(ctx context.Context) (err error) {
 
 // trustMembers returns the members of the trust bundle beside the keys.
 func (s *Server) trustMembers() keyring.BundleInfo {
-	n := keyring.BundleInfo{WebPKI: s.cfg.Server.TLSCert != "", Quorum: s.quorum()}
+	n := keyring.BundleInfo{WebPKI: s.cfg.Server.TLSCert != "", Quorum: s.quorum(), MQTTS: s.publicMQTTS}
 	for _, w := range s.witnesses {
 		n.Witnesses = append(n.Witnesses, w.Key.String())
 	}
@@ -50,6 +50,7 @@ type trust struct {
 	mu     sync.Mutex
 	ca     []byte // that was written last
 	bundle string // of the last notice to clients
+	url    string // in server.json
 }
 
 // HandleChange is the last receiver: the bundle of the notice must be available to clients that fetch it then.
@@ -65,6 +66,12 @@ func (t *trust) HandleChange(ctx context.Context, c watchword.Change) error {
 			s.o.Log.ErrorContext(ctx, "the authority's file was not written", slog.String("file", s.info.CAFile), slog.Any("err", err))
 		} else {
 			t.ca = ca
+		}
+	}
+	if url := s.url(); url != t.url {
+		t.url = url
+		if err := s.writePlace(url); err != nil {
+			s.o.Log.ErrorContext(ctx, "server.json was not written: commands on this machine use the former address until the next start", slog.Any("err", err))
 		}
 	}
 	if bundle := s.keys.Bundle(s.o.Now()); bundle != t.bundle {

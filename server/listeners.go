@@ -42,14 +42,14 @@ func (s *Server) listen() (err error) {
 	return nil
 }
 
-// origins returns every HTTPS origin of this server; a DPoP proof must name one of them. The Host
+// origins returns the HTTPS origins of this server beside its issuers; a DPoP proof must name one of all these. The Host
 // of a request is not trusted.
 func (s *Server) origins() token.Origins {
 	_, port, err := net.SplitHostPort(s.info.HTTPS)
 	if err != nil {
-		return token.NewOrigins(s.info.URL, s.keys.Issuer())
+		return token.NewOrigins(s.cfg.PublicURL())
 	}
-	urls := []string{s.info.URL, s.keys.Issuer(), "https://" + s.info.HTTPS, "https://" + s.cfg.Server.HTTPS}
+	urls := []string{s.cfg.PublicURL(), "https://" + s.info.HTTPS, "https://" + s.cfg.Server.HTTPS}
 	for _, host := range append([]string{"localhost", "127.0.0.1", "::1"}, s.cfg.Server.names()...) {
 		urls = append(urls, "https://"+net.JoinHostPort(host, port))
 	}
@@ -77,9 +77,9 @@ func (s *Server) bind(key string, address *string) (net.Listener, error) {
 	return newLimitListener(l, s.cfg.Limits.Connections, s.cfg.Limits.PerAddress), nil
 }
 
-// publicMQTTS returns the MQTT address that devices receive at enrollment: server.public_mqtts, or the public name and
+// publicMQTTS returns the MQTT address that devices receive with a public URL: server.public_mqtts, or the URL's host and
 // MQTT's port; empty without MQTT over TLS.
-func (s *Server) publicMQTTS() string {
+func (s *Server) publicMQTTS(publicURL string) string {
 	if a, err := canonicalHostPort(s.cfg.Server.PublicMQTTS); err == nil {
 		return a
 	}
@@ -87,7 +87,7 @@ func (s *Server) publicMQTTS() string {
 	if err != nil {
 		return ""
 	}
-	return net.JoinHostPort(hostOf(s.info.URL), port)
+	return net.JoinHostPort(hostOf(publicURL), port)
 }
 
 // withMQTTALPN returns the TLS configuration with the ALPN protocol mqtt.
@@ -128,7 +128,7 @@ func (s *Server) tls() (*tls.Config, error) {
 			return nil, watchword.Wrap(err, watchword.ConfigInvalid, "server.tls_cert and server.tls_key must be a certificate and its key")
 		}
 		for _, n := range s.cfg.Server.names() { // a proxy in front of the server may show another certificate
-			if err := f.pair.Leaf.VerifyHostname(n); err != nil {
+			if err := f.verifyName(n); err != nil {
 				s.o.Log.Warn("the certificate of server.tls_cert is not for this name: clients that use it and reach this server refuse it", slog.String("name", n), slog.Any("err", err))
 			}
 		}
@@ -139,7 +139,7 @@ func (s *Server) tls() (*tls.Config, error) {
 	if err := durable.WriteFile(s.info.CAFile, s.keys.CAPEM(), 0o644); err != nil {
 		return nil, err
 	}
-	c.GetCertificate = s.keys.CertSource(s.cfg.Server.names(), s.o.Now).GetCertificate
+	c.GetCertificate = s.keys.CertSource(s.certificateNames, s.o.Now).GetCertificate
 	return c, nil
 }
 

@@ -70,7 +70,7 @@ func RecoverOperator(ctx context.Context, cfg Config, id watchword.SubjectID, o 
 		return Recovery{}, err
 	}
 	s.enrollment = enroll.New(s.store, enroll.Options{
-		PublicURL: url, Issuer: s.keys.Issuer(), TrustPin: func() string { return token.TrustPin(s.keys.Root()) }, Live: session.NewLive(),
+		PublicURL: url, Issuers: s.keys.Issuers, TrustPin: func() string { return token.TrustPin(s.keys.Root()) }, Live: session.NewLive(),
 	})
 	return s.recoverOperator(ctx, id, throughFolder)
 }

@@ -131,6 +131,9 @@ type Server struct {
 	running        bool // the data folder is marked as open
 	walMissing     bool // the write-ahead log was missing at the start
 
+	addressWarned map[watchword.Issuers]time.Time // when maintenance last warned of an issuer's end
+	addressEnded  map[watchword.Issuers]bool      // it said that the issuer has ended
+
 	hosts      map[string]watchword.TenantID // [Options.Tenants] by host
 	handshakes *handshakes
 	http       *http.Server
@@ -141,7 +144,7 @@ type Server struct {
 // Codes: config_invalid, folder_in_use, folder_newer, key_exposed, file_untrusted, key_unwrap, unavailable; clock_untrusted where the folder is
 // empty and the clock says a time before the program was built.
 func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
-	s := &Server{cfg: cfg, o: o.filled(), hosts: o.tenantHosts(), ready: make(chan struct{}), maintainNow: make(chan struct{}, 1)}
+	s := &Server{cfg: cfg, o: o.filled(), hosts: o.tenantHosts(), ready: make(chan struct{}), maintainNow: make(chan struct{}, 1), addressWarned: map[watchword.Issuers]time.Time{}, addressEnded: map[watchword.Issuers]bool{}}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -180,10 +183,8 @@ func (s *Server) initialize(ctx context.Context) (err error) {
 		return err
 	}
 	s.info.Issuer = s.keys.Issuer()
-	if sameURL(s.cfg.PublicURL(), s.keys.Issuer()) {
-		s.info.URL = s.keys.Issuer()
-	} else if s.cfg.Server.PublicURL != "" {
-		return watchword.Refuse(watchword.ConfigInvalid, "server.public_url is %s, but this server was initialized as %s: the issuer is part of every token and cannot change after the first start", s.cfg.PublicURL(), s.keys.Issuer())
+	if s.info.URL, err = publicURL(s.cfg, s.keys.Issuers(), s.o.Log); err != nil {
+		return err
 	}
 	if s.info.URL != s.keys.Issuer() {
 		s.o.Log.WarnContext(ctx, "the address changed since first start; devices look for the old one", slog.String("issuer", s.keys.Issuer()), slog.String("url", s.info.URL))
@@ -216,20 +217,20 @@ func (s *Server) assemble(ctx context.Context) error {
 		Now: s.o.Now, Total: s.cfg.Limits.Connections, Revoked: s.keys.IssuerKeyRevoked, Opened: s.auditSessionOpened, Ended: s.auditSessionEnded,
 	})
 	s.live = session.NewLive()
-	reg := registry.New(s.store, directory, s.live, s.keys.Issuer())
+	reg := registry.New(s.store, directory, s.live, s.keys.Issuers)
 	s.registry = reg
 	semaphore := fair.NewSemaphore()
 	s.enrollment = enroll.New(s.store, enroll.Options{
-		PublicURL: s.info.URL, Issuer: s.keys.Issuer(), TrustPin: func() string { return token.TrustPin(s.keys.Root()) }, TrustPins: s.trustPins,
+		PublicURL: s.info.URL, Issuers: s.keys.Issuers, TrustPin: func() string { return token.TrustPin(s.keys.Root()) }, TrustPins: s.trustPins,
 		CheckGiven: reg.CheckGiven, CheckActOn: reg.CheckActOn, Live: s.live, PairingLifetime: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Semaphore: semaphore,
 	})
 	credentials, err := authn.New(s.keys.Issuer(), s.keys, directory, s.store, s.live,
-		authn.Options{Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Semaphore: semaphore, IssueRate: float64(s.cfg.Limits.IssueRate)})
+		authn.Options{Issuers: s.keys.Issuers, Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Semaphore: semaphore, IssueRate: float64(s.cfg.Limits.IssueRate)})
 	if err != nil {
 		return err
 	}
 	s.commands = command.New(s.store, directory, s.keys, s.keys, command.Options{
-		Issuer: s.keys.Issuer(), Epoch: s.keys.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Log: s.checkpoints, Now: s.o.Now,
+		Issuers: s.keys.Issuers, Epoch: s.keys.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Log: s.checkpoints, Now: s.o.Now,
 		Bounds: command.Bounds{PerOrderer: int64(s.cfg.Limits.SubjectCommands), Total: int64(s.cfg.Limits.Commands)},
 	})
 	controls := ratelimit.NewShared[quota.Key](float64(s.cfg.Limits.ControlRate), "too many connections, state reports or receipts of this subject (limits.control_rate)")
@@ -238,10 +239,11 @@ func (s *Server) assemble(ctx context.Context) error {
 		Tenant: s.tenantOf, Endings: s.endingOf,
 		Version: s.o.Version, PublicURL: s.info.URL, JWKS: s.keys.JWKS, TrustBundle: func(t watchword.TenantID) (string, error) { return s.keys.TenantBundle(t, s.o.Now()) },
 		Time: func(t watchword.TenantID, nonce string, now time.Time) (string, error) {
-			return token.SignTime(s.keys.Signer(keyring.Time), watchword.Issuers(s.keys.Issuer()).Of(t), nonce, now)
+			return token.SignTime(s.keys.Signer(keyring.Time), s.keys.Issuers().Known(t, now), nonce, now)
 		},
 		TokenRate: float64(s.cfg.Limits.TokenRate), PublishRates: publishes, ControlRates: controls,
 		BodyBytes: int64(s.cfg.Limits.BodyBytes), SubjectBodyBytes: int64(s.cfg.Limits.SubjectBodyBytes),
+		MQTTS: func() string { return s.publicMQTTS(s.url()) }, CheckAddress: s.checkAddress, IssuerUse: s.store.IssuerUse,
 		RequestRate: float64(s.cfg.Limits.RequestRate), Requests: s.cfg.Limits.Connections, PerAddress: s.cfg.Limits.PerAddress, Now: s.o.Now, Log: s.o.Log,
 	}
 	tlsConfig, err := s.tls()
@@ -276,11 +278,10 @@ func (s *Server) assemble(ctx context.Context) error {
 	}
 	// In this order: a receiver that others query precedes them, and the retained messages precede the sessions to which
 	// they would be delivered.
-	s.live.Register(s.keys, directory, credentials, s.broker, s.guard, messages, s.commands, &trust{s: s})
+	s.live.Register(s.keys, directory, credentials, s.broker, s.guard, messages, s.commands, &trust{s: s, url: s.url()})
 	if err := s.startKeyRotation(ctx); err != nil {
 		return err
 	}
-	options.MQTTS = s.publicMQTTS()
 	api := httpapi.New(httpapi.Dependencies{
 		Registry: reg, Enrollment: s.enrollment, Auth: credentials, Guard: s.guard, Commands: s.commands, Bus: messages, Recorder: s.recorder,
 		Twins: twins, Entries: s.store, Audit: s.checkpoints, Keys: s.rotator, Broker: s.broker, SchemaSlots: semaphore, Options: options,
@@ -317,8 +318,13 @@ func (s *Server) writeServerFile(ctx context.Context) error {
 	if err := s.store.AddEntry(ctx, e); err != nil {
 		return err
 	}
+	return s.writePlace(s.url())
+}
+
+// writePlace writes server.json with the public URL.
+func (s *Server) writePlace(url string) error {
 	return writeServerFile(s.cfg.Data, ServerFile{
-		URL: s.info.URL, HTTPS: s.info.HTTPS, MQTTS: s.info.MQTTS, MQTT: s.info.MQTT, Issuer: s.info.Issuer, CA: s.info.CAFile, PID: os.Getpid(), Operator: FirstOperator, Version: s.o.Version,
+		URL: url, HTTPS: s.info.HTTPS, MQTTS: s.info.MQTTS, MQTT: s.info.MQTT, Issuer: s.keys.Issuer(), CA: s.info.CAFile, PID: os.Getpid(), Operator: FirstOperator, Version: s.o.Version,
 	})
 }
 
@@ -430,7 +436,7 @@ func (s *Server) maintain(ctx context.Context) error {
 		if watchword.CodeOf(turned) == watchword.ClockUntrusted {
 			turned = nil // watchClock says so
 		}
-		err = errors.Join(err, turned, s.pruneLog(ctx), s.warnEndings(ctx, s.o.Now()))
+		err = errors.Join(err, turned, s.pruneLog(ctx), s.warnEndings(ctx, s.o.Now()), s.watchAddress(ctx, s.o.Now()))
 		if err != nil && ctx.Err() == nil {
 			s.o.Log.ErrorContext(ctx, "housekeeping", slog.Any("err", err))
 		}

@@ -43,10 +43,10 @@ func (o Options) tenantHosts() map[string]watchword.TenantID {
 	return out
 }
 
-// tokenIssuers returns the issuers by which tokens name their tenants; empty where there is the default tenant alone.
-func (s *Server) tokenIssuers() watchword.Issuers {
+// tokenIssuers returns the issuers by which tokens name their tenants; nil where there is the default tenant alone.
+func (s *Server) tokenIssuers() watchword.IssuerSource {
 	if len(s.o.Tenants) == 0 {
-		return ""
+		return nil
 	}
-	return watchword.Issuers(s.keys.Issuer())
+	return s.keys.Issuers
 }

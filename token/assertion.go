@@ -18,6 +18,8 @@ type Assertion struct {
 	JTI     string
 	Issued  time.Time
 	Expires time.Time
+	// Audience is the issuer that it named; empty where something else authenticated the subject.
+	Audience string
 }
 
 // SingleUse returns what a store remembers of the assertion.

@@ -35,13 +35,16 @@ func (t Trust) FirstIssuer() string {
 	return t.Issuer
 }
 
-// NamedIssuer returns the issuer that something of this server names: claimed if the server has or had it, and else the current
-// one, which a verification then expects.
-func (t Trust) NamedIssuer(claimed string) string {
-	if t.HasIssuer(claimed) {
-		return claimed
+// IssuerNames returns every issuer identifier that the server of the bundle has or had, the current one first. What it signed may
+// name any of them: see [ClaimedIssuer].
+func (t Trust) IssuerNames() []string {
+	names := []string{t.Issuer}
+	for _, p := range t.History {
+		if p.Issuer != t.Issuer {
+			names = append(names, p.Issuer)
+		}
 	}
-	return t.Issuer
+	return names
 }
 
 type issuerClaim struct {

@@ -79,10 +79,48 @@ func TestABundleNamesFormerIssuers(t *testing.T) {
 			t.Errorf("%s: the first issuer is %s, MQTT is at %s", tc.name, got.FirstIssuer(), got.MQTTS)
 		}
 	}
-	moved := bundle(b, root, 4, period(a, true), period(b, false))
-	for claimed, want := range map[string]string{a: a, b: b, c: b, "": b} {
-		if got := moved.NamedIssuer(claimed); got != want {
-			t.Errorf("what names %q is expected to name %s, want %s", claimed, got, want)
+	if got := bundle(b, root, 4, period(a, true), period(b, false), period(c, true)).IssuerNames(); !slices.Equal(got, []string{b, a, c}) {
+		t.Errorf("the names are %v", got)
+	}
+}
+
+// The issuer that a verification expects is one that the token names, in iss or in aud, if it is accepted.
+func TestClaimedIssuer(t *testing.T) {
+	k, err := jose.GenerateKey(jose.P256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	by, err := k.Signer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := func(typ, payload string) string {
+		raw, err := by.Sign(typ, []byte(payload))
+		if err != nil {
+			t.Fatal(err)
 		}
+		return raw
+	}
+	accepted := []string{"https://b", "https://a"}
+	for payload, want := range map[string]string{
+		`{"iss":"https://a"}`:                              "https://a",
+		`{"iss":"lamp-1","aud":"https://a"}`:               "https://a",
+		`{"iss":"lamp-1","aud":["https://x","https://a"]}`: "https://a",
+		`{"iss":"https://b","aud":"https://a"}`:            "https://b",
+		`{"aud":"https://a","iss":"https://b"}`:            "https://b",
+		`{"iss":"https://c"}`:                              "https://b",
+		`{"aud":7,"iss":"https://a"}`:                      "https://a",
+		`{"aud":[7],"iss":"https://a"}`:                    "https://b",
+		`{}`:                                               "https://b",
+	} {
+		if got := token.ClaimedIssuer(sign(token.TypReceipt, payload), accepted); got != want {
+			t.Errorf("%s: %s, want %s", payload, got, want)
+		}
+	}
+	if got := token.ClaimedIssuer("no token", accepted); got != "https://b" {
+		t.Errorf("what is no token: %s", got)
+	}
+	if got := token.ClaimedIssuer(sign(token.TypReceipt, `{"iss":"https://a"}`), accepted[:1]); got != "https://b" {
+		t.Errorf("one issuer alone: %s", got)
 	}
 }

@@ -19,6 +19,9 @@ type Record struct {
 	Issued       time.Time
 	Expires      time.Time
 	Revoked      bool
+	// AskedIssuer is the issuer that the assertion named, from the first move of the server's address on; empty before. The store notes
+	// it for the subject.
+	AskedIssuer string
 }
 
 // SingleUse is the single use of a client assertion: (tenant, subject, jti), stored until Expires plus the skew.

@@ -206,6 +206,8 @@ var answers = map[string]func() any{
 	"GET /v1/keys":             func() any { return oneOf[api.ServerKeyList]() },
 	"POST /v1/keys/":           func() any { return full[api.ServerKey]() },
 	"POST /v1/keys/bundles/":   func() any { return map[string]any{"bundles": []any{full[api.PlannedBundle]()}} },
+	"GET /v1/address":          func() any { return full[api.Address]() },
+	"POST /v1/address/":        func() any { return full[api.Address]() },
 	"GET /v1/audit?":           func() any { return map[string]any{"entries": []any{oneOf[api.Entry]()}} },
 	"GET /v1/audit/":           func() any { return oneOf[api.EntryDetail]() },
 	"GET proof":                func() any { return "proof\n" + hostileText },
@@ -388,6 +390,8 @@ var hostileCases = map[string]hostileCase{
 	"notice list":          {},
 	"notice acknowledge":   {args: []string{"operator.recover"}, quiet: true},
 	"operator recover":     {args: []string{"carla", "--config", "{file}"}, quiet: true}, // likewise
+	"address show":         {},
+	"address move":         {args: []string{"https://new.example", "--yes"}},
 	"whoami":               {},
 	"login":                {args: []string{"{link}"}, quiet: true}, // it prints what was verified, or has a checked form
 	"logout":               {quiet: true},

@@ -97,22 +97,23 @@ func (a *app) verify(ctx context.Context, p *inspection) {
 
 // verifyWithBundle calls the real verifiers.
 func (p *inspection) verifyWithBundle(t token.Trust, now time.Time) (err error) {
+	issuer := token.ClaimedIssuer(p.raw, t.IssuerNames())
 	aud := watchword.SubjectID(p.claim("aud"))
 	switch p.kind.typ {
 	case token.TypAccess:
-		_, err = token.VerifyAccess(p.raw, token.NewKeySet(t.Issuers...), t.Issuer, string(aud), now, 0)
+		_, err = token.VerifyAccess(p.raw, token.NewKeySet(t.Issuers...), issuer, string(aud), now, 0)
 	case token.TypCommand:
-		_, err = token.VerifyCommand(p.raw, token.NewKeySet(t.Command...), t.Issuer, aud, now, "")
+		_, err = token.VerifyCommand(p.raw, token.NewKeySet(t.Command...), issuer, aud, now, "")
 	case token.TypConfig:
-		_, err = token.VerifyConfig(p.raw, token.NewKeySet(t.Command...), t.Issuer, aud, now)
+		_, err = token.VerifyConfig(p.raw, token.NewKeySet(t.Command...), issuer, aud, now)
 	case token.TypTrust:
 		known := t
-		known.Version, known.Epoch = 0, 0 // the signature of an older one is valid too
+		known.Issuer, known.Version, known.Epoch = issuer, 0, 0 // the signature of an older one is valid too
 		_, err = token.VerifyNextTrust(p.raw, known, now)
 	case token.TypAssertion:
 		var a *token.UnverifiedAssertion
 		if a, err = token.ParseAssertion(p.raw, true); err == nil {
-			err = a.CheckClaims(t.Issuer, now)
+			err = a.CheckClaims(issuer, now)
 		}
 	case token.TypTime: // only the role matters
 		var u *jose.Unverified

@@ -33,7 +33,7 @@ const (
 // Client sends requests to one server. Every request has a deadline and a limit on the answer's
 // bytes. Make one with [New] or [NewUnauthenticated]. It is safe for concurrent use.
 type Client struct {
-	base            string
+	base            func() string
 	http            *http.Client // follows no redirect, so that no token is sent to another host: see [WithoutRedirects]
 	tokens          *Tokens      // nil: no tokens
 	unauthenticated bool
@@ -43,6 +43,11 @@ type Client struct {
 // authenticates the server, so its refusals are trusted. tokens provides the token of each request;
 // nil: none. rt is the result of [Transport] or [WithHeaderLimit].
 func New(base string, rt http.RoundTripper, tokens *Tokens) *Client {
+	return NewAt(func() string { return base }, rt, tokens)
+}
+
+// NewAt is [New] for a server whose address may change: base is called for each request.
+func NewAt(base func() string, rt http.RoundTripper, tokens *Tokens) *Client {
 	return &Client{base: base, http: WithoutRedirects(rt), tokens: tokens}
 }
 
@@ -52,11 +57,11 @@ func New(base string, rt http.RoundTripper, tokens *Tokens) *Client {
 // secrets may use plain HTTP; other requests, of any client, only to loopback addresses
 // (bad_request).
 func NewUnauthenticated(base string, rt http.RoundTripper) *Client {
-	return &Client{base: base, http: WithoutRedirects(rt), unauthenticated: true}
+	return &Client{base: func() string { return base }, http: WithoutRedirects(rt), unauthenticated: true}
 }
 
 // Base returns the server's address.
-func (c *Client) Base() string { return c.base }
+func (c *Client) Base() string { return c.base() }
 
 // WithoutTokens returns a client of the same server and connections, without tokens.
 func (c *Client) WithoutTokens() *Client {
@@ -185,7 +190,7 @@ func (c *Client) retryable(r Request, err error) bool {
 }
 
 func (c *Client) doOnce(ctx context.Context, r Request) (*http.Response, error) {
-	u := c.base + r.Path
+	u := c.base() + r.Path
 	q := r.Query
 	if r.Wait > 0 {
 		q = url.Values{"wait": {r.Wait.String()}}

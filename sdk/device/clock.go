@@ -178,7 +178,7 @@ func (d *Device) syncTimeIfDue(ctx context.Context) {
 	if !d.timeDue() {
 		return
 	}
-	d.trySyncTime(ctx, d.identity.HTTPS, d.trust.Load())
+	d.trySyncTime(ctx, d.Server(), d.trust.Load())
 }
 
 func (d *Device) timeDue() bool {
@@ -215,7 +215,7 @@ func (d *Device) timeRejected(ctx context.Context, err error) bool {
 	if !d.clock.lastRequestBefore(timeRetry) || d.hasExpired(d.trust.Load().Expires) {
 		return false // an expired bundle does not prove that the clock is wrong
 	}
-	return d.trySyncTime(ctx, d.identity.HTTPS, d.trust.Load())
+	return d.trySyncTime(ctx, d.Server(), d.trust.Load())
 }
 
 // withTime calls get with the correct time: requested before if it is unknown, and once more if the server refuses the
@@ -277,7 +277,7 @@ func (d *Device) requestTime(ctx context.Context, server string, t *token.Trust)
 	if duration > timeRoundTrip {
 		return false, watchword.Refuse(watchword.TimedOut, "the answer took %s, too long for a signed time", duration.Round(time.Millisecond))
 	}
-	at, err := token.VerifyTime(string(a.Body), token.NewKeySet(t.Time...), t.Issuer, nonce)
+	at, err := token.VerifyTime(string(a.Body), token.NewKeySet(t.Time...), token.ClaimedIssuer(string(a.Body), t.IssuerNames()), nonce)
 	if err != nil {
 		return false, err
 	}

@@ -72,7 +72,8 @@ func (d *Device) wantsConfig() bool {
 // applyConfig verifies a signed configuration and passes a new one to the handler. It is no error if the configuration is
 // already known.
 func (d *Device) applyConfig(ctx context.Context, raw []byte) error {
-	c, err := token.VerifyConfig(string(raw), token.NewKeySet(d.trust.Load().Command...), d.identity.Issuer, d.identity.ID, d.now())
+	trust := d.trust.Load()
+	c, err := token.VerifyConfig(string(raw), token.NewKeySet(trust.Command...), token.ClaimedIssuer(string(raw), trust.IssuerNames()), d.identity.ID, d.now())
 	if err != nil {
 		return err
 	}
@@ -132,7 +133,8 @@ func (d *Device) configInFolder() (number position, signed bool) {
 		return position{}, false
 	}
 	// It was valid when it was received, so its expiry is not checked.
-	c, err := token.VerifyConfig(string(raw), token.NewKeySet(d.trust.Load().Command...), d.identity.Issuer, d.identity.ID, time.Time{})
+	trust := d.trust.Load()
+	c, err := token.VerifyConfig(string(raw), token.NewKeySet(trust.Command...), token.ClaimedIssuer(string(raw), trust.IssuerNames()), d.identity.ID, time.Time{})
 	signed = err == nil
 	if watchword.CodeOf(err) == watchword.KeyUnknown {
 		c, err = token.ReadConfig(string(raw))

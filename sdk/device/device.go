@@ -84,13 +84,15 @@ type Device struct {
 	decrypter atomic.Pointer[jose.Decrypter]
 	keyChange keyChange
 
-	identity   *identity // nil until enrolled
-	trust      atomic.Pointer[token.Trust]
-	pinnedRoot string // pin of the current root, if it differs from that of identity; used only when the trust bundle is renewed
-	transport  tlstrust.Transport
-	client     *rest.Client
-	tokens     *rest.Tokens
-	mqtt       atomic.Pointer[mqttConn] // the current MQTT connection, or nil
+	identity *identity // nil until enrolled
+	trust    atomic.Pointer[token.Trust]
+	// storedIdentity is the identity in the folder, if it differs from identity; used only when the trust bundle is renewed.
+	storedIdentity *identity
+	fallback       addressFallback
+	transport      tlstrust.Transport
+	client         *rest.Client
+	tokens         *rest.Tokens
+	mqtt           atomic.Pointer[mqttConn] // the current MQTT connection, or nil
 
 	clock     signedClock
 	revoked   revocation
@@ -253,11 +255,11 @@ func (d *Device) useTrust(t *token.Trust) error {
 // authClient returns a client that authenticates with a key, and its tokens.
 func (d *Device) authClient(signer func() *jose.Signer) (*rest.Client, *rest.Tokens) {
 	tokens := &rest.Tokens{
-		Client: rest.New(d.identity.HTTPS, &d.transport, nil), Path: "/oauth/token", Now: d.bestTime,
+		Client: rest.NewAt(d.Server, &d.transport, nil), Path: "/oauth/token", Now: d.bestTime,
 		Sign:   func() (string, error) { return d.assertion(signer(), token.AssertionLifetime) },
 		Prover: d.dpopProver(signer), WithLock: d.withTime,
 	}
-	return rest.New(d.identity.HTTPS, &d.transport, tokens), tokens
+	return rest.NewAt(d.Server, &d.transport, tokens), tokens
 }
 
 // dpopProver returns the prover that adds DPoP proofs by the device's key if the server requires them.
@@ -296,7 +298,7 @@ func (d *Device) Server() string {
 	if d.identity == nil {
 		return ""
 	}
-	return d.identity.HTTPS
+	return d.serverURL(d.trust.Load())
 }
 
 // MQTT returns HOST:PORT of the server's MQTT listener over TLS; empty if it has none, and before the device is enrolled.
@@ -304,7 +306,7 @@ func (d *Device) MQTT() string {
 	if d.identity == nil {
 		return ""
 	}
-	return d.identity.MQTTS
+	return d.mqttAddress()
 }
 
 // Keys returns the public keys for signing and encryption; nil before they exist.
@@ -363,7 +365,7 @@ func (d *Device) Assertion(life time.Duration) (string, error) {
 }
 
 func (d *Device) assertion(s *jose.Signer, life time.Duration) (string, error) {
-	return token.SignAssertion(s, d.identity.ID, d.identity.Issuer, d.bestTime(), life)
+	return token.SignAssertion(s, d.identity.ID, d.issuer(), d.bestTime(), life)
 }
 
 // Token returns an access token that is valid for some time; it may be a cached one.

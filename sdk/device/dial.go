@@ -37,8 +37,8 @@ func (p *dialLimiter) take(now time.Time) bool {
 	return true
 }
 
-// connect calls [Options.Dial] within the device's rate of connections. Code: unavailable above it.
-func (d *Device) connect(ctx context.Context, network, address string) (net.Conn, error) {
+// dial calls [Options.Dial] within the device's rate of connections. Code: unavailable above it.
+func (d *Device) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if !d.dialLimiter.take(time.Now()) {
 		return nil, watchword.Refuse(watchword.Unavailable, "this device connects too often: at most one connection each second")
 	}

@@ -86,7 +86,7 @@ func (d *Device) verifyCommand(jwe string) (token.Command, string, error) {
 	if d.journal.lost || now.IsZero() {
 		nonce = d.nonce.current(d.opts.Now())
 	}
-	c, err := token.VerifyCommand(string(jws), token.NewKeySet(trust.Command...), d.identity.Issuer, d.identity.ID, now, nonce)
+	c, err := token.VerifyCommand(string(jws), token.NewKeySet(trust.Command...), token.ClaimedIssuer(string(jws), trust.IssuerNames()), d.identity.ID, now, nonce)
 	if err != nil {
 		return token.Command{}, "", err
 	}
@@ -187,7 +187,7 @@ func invalidStatus(st watchword.ReceiptStatus) watchword.ReceiptStatus {
 // allowed in a receipt; unavailable if the key does not sign.
 func (d *Device) signReceipt(p position, id watchword.CommandID, hash string, st watchword.ReceiptStatus, result any) (string, error) {
 	r := token.Receipt{
-		Device: d.identity.ID, Issuer: d.identity.Issuer, Epoch: p.Epoch, Seq: p.Seq, Command: id, Hash: hash, Status: st, At: d.bestTime(),
+		Device: d.identity.ID, Issuer: d.issuer(), Epoch: p.Epoch, Seq: p.Seq, Command: id, Hash: hash, Status: st, At: d.bestTime(),
 	}
 	if result != nil {
 		b, err := encodeResult(result)

@@ -34,6 +34,7 @@ type identity struct {
 	MQTTS         string              `json:"mqtts,omitempty"`
 	CodeHash      string              `json:"code_hash"`
 	Pin           string              `json:"pin"`
+	FirstIssuer   string              `json:"first_issuer,omitempty"` // names the log, if the address of the server moved
 }
 
 // openFolder creates and locks a device's folder. It creates nothing in a folder that other users can write to. Codes:

@@ -82,7 +82,7 @@ func (d *run) connectMQTT(ctx context.Context) (*mqttConn, error) {
 	}
 	c := tr.TLSClientConfig.Clone()
 	c.NextProtos = []string{"mqtt"}
-	nc, err := d.dialTLS(ctx, c, d.identity.MQTTS)
+	nc, err := d.dialTLS(ctx, c, d.mqttAddress())
 	if err != nil {
 		return nil, &mqttUnavailable{err}
 	}

@@ -86,10 +86,10 @@ func (d *Device) Pair(ctx context.Context, server string, o PairOptions) error {
 		return err
 	}
 	if d.identity != nil {
-		if d.identity.HTTPS == server {
+		if d.Server() == server {
 			return d.forgetPairing()
 		}
-		return watchword.Refuse(watchword.Conflict, "this folder is enrolled as %q at %s already; a new enrollment needs new keys, so a new folder", d.identity.ID, d.identity.HTTPS)
+		return watchword.Refuse(watchword.Conflict, "this folder is enrolled as %q at %s already; a new enrollment needs new keys, so a new folder", d.identity.ID, d.Server())
 	}
 	if err := d.makeKeys(); err != nil {
 		return err

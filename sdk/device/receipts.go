@@ -173,12 +173,12 @@ func (d *Device) resignReceipt(a *execution, refused error) bool {
 	if a.Seq == 0 || a.ID == "" {
 		return false
 	}
-	_, _, err := token.VerifyReceipt(a.Receipt, token.NewKeySet(d.signer.Load().Public()), d.identity.ID, d.identity.Issuer)
+	_, _, err := token.VerifyReceipt(a.Receipt, token.NewKeySet(d.signer.Load().Public()), d.identity.ID, d.issuer())
 	if err == nil {
 		return false
 	}
 	st, result := watchword.StatusFailed, any(resultInvalid)
-	if old, rerr := token.ReadReceipt(a.Receipt, d.identity.ID, d.identity.Issuer); rerr == nil {
+	if old, rerr := token.ReadReceipt(a.Receipt, d.identity.ID, token.ClaimedIssuer(a.Receipt, d.trust.Load().IssuerNames())); rerr == nil {
 		if st, result = old.Status, nil; old.Result != nil {
 			result = old.Result
 		}

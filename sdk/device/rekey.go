@@ -269,7 +269,7 @@ func (d *Device) requestRekey(ctx context.Context, as, from, to *jose.Signer, n 
 		seal = n.seal.Public()
 		keys.Seal = seal.JWK()
 	}
-	proof, err := token.SignRekey(from, to, d.identity.ID, d.identity.Issuer, seal.ID(), d.bestTime())
+	proof, err := token.SignRekey(from, to, d.identity.ID, d.issuer(), seal.ID(), d.bestTime())
 	if err != nil {
 		return err
 	}

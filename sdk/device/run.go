@@ -181,7 +181,7 @@ func (r *run) receiveLoop(ctx context.Context) error {
 		}
 		begun := time.Now()
 		err := func() error {
-			if r.identity.MQTTS == "" || time.Since(rested) < mqttRetryPause {
+			if r.mqttAddress() == "" || time.Since(rested) < mqttRetryPause {
 				wait := pollWait
 				if probe = !polling; probe {
 					wait = 0 // the server counts as reached only after an answer
@@ -236,9 +236,11 @@ func (r *run) receiveLoop(ctx context.Context) error {
 // refreshAfterError starts the tasks that may remove the cause of an error: a newer trust bundle, signed time.
 func (r *run) refreshAfterError(err error) {
 	switch code := watchword.CodeOf(err); {
-	case tlstrust.IsUnknownAuthority(err), code == watchword.KeyUnknown, code == watchword.BundleInvalid, code == watchword.Superseded:
+	case tlstrust.IsUnknownAuthority(err), code == watchword.KeyUnknown, code == watchword.BundleInvalid, code == watchword.Superseded,
+		code == watchword.IssuerMismatch, code == watchword.AudienceMismatch:
 		r.bundle.trigger() // the server's key or authority may be newer than the bundle
 		if tlstrust.IsUnknownAuthority(err) {
+			r.doubtAddress()
 			r.doubtTime() // or its certificate is not valid at the device's time
 		}
 	case code == watchword.TokenEarly, code == watchword.TokenExpired:

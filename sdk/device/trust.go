@@ -52,7 +52,7 @@ func (d *Device) renewTrust(ctx context.Context) error {
 			return err
 		}
 	}
-	return d.updatePin(d.trust.Load()) // by the stored bundle: another one of the same version is not used
+	return d.updateIdentity(d.trust.Load()) // by the stored bundle: another one of the same version is not used
 }
 
 // handInTrust hands the device's own bundle to a server whose bundle is of a lower epoch: another server was restored from a
@@ -93,7 +93,11 @@ func (d *Device) readTrust() (t token.Trust, err error) {
 		return t, nil
 	}
 	d.opts.Log.Error("the trust bundle of the folder is lost; the next one is asked for under the pin, and nothing is obeyed until it came", slog.Any("err", err))
-	return token.Trust{Issuer: d.identity.Issuer, Version: stored.TrustVersion, Epoch: stored.TrustEpoch}, nil
+	t = token.Trust{Issuer: d.identity.Issuer, Version: stored.TrustVersion, Epoch: stored.TrustEpoch}
+	if first := d.identity.FirstIssuer; first != "" {
+		t.History, t.MQTTS = []token.IssuerPeriod{{Issuer: first}, {Issuer: t.Issuer}}, d.identity.MQTTS
+	}
+	return t, nil
 }
 
 // isNewer reports whether a bundle is newer than a known one. The epoch counts first: [token.BundleVersion].
@@ -145,22 +149,6 @@ func (d *Device) restoreAnchors(t *token.Trust) {
 	}
 }
 
-// updatePin makes the newest root the pinned one. The bundle on the disk names the old root too, so that the folder can be
-// opened after a power cut between the two writes.
-func (d *Device) updatePin(t *token.Trust) error {
-	pin := token.TrustPin(t.Roots[len(t.Roots)-1])
-	if pin == d.identity.Pin || pin == d.pinnedRoot {
-		return nil
-	}
-	id := *d.identity // other goroutines read d.id; only the next start reads its pin
-	id.Pin = pin
-	if err := writeIdentity(d.dir, &id); err != nil {
-		return err
-	}
-	d.pinnedRoot = pin
-	return nil
-}
-
 // fetchTrust requests the bundle from the server. If the server's certificate authority is unknown, it requests it without
 // authentication, since a bundle proves its own authenticity. proved reports whether the server was authenticated.
 func (d *Device) fetchTrust(ctx context.Context) (raw []byte, proved bool, err error) {
@@ -168,7 +156,7 @@ func (d *Device) fetchTrust(ctx context.Context) (raw []byte, proved bool, err e
 	r := rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle}
 	a, err := d.client.WithoutTokens().Do(ctx, r)
 	if tlstrust.IsUnknownAuthority(err) {
-		c, _ := d.unverifiedClient(d.identity.HTTPS)
+		c, _ := d.unverifiedClient(d.Server())
 		a, err = c.Do(ctx, r)
 		proved = false
 	}

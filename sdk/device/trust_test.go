@@ -1,11 +1,14 @@
 package device
 
 import (
+	"context"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,8 +64,8 @@ func TestThePinnedRootIsInTheStoredBundle(t *testing.T) {
 	if err := d.renewTrust(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if d.pinnedRoot != "" || d.trust.Load() != &known {
-		t.Errorf("it goes by the root %s now, and keeps a bundle of version %d", d.pinnedRoot, d.trust.Load().Version)
+	if d.storedIdentity != nil || d.trust.Load() != &known {
+		t.Errorf("its identity is %v now, and it keeps a bundle of version %d", d.storedIdentity, d.trust.Load().Version)
 	}
 }
 
@@ -127,5 +130,67 @@ func TestAnOlderBundleInTheFolderIsNoBundle(t *testing.T) {
 	}
 	if known, err := d.readTrust(); err != nil || !isLostTrust(&known) {
 		t.Errorf("version %d counts, %v", known.Version, err)
+	}
+}
+
+// A server that claims that the address moved is followed only if a root that the device knows signed that.
+func TestAMoveWithoutTheRootIsNotFollowed(t *testing.T) {
+	root, other := testSigner(t), testSigner(t)
+	now := time.Now().Truncate(time.Second)
+	known := token.Trust{Issuer: "https://old.example", Version: 3, Epoch: 1, Roots: []*jose.PublicKey{root.Public()}, Issued: now, Expires: now.Add(time.Hour)}
+	moved := known
+	moved.Issuer, moved.Version, moved.MQTTS = "https://new.example", 4, "new.example:8883"
+	moved.History = []token.IssuerPeriod{{Issuer: known.Issuer, Until: now.Add(time.Hour)}, {Issuer: moved.Issuer}}
+	of := func(roots ...*jose.PublicKey) token.Trust {
+		m := moved
+		m.Roots = roots
+		return m
+	}
+	stranger := moved
+	stranger.History = []token.IssuerPeriod{{Issuer: "https://third.example", Until: now.Add(time.Hour)}, {Issuer: moved.Issuer}}
+	for _, tc := range []struct {
+		name   string
+		bundle token.Trust
+		by     []*jose.Signer
+		want   watchword.Code
+	}{
+		{"signed by another root", of(other.Public()), []*jose.Signer{other}, watchword.KeyUnknown},
+		{"of another server with the same root", stranger, []*jose.Signer{root}, watchword.BundleInvalid},
+		{"signed by the known root", moved, []*jose.Signer{root}, ""},
+	} {
+		raw, err := token.SignTrust(tc.bundle, tc.by...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, raw) }))
+		d := &Device{dir: t.TempDir(), opts: Options{Log: slog.New(slog.DiscardHandler), Now: time.Now, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, srv.Listener.Addr().String())
+		}}}
+		d.counters = &counterFile{disk: durable.OS{}, path: d.path(countersFile)}
+		d.identity = &identity{ID: "lamp-1", Issuer: known.Issuer, HTTPS: known.Issuer, MQTTS: "old.example:8883", Pin: token.TrustPin(root.Public())}
+		if d.lock, err = openFolder(d.dir); err != nil {
+			t.Fatal(err)
+		}
+		before := known
+		if err := d.useTrust(&before); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.renewTrust(t.Context()); (tc.want == "") != (err == nil) || tc.want != "" && !strings.Contains(err.Error(), string(tc.want)) {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
+		}
+		server, mqtt := known.Issuer, "old.example:8883"
+		if tc.want == "" {
+			server, mqtt = moved.Issuer, moved.MQTTS
+		}
+		if d.Server() != server || d.MQTT() != mqtt {
+			t.Errorf("%s: the device is at %s and %s", tc.name, d.Server(), d.MQTT())
+		}
+		if id, err := d.readIdentity(); tc.want == "" && (err != nil || id == nil || id.HTTPS != moved.Issuer || id.Issuer != moved.Issuer || id.MQTTS != moved.MQTTS || id.FirstIssuer != known.Issuer) {
+			t.Errorf("%s: the identity in the folder is %+v, %v", tc.name, id, err)
+		}
+		srv.Close()
+		if err := d.lock.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

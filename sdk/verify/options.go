@@ -20,6 +20,7 @@ type Option func(*options)
 type options struct {
 	audience, metadata, cache string
 	public                    []string
+	also                      []string // further issuers
 	http                      *http.Client
 	caFile                    string
 	pool                      *x509.CertPool
@@ -41,6 +42,13 @@ func defaults() options {
 // Audience sets the identifier of this service, which a token's aud must contain. The default is the issuer identifier,
 // which is the aud of a token that was requested without a resource (RFC 8707).
 func Audience(aud string) Option { return func(o *options) { o.audience = aud } }
+
+// AlsoIssuers accepts tokens of further issuer identifiers of the same server, for the time in which its address moves: the new one
+// before the move, the former one after it. Keys are fetched from the first identifier that answers. If [Audience] is not given, a
+// token's aud must contain its own issuer.
+func AlsoIssuers(issuers ...string) Option {
+	return func(o *options) { o.also = append(o.also, issuers...) }
+}
 
 // PublicURL sets the addresses at which clients reach this service, as "https://api.example" or "https://example.com/api"
 // if a proxy removes the path. The htu of a DPoP proof is compared with them (RFC 9449 §4.3); the Host header is not used,

@@ -24,7 +24,8 @@ type keySource struct {
 	base     *url.URL
 	loopback bool // http is accepted at loopback addresses
 	http     http.RoundTripper
-	jwksPath string // path of the keys; empty before the metadata was read, and after a failed fetch
+	next     *keySource // another identifier of the same server, which is asked if this one does not answer; nil: none
+	jwksPath string     // path of the keys; empty before the metadata was read, and after a failed fetch
 }
 
 // newSource checks the issuer identifier (RFC 8414 §2): https, no query, no fragment.
@@ -46,8 +47,19 @@ func (s *keySource) allows(u *url.URL) bool {
 	return u.Scheme == "https" || u.Scheme == "http" && s.loopback && rest.IsLoopback(u.Hostname())
 }
 
-// fetch returns the keys that the issuer publishes now. Codes: unavailable, issuer_mismatch, key_damaged.
-func (s *keySource) fetch(ctx context.Context) (_ token.KeySet, err error) {
+// fetch returns the keys that the issuer publishes now, under the first of its identifiers that answers. The error is that of the
+// first one. Codes: unavailable, issuer_mismatch, key_damaged.
+func (s *keySource) fetch(ctx context.Context) (token.KeySet, error) {
+	set, err := s.fetchOne(ctx)
+	for other := s.next; err != nil && other != nil; other = other.next {
+		if set, otherErr := other.fetchOne(ctx); otherErr == nil {
+			return set, nil
+		}
+	}
+	return set, err
+}
+
+func (s *keySource) fetchOne(ctx context.Context) (_ token.KeySet, err error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	defer func() {

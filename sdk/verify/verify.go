@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,12 +17,14 @@ import (
 
 // Verifier verifies the access tokens of one issuer for one audience. It is safe for concurrent use. Call Close at the end.
 type Verifier struct {
-	issuer, audience string
-	bases            []string // addresses of this service, without a trailing slash
-	proof            bool
-	metadata         string
-	now              func() time.Time
-	log              *slog.Logger
+	issuers     []string // the one of [New] first
+	audience    string
+	ownAudience bool     // no audience was given: it is the issuer that a token names
+	bases       []string // addresses of this service, without a trailing slash
+	proof       bool
+	metadata    string
+	now         func() time.Time
+	log         *slog.Logger
 
 	keys       issuerKeys
 	nonces     *nonces // nil: not required
@@ -46,7 +49,7 @@ func New(ctx context.Context, issuer string, opts ...Option) (*Verifier, error) 
 		return nil, err
 	}
 	v := &Verifier{
-		issuer: issuer, audience: o.audience, bases: o.public, proof: o.proof, metadata: o.metadata, now: o.now, log: o.log,
+		issuers: append([]string{issuer}, o.also...), audience: o.audience, ownAudience: o.audience == issuer, bases: o.public, proof: o.proof, metadata: o.metadata, now: o.now, log: o.log,
 		keys:       issuerKeys{cache: o.cache, refresh: o.refresh, now: o.now, log: o.log},
 		usedProofs: newUsedProofs(o.proofs),
 	}
@@ -68,8 +71,13 @@ func New(ctx context.Context, issuer string, opts ...Option) (*Verifier, error) 
 	if err != nil {
 		return nil, err
 	}
-	if v.keys.source, err = newSource(issuer, o.loopback, newTransport(o.http, pool, o.tls())); err != nil {
-		return nil, err
+	transport := newTransport(o.http, pool, o.tls())
+	for _, i := range slices.Backward(v.issuers) {
+		s, err := newSource(i, o.loopback, transport)
+		if err != nil {
+			return nil, err
+		}
+		s.next, v.keys.source = v.keys.source, s
 	}
 	v.keys.maxAge = o.maxAge
 	if err := v.keys.start(ctx); err != nil {
@@ -171,10 +179,14 @@ func (v *Verifier) check(ctx context.Context, raw string, now time.Time) (*Token
 	if t := v.cachedToken(id); t != nil && t.stillValid(set, now) {
 		return t, nil
 	}
-	a, err := token.VerifyAccess(raw, set.keys, v.issuer, v.audience, now, token.Skew)
+	issuer, audience := token.ClaimedIssuer(raw, v.issuers), v.audience
+	if v.ownAudience {
+		audience = issuer
+	}
+	a, err := token.VerifyAccess(raw, set.keys, issuer, audience, now, token.Skew)
 	if watchword.CodeOf(err) == watchword.KeyUnknown {
 		if newer := v.keys.withNewKey(ctx, set); newer != set {
-			a, err = token.VerifyAccess(raw, newer.keys, v.issuer, v.audience, now, token.Skew)
+			a, err = token.VerifyAccess(raw, newer.keys, issuer, audience, now, token.Skew)
 		}
 	}
 	if err != nil {

@@ -78,6 +78,7 @@ const (
 	BackupCreate     = "backup.create"
 	ServerSuperseded = "server.superseded"
 	LogRestore       = "log.restore"
+	AddressMove      = "address.move"
 
 	NoticeAcknowledge = "notice.acknowledge"
 )
@@ -89,7 +90,7 @@ var Kinds = withSubjects([]string{
 	DeviceResume, DeviceRevoke, DeviceDelete, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
 	CommandCancel, CommandSettle, CommandExpire, CommandConflict, CommandUndeliver, ConfigSet, CommandHandOver, SessionOpen,
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
-	ClockRefuse, ClockTrust, ClockAccept, NoticeAcknowledge, BackupCreate, ServerSuperseded, LogRestore,
+	ClockRefuse, ClockTrust, ClockAccept, NoticeAcknowledge, BackupCreate, ServerSuperseded, LogRestore, AddressMove,
 })
 
 // NeedsAuthority reports whether a subject's act of this kind is authorized by versions that the store compares

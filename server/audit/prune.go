@@ -117,7 +117,7 @@ func Permanent(kind string) bool {
 	}
 	switch KindOfDevice(kind) {
 	case DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyRetire, DeviceRevoke, DeviceDelete, OperatorRole, OperatorRecover, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign,
-		PolicyApply, PolicyDelete, LogPrune, ServerStart, ClockRefuse, ClockTrust, ClockAccept, BackupCreate:
+		PolicyApply, PolicyDelete, LogPrune, ServerStart, ClockRefuse, ClockTrust, ClockAccept, BackupCreate, AddressMove:
 		return true
 	}
 	return false

@@ -8,6 +8,7 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"encoding/binary"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,7 +41,8 @@ const (
 // that none is valid after a restart, and is accepted once. A nonce is a hash of its window of time:
 // nothing is stored until a proof holds.
 type dpopVerifier struct {
-	origins token.Origins
+	origins token.Origins // beside the issuers
+	issuers watchword.IssuerSource
 	key     atomic.Pointer[[32]byte]
 
 	mu    sync.Mutex
@@ -69,8 +71,8 @@ type proofID struct {
 	jti    [16]byte
 }
 
-func newDPoPVerifier(origins token.Origins) *dpopVerifier {
-	p := &dpopVerifier{origins: origins, max: maxProofsPerWindow, share: subjectShare}
+func newDPoPVerifier(origins token.Origins, issuers watchword.IssuerSource) *dpopVerifier {
+	p := &dpopVerifier{origins: origins, issuers: issuers, max: maxProofsPerWindow, share: subjectShare}
 	p.reset()
 	return p
 }
@@ -104,7 +106,9 @@ type dpopProof struct {
 // verify checks a proof for one request; access is the token beside it, or empty.
 // Codes: dpop_invalid, dpop_nonce.
 func (p *dpopVerifier) verify(s DPoPRequest, access string, now time.Time) (dpopProof, error) {
-	d, err := p.origins.VerifyDPoP(s.Proof, s.Method, s.Path, access, now)
+	origins := token.NewOrigins(p.issuers().URLs(now)...)
+	maps.Copy(origins, p.origins)
+	d, err := origins.VerifyDPoP(s.Proof, s.Method, s.Path, access, now)
 	if err != nil {
 		return dpopProof{}, err
 	}

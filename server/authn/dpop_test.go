@@ -37,7 +37,7 @@ func shown(t *testing.T, s *jose.Signer, nonce string, at time.Time) DPoPRequest
 var lamp = subjectRef{id: "lamp-1"}
 
 func TestDPoPNonceIsValidForTwoWindows(t *testing.T) {
-	p, s := newDPoPVerifier(token.NewOrigins(home)), signer(t)
+	p, s := newDPoPVerifier(nil, watchword.FixedIssuer(home)), signer(t)
 	start := time.Unix(6000*60, 0)
 	nonce := p.nonceForWindow(window(start))
 	for after, want := range map[time.Duration]watchword.Code{
@@ -49,7 +49,7 @@ func TestDPoPNonceIsValidForTwoWindows(t *testing.T) {
 			t.Errorf("after %s: %v, want %q", after, err, want)
 		}
 	}
-	other := newDPoPVerifier(token.NewOrigins(home))
+	other := newDPoPVerifier(nil, watchword.FixedIssuer(home))
 	if _, err := other.verify(shown(t, s, nonce, start), "tok", start); watchword.CodeOf(err) != watchword.DPoPNonce {
 		t.Errorf("of another process: %v", err)
 	}
@@ -57,7 +57,7 @@ func TestDPoPNonceIsValidForTwoWindows(t *testing.T) {
 
 // Whatever the clock does, a used proof is never accepted again while its nonce is valid.
 func TestDPoPProofIsUsedOnce(t *testing.T) {
-	p, s := newDPoPVerifier(token.NewOrigins(home)), signer(t)
+	p, s := newDPoPVerifier(nil, watchword.FixedIssuer(home)), signer(t)
 	start := time.Unix(6000*60, 0)
 	for w := range 6 {
 		made := start.Add(time.Duration(w)*time.Minute + 10*time.Second)
@@ -79,7 +79,7 @@ func TestDPoPProofIsUsedOnce(t *testing.T) {
 	if err := p.consume(lamp, d, start); watchword.CodeOf(err) != watchword.DPoPNonce {
 		t.Errorf("in a window that has ended: %v", err)
 	}
-	fresh := newDPoPVerifier(nil)
+	fresh := newDPoPVerifier(nil, watchword.FixedIssuer(home))
 	if err := fresh.consume(lamp, d, start); err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestDPoPProofIsUsedOnce(t *testing.T) {
 
 // A clock that was ahead for a while, and was set right, costs one more answer.
 func TestDPoPProofsAfterClockWasAhead(t *testing.T) {
-	p, s := newDPoPVerifier(token.NewOrigins(home)), signer(t)
+	p, s := newDPoPVerifier(nil, watchword.FixedIssuer(home)), signer(t)
 	now := time.Unix(6000*60, 0)
 	use := func(at time.Time, sh DPoPRequest) error {
 		d, err := p.verify(sh, "tok", at)
@@ -123,7 +123,7 @@ func TestDPoPProofsAfterClockWasAhead(t *testing.T) {
 }
 
 func TestUsedProofsAreBounded(t *testing.T) {
-	p := newDPoPVerifier(nil)
+	p := newDPoPVerifier(nil, watchword.FixedIssuer(home))
 	p.max, p.share = 40, 4
 	now := time.Unix(6000*60, 0)
 	n := 0

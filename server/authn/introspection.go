@@ -90,7 +90,7 @@ func (svc *Service) introspect(ctx context.Context, t watchword.TenantID, raw st
 // verifyIssued is [token.VerifyIssued] within the concurrency limit.
 func (svc *Service) verifyIssued(ctx context.Context, t watchword.TenantID, raw string, now time.Time) (a *token.Access, err error) {
 	err = svc.semaphore.Do(ctx, func() (err error) {
-		a, err = token.VerifyIssued(raw, svc.keys.IssuerKeys(), svc.issuers.Of(t), now)
+		a, err = token.VerifyIssued(raw, svc.keys.IssuerKeys(), svc.named(t, raw, now), now)
 		return err
 	})
 	return a, err

@@ -50,8 +50,10 @@ type Live interface {
 
 // Options tunes an [Service]. The zero value is ready to use.
 type Options struct {
+	// Issuers returns the server's issuers as they are now; nil: the issuer of [New] alone.
+	Issuers  watchword.IssuerSource
 	Lifetime time.Duration // of an access token; 0 means 10 minutes
-	// Origins is the addresses of the server that a DPoP proof may name; nil means the issuer's.
+	// Origins is the addresses of the server that a DPoP proof may name beside its issuers.
 	Origins token.Origins
 	// Semaphore limits the concurrent verification of signatures; nil: no limit.
 	Semaphore *fair.Semaphore
@@ -63,7 +65,7 @@ type Options struct {
 // Service exchanges client assertions for access tokens, and admits those tokens
 // at the endpoints. It is safe for concurrent use.
 type Service struct {
-	issuers   watchword.Issuers
+	issuers   watchword.IssuerSource
 	keys      Keys
 	directory Directory
 	live      Live
@@ -93,20 +95,29 @@ func New(issuer string, keys Keys, d Directory, records TokenStore, live Live, o
 	if o.Lifetime == 0 {
 		o.Lifetime = 10 * time.Minute
 	}
-	if o.Origins == nil {
-		o.Origins = token.NewOrigins(issuer)
+	if o.Issuers == nil {
+		o.Issuers = watchword.FixedIssuer(issuer)
 	}
 	return &Service{
-		dpop: newDPoPVerifier(o.Origins), semaphore: o.Semaphore,
+		dpop: newDPoPVerifier(o.Origins, o.Issuers), semaphore: o.Semaphore,
 		issueRate:     ratelimit.NewBurst[subjectRef](o.IssueRate, int(max(10, 10*o.IssueRate)), "too many tokens for this subject"),
 		assertionRate: ratelimit.NewBurst[subjectRef](10*o.IssueRate, int(max(10, 100*o.IssueRate)), "too many assertions of this subject"),
-		issuers:       watchword.Issuers(issuer), keys: keys, directory: d, live: live, tokens: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
+		issuers:       o.Issuers, keys: keys, directory: d, live: live, tokens: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
 		verified: cache.NewSized[[sha256.Size]byte, *verifiedToken](verifiedCacheBytes),
 	}, nil
 }
 
 // Issuer returns the issuer identifier of a tenant.
-func (svc *Service) Issuer(t watchword.TenantID) string { return svc.issuers.Of(t) }
+func (svc *Service) Issuer(t watchword.TenantID) string { return svc.issuers().Current(t) }
+
+// Issuers returns the server's issuers as they are now.
+func (svc *Service) Issuers() *watchword.IssuerSet { return svc.issuers() }
+
+// named returns the accepted issuer of a tenant that a credential names, and the current one if it names none: what its
+// verification must expect.
+func (svc *Service) named(t watchword.TenantID, raw string, now time.Time) string {
+	return token.ClaimedIssuer(raw, svc.issuers().Accepted(t, now))
+}
 
 // TokenRequest is what a client shows for an access token, and what it asks for.
 type TokenRequest struct {
@@ -222,7 +233,7 @@ func (svc *Service) requestedGrant(s *watchword.Subject, current *policy.Grant, 
 	if err != nil {
 		return g, err
 	}
-	if req.Resource != "" && req.Resource != svc.issuers.Of(s.Tenant) {
+	if req.Resource != "" && !slices.Contains(svc.issuers().Accepted(s.Tenant, now), req.Resource) {
 		g.Audience = req.Resource
 		if req.Scope == nil && !req.FullScope {
 			// Topics and functions are this server's: another service that gets hold of the
@@ -289,13 +300,15 @@ func (svc *Service) verifyAssertion(ctx context.Context, t watchword.TenantID, r
 	if err != nil {
 		return nil, nil, token.Assertion{}, err
 	}
-	if err := p.CheckClaims(svc.issuers.Of(t), now); err != nil {
+	issuer := svc.named(t, raw, now)
+	if err := p.CheckClaims(issuer, now); err != nil {
 		return nil, nil, token.Assertion{}, err
 	}
 	s, current, a, err := svc.authenticate(ctx, t, p, now)
 	if err != nil {
 		return nil, nil, token.Assertion{}, err
 	}
+	a.Audience = issuer
 	return s, current, a, s.CheckActive()
 }
 
@@ -307,7 +320,7 @@ func (svc *Service) fullGrant(s *watchword.Subject, current *policy.Grant, a tok
 		return token.Grant{}, watchword.Refuse(watchword.ClientInvalid, "the key is not an active key of the subject")
 	}
 	g := token.Grant{
-		Issuer: svc.issuers.Of(s.Tenant), Subject: *s, Key: a.Key, JTI: watchword.NewID("tok_", now),
+		Issuer: svc.Issuer(s.Tenant), Subject: *s, Key: a.Key, JTI: watchword.NewID("tok_", now),
 		Issued: now.Truncate(time.Second), Perm: current.Perm(), Deny: current.Deny(),
 	}
 	if g.Expires = g.Issued.Add(svc.lifetime); k.EndedAt(g.Expires) {
@@ -319,8 +332,12 @@ func (svc *Service) fullGrant(s *watchword.Subject, current *policy.Grant, a tok
 // recordToken puts g on record and spends a, in one transaction.
 func (svc *Service) recordToken(ctx context.Context, t watchword.TenantID, g token.Grant, digest [32]byte, a token.Assertion, trace string, now time.Time) error {
 	by := audit.Actor{Tenant: t, Subject: g.Subject.ID, Key: a.Key, Trace: trace}
+	asked := ""
+	if svc.issuers().Moved() {
+		asked = a.Audience
+	}
 	return svc.tokens.IssueToken(ctx, token.Record{
-		Tenant: t, JTI: g.JTI, Subject: g.Subject.ID, Incarnation: g.Subject.Incarnation, Key: a.Key, ClaimsDigest: digest, Issued: g.Issued, Expires: g.Expires,
+		AskedIssuer: asked, Tenant: t, JTI: g.JTI, Subject: g.Subject.ID, Incarnation: g.Subject.Incarnation, Key: a.Key, ClaimsDigest: digest, Issued: g.Issued, Expires: g.Expires,
 	}, a.SingleUse(), by.DoneEntry(audit.TokenIssue, g.JTI, now, nil))
 }
 
@@ -366,7 +383,7 @@ func (svc *Service) authenticate(ctx context.Context, t watchword.TenantID, p *t
 		return nil, nil, token.Assertion{}, cerr
 	}
 	if err != nil || cerr != nil {
-		return nil, nil, token.Assertion{}, watchword.Wrap(errors.Join(err, cerr), watchword.ClientInvalid, "the client assertion is not valid: iss and sub must be a client of this server, aud exactly %q, kid an active key of the client; see docs/errors.md", svc.issuers.Of(t))
+		return nil, nil, token.Assertion{}, watchword.Wrap(errors.Join(err, cerr), watchword.ClientInvalid, "the client assertion is not valid: iss and sub must be a client of this server, aud exactly %q, kid an active key of the client; see docs/errors.md", svc.Issuer(t))
 	}
 	return who.Subject, who.Grant, a, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -100,11 +101,11 @@ func (svc *Service) verifyCached(ctx context.Context, t watchword.TenantID, raw 
 	verified, ok := svc.verified.Get(hash)
 	evictions := svc.evictions
 	svc.mu.Unlock()
-	if ok && verified.tenant == t && now.Before(verified.access.Expires) {
+	if ok && verified.tenant == t && now.Before(verified.access.Expires) && slices.Contains(svc.issuers().Accepted(t, now), verified.access.Issuer) {
 		return verified, nil
 	}
 	var a *token.Access
-	issuer := svc.issuers.Of(t)
+	issuer := svc.named(t, raw, now)
 	err := svc.semaphore.Do(ctx, func() (err error) {
 		a, err = token.VerifyAccess(raw, svc.keys.IssuerKeys(), issuer, issuer, now, 0)
 		return err

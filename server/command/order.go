@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strconv"
 	"time"
 
@@ -198,7 +199,7 @@ func (svc *Service) verifySignedOrder(ctx context.Context, a *session.Authority,
 	if err != nil {
 		return token.Order{}, err
 	}
-	o, err := token.VerifyOrder(c.SignedOrder, token.NewKeySet(pub), func(server string) bool { return server == svc.issuer(a.Tenant()) }, c.Device, now)
+	o, err := token.VerifyOrder(c.SignedOrder, token.NewKeySet(pub), func(server string) bool { return slices.Contains(svc.opts.Issuers().Accepted(a.Tenant(), now), server) }, c.Device, now)
 	if err != nil {
 		return token.Order{}, err
 	}

@@ -34,7 +34,7 @@ func (svc *Service) ApplyReceipt(ctx context.Context, t watchword.TenantID, devi
 	if err != nil {
 		return Row{}, err
 	}
-	r, key, err := token.VerifyReceipt(raw, keys, device, svc.issuer(t))
+	r, key, err := token.VerifyReceipt(raw, keys, device, token.ClaimedIssuer(raw, svc.opts.Issuers().Accepted(t, now)))
 	switch {
 	case watchword.CodeOf(err) == watchword.TooLarge:
 		return Row{}, err

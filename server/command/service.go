@@ -75,7 +75,7 @@ type Log interface {
 
 // Options is what a service needs to know beside its store.
 type Options struct {
-	Issuer  string // of the default tenant
+	Issuers watchword.IssuerSource // the server's issuers as they are now
 	Epoch   int64
 	TTL     time.Duration // of a command that asks for none; 0 means 120 s
 	Log     Log
@@ -162,9 +162,9 @@ func (svc *Service) List(ctx context.Context, t watchword.TenantID, f Filter, be
 	return svc.store.Commands(ctx, t, f, before, limit)
 }
 
-// issuer returns the issuer identifier of a tenant.
+// issuer returns the issuer identifier of a tenant that its devices know.
 func (svc *Service) issuer(t watchword.TenantID) string {
-	return watchword.Issuers(svc.opts.Issuer).Of(t)
+	return svc.opts.Issuers().Known(t, svc.opts.Now())
 }
 
 // Epoch is that of the commands and configurations that the service signs.

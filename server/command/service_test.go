@@ -97,7 +97,7 @@ func newSetup(t *testing.T, o options) *setup {
 	}
 	s.directory = registry.NewDirectory(st)
 	s.guard = session.NewGuard(s.directory, session.GuardOptions{Now: s.now})
-	o.service.Issuer, o.service.Epoch, o.service.Now = issuer, s.ring.Epoch(), s.now
+	o.service.Issuers, o.service.Epoch, o.service.Now = watchword.FixedIssuer(issuer), s.ring.Epoch(), s.now
 	under, keys := command.Store(st), command.Keys(s.ring)
 	if o.store != nil {
 		under = o.store(under)

@@ -88,8 +88,8 @@ func (ec *evidenceCheck) bundles(pin string) error {
 		if err != nil {
 			return err
 		}
-		if len(ec.trust) > 0 && b.Issuer != ec.trust[0].Issuer {
-			return evidenceInvalid("all trust bundles must be of one issuer")
+		if len(ec.trust) > 0 && !b.HasIssuer(ec.trust[0].Issuer) {
+			return evidenceInvalid("all trust bundles must be of one issuer, or name that of the first one")
 		}
 		ec.trust = append(ec.trust, b)
 		keys, err := ledger.VerifierKeys(b.Origin(), b.Log, b.Witnesses)
@@ -106,6 +106,11 @@ func (ec *evidenceCheck) bundles(pin string) error {
 	}
 	ec.result.Issuer = ec.trust[0].Issuer
 	return nil
+}
+
+// issuer returns the issuer of the server that a token names, and the last one if it names none.
+func (ec *evidenceCheck) issuer(raw string) string {
+	return token.ClaimedIssuer(raw, ec.trust[len(ec.trust)-1].IssuerNames())
 }
 
 // entry checks the proof of an entry of one of some kinds about an object.
@@ -175,7 +180,7 @@ func (ec *evidenceCheck) receipt() (err error) {
 	if ec.result.Cosignatures, err = ec.cosignatures(o); err != nil {
 		return err
 	}
-	if ec.parsedReceipt, ec.result.ReceiptKey, err = token.VerifyReceipt(ec.evidence.Receipt, token.NewKeySet(ec.device), device, ec.result.Issuer); err != nil {
+	if ec.parsedReceipt, ec.result.ReceiptKey, err = token.VerifyReceipt(ec.evidence.Receipt, token.NewKeySet(ec.device), device, ec.issuer(ec.evidence.Receipt)); err != nil {
 		return err
 	}
 	d := ec.result.Settled.Data
@@ -221,7 +226,7 @@ func (ec *evidenceCheck) handedOver() error {
 // version checks the version that the receipt answers.
 func (ec *evidenceCheck) version(v EvidenceVersion) error {
 	device := watchword.SubjectID(ec.result.Ordered.Data["device"])
-	c, err := token.VerifyCommand(v.JWS, ec.command, ec.result.Issuer, device, ec.result.HandedOver.At, "")
+	c, err := token.VerifyCommand(v.JWS, ec.command, ec.issuer(v.JWS), device, ec.result.HandedOver.At, "")
 	if err != nil {
 		return err
 	}

@@ -225,7 +225,7 @@ func (s *taken) AddPairing(ctx context.Context, p enroll.Pairing, now time.Time)
 func TestTakenUserCodeIsSkipped(t *testing.T) {
 	s := newSetup(t, enroll.Options{})
 	st := &taken{Store: s.store, n: 2, asked: map[string]bool{}}
-	s.Service = enroll.New(st, enroll.Options{Issuer: issuer})
+	s.Service = enroll.New(st, enroll.Options{Issuers: watchword.FixedIssuer(issuer)})
 	a := s.asked(newDevice(t), "lamp-1")
 	if len(st.asked) != 3 || !st.asked[a.UserCode] {
 		t.Errorf("asked for %v, got %s", st.asked, a.UserCode)

@@ -45,7 +45,7 @@ func (svc *Service) RequestLogin(ctx context.Context, t watchword.TenantID, r Lo
 
 func (svc *Service) verifyLogin(ctx context.Context, t watchword.TenantID, proof string, sign *jose.PublicKey, codeHash string, now time.Time) error {
 	return svc.opts.Semaphore.Do(ctx, func() error {
-		return proofInvalid(token.VerifyLogin(proof, sign, svc.issuer(t), codeHash, svc.opts.TrustPins(), now))
+		return proofInvalid(token.VerifyLogin(proof, sign, svc.issuer(t, proof, now), codeHash, svc.opts.TrustPins(), now))
 	})
 }
 

@@ -44,7 +44,7 @@ func (svc *Service) RequestPairing(ctx context.Context, t watchword.TenantID, a 
 		return PairingResponse{}, err
 	}
 	if err := svc.opts.Semaphore.Do(ctx, func() error {
-		return proofInvalid(token.VerifyEnrollment(a.Proof, sign, svc.issuer(t), token.PairingHashClaim(), seal.ID(), now))
+		return proofInvalid(token.VerifyEnrollment(a.Proof, sign, svc.issuer(t, a.Proof, now), token.PairingHashClaim(), seal.ID(), now))
 	}); err != nil {
 		return PairingResponse{}, err
 	}
@@ -87,7 +87,7 @@ func (svc *Service) PollPairing(ctx context.Context, t watchword.TenantID, devic
 		return s, key, spent, err
 	}
 	if err := svc.opts.Semaphore.Do(ctx, func() (err error) {
-		spent, err = token.VerifyPairing(proof, sign, svc.issuer(p.Tenant), token.CodeHashClaim(deviceCode), p.Seal.ID, now)
+		spent, err = token.VerifyPairing(proof, sign, svc.issuer(p.Tenant, proof, now), token.CodeHashClaim(deviceCode), p.Seal.ID, now)
 		return proofInvalid(err)
 	}); err != nil {
 		return s, key, spent, err

@@ -143,7 +143,7 @@ func (svc *Service) checkRekey(s watchword.Subject, by audit.Actor, r RekeyReque
 	if change.Sign.ID == current.ID && change.Seal.ID == seal.ID {
 		return none(nil)
 	}
-	p, err := token.VerifyRekey(string(r.Proof), from, to, s.ID, svc.issuer(s.Tenant), now)
+	p, err := token.VerifyRekey(string(r.Proof), from, to, s.ID, svc.issuer(s.Tenant, string(r.Proof), now), now)
 	if err == nil && (p.Sign != change.Sign.ID || p.Seal != change.Seal.ID) {
 		err = watchword.Refuse(watchword.KeyUnknown, "the thumbprints in the proof must be those of keys.sign and keys.seal")
 	}

@@ -26,8 +26,9 @@ type Store interface {
 
 // Options is what a service needs to know beside the store.
 type Options struct {
-	PublicURL string          // where links of the default tenant point, without a path
-	Issuer    string          // of the default tenant
+	PublicURL string // where links of the default tenant point, without a path
+	// Issuers returns the server's issuers as they are now. After a move the current one is where links point.
+	Issuers   watchword.IssuerSource
 	TrustPin  func() string   // of the root of this moment
 	TrustPins func() []string // of all roots that the trust bundle names: two while a new one is introduced
 	// CheckGiven refuses a subject that is to be added, or to come back, if its token would outgrow its bound or the actor may
@@ -68,9 +69,17 @@ func New(st Store, o Options) *Service {
 	}
 }
 
-// issuer returns the issuer identifier of a tenant.
-func (svc *Service) issuer(t watchword.TenantID) string {
-	return watchword.Issuers(svc.opts.Issuer).Of(t)
+// issuer returns the issuer identifier of a tenant that a proof names, and the current one if it names none that is accepted.
+func (svc *Service) issuer(t watchword.TenantID, proof string, now time.Time) string {
+	return token.ClaimedIssuer(proof, svc.opts.Issuers().Accepted(t, now))
+}
+
+// url returns where the links of a tenant point.
+func (svc *Service) url(t watchword.TenantID) string {
+	if set := svc.opts.Issuers(); set.Moved() {
+		return set.Current(t)
+	}
+	return svc.opts.PublicURL + watchword.TenantPath(t)
 }
 
 // NewSubject is a subject that is to be added.
@@ -172,7 +181,7 @@ func (svc *Service) newCode(by session.Actor, id watchword.SubjectID, l Lifetime
 		return Code{}, Link{}, err
 	}
 	code := watchword.NewNonce()
-	link := newLink(svc.opts.PublicURL+watchword.TenantPath(by.Tenant), code, svc.opts.TrustPin(), expires, keyEnds)
+	link := newLink(svc.url(by.Tenant), code, svc.opts.TrustPin(), expires, keyEnds)
 	return Code{Tenant: by.Tenant, Hash: token.CodeDigest(code), Subject: id, Expires: expires, CreatedBy: by.Subject, KeyEnds: keyEnds}, link, nil
 }
 
@@ -241,7 +250,7 @@ func (svc *Service) verifyRequest(ctx context.Context, t watchword.TenantID, r E
 		return Redemption{}, err
 	}
 	if err := svc.opts.Semaphore.Do(ctx, func() error {
-		return proofInvalid(token.VerifyEnrollment(r.Proof, sign, svc.issuer(t), token.CodeHashClaim(r.Code), seal.ID, now))
+		return proofInvalid(token.VerifyEnrollment(r.Proof, sign, svc.issuer(t, r.Proof, now), token.CodeHashClaim(r.Code), seal.ID, now))
 	}); err != nil {
 		return Redemption{}, err
 	}

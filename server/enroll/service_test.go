@@ -49,7 +49,7 @@ func newSetup(t *testing.T, o enroll.Options) *setup {
 		}
 	})
 	s := &setup{t: t, store: st, now: at}
-	o.PublicURL, o.Issuer = "https://hub.example/w", issuer
+	o.PublicURL, o.Issuers = "https://hub.example/w", watchword.FixedIssuer(issuer)
 	o.TrustPin = func() string { return strings.Repeat("p", 43) }
 	o.TrustPins = func() []string { return []string{strings.Repeat("p", 43), strings.Repeat("q", 43)} }
 	o.CheckGiven = func(context.Context, session.Actor, watchword.Subject) error { return s.fits }

@@ -72,8 +72,13 @@ type Broker interface {
 // Options holds the settings of an [API].
 type Options struct {
 	Version   string
-	PublicURL string        // no trailing slash
-	MQTTS     string        // HOST:PORT of MQTT over TLS, for the enrollment answer; empty: none
+	PublicURL string        // no trailing slash; after a move of the address the current issuer instead
+	MQTTS     func() string // HOST:PORT of MQTT over TLS, for the enrollment answer; empty: none
+	// CheckAddress returns the canonical form of a public URL that the server may move to. Code: bad_request.
+	CheckAddress func(url string) (string, error)
+	// IssuerUse counts the active devices of a tenant by the issuer of their last token request, and those without one since the first
+	// move. Code: unavailable.
+	IssuerUse func(ctx context.Context, t watchword.TenantID) (seen map[string]int, unseen int, err error)
 	CAPEM     func() []byte // the server's own CA certificates, for the enrollment answer; nil: the certificate is from a public CA
 	JWKS      func() []byte // the issuer's public keys as a JWK set (RFC 7517 §5)
 	Time      TimeSigner    // signs the answers of POST /v1/time
@@ -176,6 +181,7 @@ func New(p Dependencies) *API {
 	a.auditRoutes()
 	a.logRoutes()
 	a.keyRoutes()
+	a.addressRoutes()
 	a.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	return a
 }

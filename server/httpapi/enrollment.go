@@ -65,7 +65,7 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 func (a *API) enrollResponse(s watchword.Subject) api.EnrollResponse {
 	return api.EnrollResponse{
 		ID: s.ID, Kind: s.Kind, Labels: s.Labels, Issuer: a.Auth.Issuer(s.Tenant), TokenEndpoint: a.url(s.Tenant) + "/oauth/token",
-		HTTPS: a.url(s.Tenant), MQTTS: a.MQTTS, CA: a.caPEM(),
+		HTTPS: a.url(s.Tenant), MQTTS: a.MQTTS(), CA: a.caPEM(),
 	}
 }
 

@@ -43,10 +43,10 @@ func (a *API) oauthRoutes() {
 }
 
 // issuerMetadata describes the issuer of a tenant (RFC 8414 §2).
-func (a *API) issuerMetadata(t watchword.TenantID) map[string]any {
-	at, methods, algs := a.url(t), []string{"private_key_jwt"}, []string{"ES256", "Ed25519", "EdDSA"}
+func (a *API) issuerMetadata(issuer, at string) map[string]any {
+	methods, algs := []string{"private_key_jwt"}, []string{"ES256", "Ed25519", "EdDSA"}
 	return map[string]any{
-		"issuer":                                a.Auth.Issuer(t),
+		"issuer":                                issuer,
 		"token_endpoint":                        at + "/oauth/token",
 		"introspection_endpoint":                at + "/oauth/introspect",
 		"revocation_endpoint":                   at + "/oauth/revoke",
@@ -67,8 +67,7 @@ func (a *API) issuerMetadata(t watchword.TenantID) map[string]any {
 }
 
 // resourceMetadata describes a tenant's API (RFC 9728 §2).
-func (a *API) resourceMetadata(t watchword.TenantID) map[string]any {
-	at, issuer := a.url(t), a.Auth.Issuer(t)
+func (a *API) resourceMetadata(issuer, at string) map[string]any {
 	return map[string]any{
 		"resource":                          issuer,
 		"authorization_servers":             []string{issuer},
@@ -79,11 +78,11 @@ func (a *API) resourceMetadata(t watchword.TenantID) map[string]any {
 }
 
 // publicDocument serves a document about a tenant.
-func (a *API) publicDocument(of func(watchword.TenantID) map[string]any) http.HandlerFunc {
+func (a *API) publicDocument(of func(issuer, at string) map[string]any) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "public, max-age=300")
-		writeJSON(w, of(tenantOf(r)))
+		writeJSON(w, of(a.issuerAt(r)))
 	}
 }
 

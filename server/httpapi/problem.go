@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
@@ -166,7 +167,7 @@ func (a *API) problem(r *http.Request, err error) *problem {
 
 // addChallenge puts into p what its challenge says beside what was wrong.
 func (p *problem) addChallenge(a *API, in *requestInfo) {
-	p.scheme, p.metadata = in.scheme, a.PublicURL+resourceMetadata+watchword.TenantPath(in.actor.Tenant)
+	p.scheme, p.metadata = in.scheme, strings.TrimSuffix(a.url(in.actor.Tenant), watchword.TenantPath(in.actor.Tenant))+resourceMetadata+watchword.TenantPath(in.actor.Tenant)
 }
 
 func newProblem(err error) *problem {

@@ -50,11 +50,16 @@ func cutTenant(u *url.URL) (t watchword.TenantID, prefix string, without *url.UR
 	return t, prefix, &out
 }
 
-// isOfServer reports whether a path is of what all tenants share, so that only the default tenant may change it: the server's keys.
-func isOfServer(path string) bool { return path == "/v1/keys" || strings.HasPrefix(path, "/v1/keys/") }
+// isOfServer reports whether a path is of what all tenants share, so that only the default tenant may change it: the server's keys
+// and its address.
+func isOfServer(path string) bool {
+	for _, p := range []string{"/v1/keys", "/v1/address"} {
+		if path == p || strings.HasPrefix(path, p+"/") {
+			return true
+		}
+	}
+	return false
+}
 
 // tenantOf returns the tenant that a request is for.
 func tenantOf(r *http.Request) watchword.TenantID { return requestInfoOf(r.Context()).actor.Tenant }
-
-// url returns the public URL of a tenant, under which its addresses are, without a trailing slash.
-func (a *API) url(t watchword.TenantID) string { return a.PublicURL + watchword.TenantPath(t) }

@@ -30,7 +30,7 @@ func TestWhatSignsAsksTheClock(t *testing.T) {
 	c := &untrusted{}
 	h.clock = c
 	h.restart()
-	signer, leaves := map[keyring.Role]func() error{}, h.ring.CertSource([]string{"one.example"}, func() time.Time { return h.now })
+	signer, leaves := map[keyring.Role]func() error{}, h.ring.CertSource(func() []string { return []string{"one.example"} }, func() time.Time { return h.now })
 	for _, role := range keyring.Roles {
 		s := h.ring.Signer(role) // taken while the clock is trusted: the act asks, not the taking
 		signer[role] = func() error {
@@ -42,7 +42,7 @@ func TestWhatSignsAsksTheClock(t *testing.T) {
 		}
 	}
 	signer[keyring.CA] = func() error { // it signs certificates alone
-		_, err := h.ring.CertSource([]string{"two.example"}, func() time.Time { return h.now }).GetCertificate(nil)
+		_, err := h.ring.CertSource(func() []string { return []string{"two.example"} }, func() time.Time { return h.now }).GetCertificate(nil)
 		return err
 	}
 	first, err := leaves.GetCertificate(nil)
@@ -92,7 +92,7 @@ func TestAnAuthorityThatIsNotValidIsReplaced(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			h := newRingFixture(t)
-			leaves := h.ring.CertSource([]string{"server.example"}, func() time.Time { return h.now })
+			leaves := h.ring.CertSource(func() []string { return []string{"server.example"} }, func() time.Time { return h.now })
 			old, err := leaves.GetCertificate(nil)
 			h.must(err)
 			before := h.ring.CAPEM()
@@ -138,7 +138,7 @@ func validates(t *testing.T, c *tls.Certificate, b token.Trust, now time.Time) {
 // A leaf that was made while the clock was ahead is replaced without a restart.
 func TestALeafThatIsNotValidYetIsReplaced(t *testing.T) {
 	h := newRingFixture(t)
-	leaves := h.ring.CertSource([]string{"server.example"}, func() time.Time { return h.now })
+	leaves := h.ring.CertSource(func() []string { return []string{"server.example"} }, func() time.Time { return h.now })
 	h.now = start.Add(29 * 24 * time.Hour)
 	ahead, err := leaves.GetCertificate(nil)
 	h.must(err)

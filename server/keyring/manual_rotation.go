@@ -182,6 +182,8 @@ func (r *Rotator) ImportBundles(ctx context.Context, by audit.Actor, raws []stri
 		switch {
 		case next.Epoch != r.ring.Epoch() || next.Origin() != r.ring.LogOrigin():
 			return watchword.Refuse(watchword.BundleInvalid, "bundle %d must be of epoch %d and name the log %s", i+1, r.ring.Epoch(), r.ring.LogOrigin())
+		case next.Issuer != r.ring.Issuer() || !sameHistory(next, token.Trust{Issuer: next.Issuer, History: ks.addresses.history, MQTTS: next.MQTTS}):
+			return watchword.Refuse(watchword.BundleInvalid, "bundle %d must name the issuer %s and the former ones: make a new plan", i+1, r.ring.Issuer())
 		case !ks.trusts(next):
 			return watchword.Refuse(watchword.BundleInvalid, "bundle %d names a key that is not an active key of this server", i+1)
 		case !next.Expires.After(now):

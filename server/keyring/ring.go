@@ -16,6 +16,7 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // Store is the part of the store that a Ring uses.
@@ -24,6 +25,8 @@ type Store interface {
 	Initialize(ctx context.Context, f Instance, keys []SealedKey, operator watchword.Subject, es []audit.Entry) error
 	ServerKeys(ctx context.Context) ([]SealedKey, error)
 	Bundles(ctx context.Context) ([]SignedBundle, error)
+	// IssuerHistory returns every issuer that the server has had, in the order of first use; none before the first move.
+	IssuerHistory(ctx context.Context) ([]token.IssuerPeriod, error)
 	RotateKeys(ctx context.Context, t KeyUpdate, es ...audit.Entry) error
 	// SetSuperseded raises [Instance.SupersededBy].
 	SetSuperseded(ctx context.Context, epoch int64, e audit.Entry) error
@@ -60,6 +63,8 @@ type keyState struct {
 	ca      *authority
 	anchors [][]byte // DER of every valid certificate authority, oldest first
 	root    *jose.PublicKey
+
+	addresses addresses
 }
 
 type private struct {
@@ -120,6 +125,9 @@ func Open(ctx context.Context, st Store, kek KEK, clock Clock) (*Ring, error) {
 	if k.bundles, err = st.Bundles(ctx); err != nil {
 		return nil, err
 	}
+	if err := r.readAddresses(ctx, k); err != nil {
+		return nil, err
+	}
 	r.state.Store(k)
 	return r, nil
 }
@@ -161,7 +169,7 @@ func (r *Ring) read(ctx context.Context) (*keyState, error) {
 		return nil, err
 	}
 	r.supersededBy.Store(is.SupersededBy)
-	return k, nil
+	return k, r.readAddresses(ctx, k)
 }
 
 // version returns the number of steps that all keys have taken: see [watchword.ServerKeysChanged].
@@ -265,9 +273,6 @@ func jwkSet(ks []*jose.PublicKey) ([]byte, error) {
 	}
 	return json.Marshal(set)
 }
-
-// Issuer returns the issuer identifier of the default tenant.
-func (r *Ring) Issuer() string { return r.instance.Issuer }
 
 // Epoch returns the epoch that commands carry.
 func (r *Ring) Epoch() int64 { return r.instance.Epoch }

@@ -26,6 +26,8 @@ type BundleInfo struct {
 	WebPKI    bool     // the server's certificate is of the public Web PKI
 	Witnesses []string // witnesses that cosign the log, as verifier keys
 	Quorum    int      // number of cosignatures that a device requires
+	// MQTTS returns HOST:PORT of MQTT over TLS for a public URL, and empty without it. Bundles have it after a move; nil: none.
+	MQTTS func(publicURL string) string
 }
 
 // Live passes a change to all receivers: the ring first. It is a [session.Live].
@@ -66,7 +68,7 @@ func OpenRotator(st Store, ring *Ring, live Live, now time.Time) (*Rotator, erro
 	if t, err := k.currentBundle(now); err != nil {
 		return nil, err
 	} else if t != nil {
-		k.opts.BundleInfo = BundleInfo{t.WebPKI, t.Witnesses, int(t.Quorum)}
+		k.opts.BundleInfo = BundleInfo{WebPKI: t.WebPKI, Witnesses: t.Witnesses, Quorum: int(t.Quorum), MQTTS: func(string) string { return t.MQTTS }}
 	}
 	return k, nil
 }
@@ -141,12 +143,15 @@ func (r *Rotator) apply(ctx context.Context, by audit.Actor, t KeyUpdate, reason
 	if err != nil {
 		return err
 	}
+	if after.addresses = before.addresses; t.Issuers != nil {
+		after.addresses = newAddresses(r.ring.instance.Issuer, t.Issuers)
+	}
 	if err := r.signBundles(&t, after, now); err != nil {
 		return err
 	}
-	turns := len(t.Add)+len(t.Change)+len(t.Bundles)+len(t.DropBundles) > 0
+	turns := len(t.Add)+len(t.Change)+len(t.Bundles)+len(t.DropBundles)+len(t.Issuers) > 0
 	if turns {
-		if err := r.store.RotateKeys(ctx, t, auditEntries(by, t, reason, now)...); err != nil {
+		if err := r.store.RotateKeys(ctx, t, append(auditMove(by, t, r.ring.Issuer(), now), auditEntries(by, t, reason, now)...)...); err != nil {
 			return err
 		}
 		after.bundles = slices.DeleteFunc(append(slices.Clone(before.bundles), t.Bundles...), func(b SignedBundle) bool { return slices.Contains(t.DropBundles, b.Version) })

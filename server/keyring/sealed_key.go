@@ -83,6 +83,7 @@ type KeyUpdate struct {
 	Change      []StateChange
 	Bundles     []SignedBundle
 	DropBundles []token.BundleVersion
+	Issuers     []token.IssuerPeriod // the issuer history after a move; nil: it stays
 }
 
 // Instance is what is fixed at the first start of a server, and at each restore.

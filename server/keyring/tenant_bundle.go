@@ -50,7 +50,7 @@ func (r *Ring) forTenant(k *keyState, b SignedBundle, t watchword.TenantID) (Sig
 	if err != nil {
 		return b, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %s is damaged", b.Version)
 	}
-	trust.Issuer = watchword.Issuers(r.Issuer()).Of(t)
+	trust = ofTenant(trust, t)
 	var roots []*jose.Signer
 	for _, root := range trust.Roots {
 		s, err := k.signer(root.ID())

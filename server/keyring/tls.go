@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -71,38 +72,40 @@ func (r *Ring) CAPEM() []byte {
 	return out
 }
 
-// CertSource provides a certificate of the server's own authority for a fixed list of names. It is created when first
-// needed, and again when the authority's key is rotated, 30 days before its end, or if it is not valid yet. While the clock is
+// CertSource provides a certificate of the server's own authority for a list of names. It is created when first
+// needed, and again when the list or the authority's key changes, 30 days before its end, or if it is not valid yet. While the clock is
 // not trusted no certificate is created, and the last one stays in use. Its private key exists only in memory. It is safe for
 // concurrent use.
 type CertSource struct {
 	ring  *Ring
-	names []string
+	names func() []string
 	now   func() time.Time
 
 	mu   sync.Mutex
 	by   *authority
+	on   []string // names of leaf
 	leaf *tls.Certificate
 }
 
-// CertSource returns a source of certificates for localhost, 127.0.0.1, ::1 and names, which are DNS names and IP
+// CertSource returns a source of certificates for localhost, 127.0.0.1, ::1 and names, which returns DNS names and IP
 // addresses.
-func (r *Ring) CertSource(names []string, now func() time.Time) *CertSource {
-	return &CertSource{ring: r, names: append([]string{"localhost", "127.0.0.1", "::1"}, names...), now: now}
+func (r *Ring) CertSource(names func() []string, now func() time.Time) *CertSource {
+	return &CertSource{ring: r, names: names, now: now}
 }
 
 // GetCertificate is the function for [tls.Config].
 func (c *CertSource) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	now, ca := c.now(), c.ring.state.Load().ca
+	names := append([]string{"localhost", "127.0.0.1", "::1"}, c.names()...)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.leaf != nil && c.by.equal(ca) && !now.Before(c.leaf.Leaf.NotBefore) && now.Before(c.leaf.Leaf.NotAfter.Add(-leafRenewBefore)) {
+	if c.leaf != nil && c.by.equal(ca) && slices.Equal(c.on, names) && !now.Before(c.leaf.Leaf.NotBefore) && now.Before(c.leaf.Leaf.NotAfter.Add(-leafRenewBefore)) {
 		return c.leaf, nil
 	}
-	leaf, err := ca.issue(c.names, now)
+	leaf, err := ca.issue(names, now)
 	switch {
 	case err == nil:
-		c.leaf, c.by = leaf, ca
+		c.leaf, c.by, c.on = leaf, ca, names
 	case c.leaf != nil && watchword.CodeOf(err) == watchword.ClockUntrusted:
 		return c.leaf, nil
 	}

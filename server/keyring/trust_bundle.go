@@ -18,8 +18,12 @@ const (
 
 // bundle returns the bundle with the keys of k, valid from at on.
 func (k *keyState) bundle(f Instance, n BundleInfo, version int64, at time.Time) token.Trust {
+	issuer, mqtts := k.addresses.set.URL(), ""
+	if n.MQTTS != nil {
+		mqtts = n.MQTTS(issuer)
+	}
 	return token.Trust{
-		Issuer: f.Issuer, Version: version, Epoch: f.Epoch, LogOrigin: f.LogOrigin, Roots: k.public[Root], Issuers: k.public[Issuer],
+		Issuer: issuer, History: k.addresses.history, MQTTS: mqtts, Version: version, Epoch: f.Epoch, LogOrigin: f.LogOrigin, Roots: k.public[Root], Issuers: k.public[Issuer],
 		Command: k.public[Command], Time: k.public[Time], Log: k.public[Log],
 		CAs: k.anchors, WebPKI: n.WebPKI, Witnesses: n.Witnesses, Quorum: int64(n.Quorum), Issued: at, Expires: at.Add(token.TrustLifetime),
 	}
@@ -105,7 +109,7 @@ func sameTrust(a, b token.Trust) bool {
 	same := func(x, y []*jose.PublicKey) bool {
 		return slices.EqualFunc(x, y, func(k, l *jose.PublicKey) bool { return k.ID() == l.ID() })
 	}
-	return a.Issuer == b.Issuer && a.Epoch == b.Epoch && a.Origin() == b.Origin() && a.WebPKI == b.WebPKI && a.Quorum == b.Quorum && slices.Equal(a.Witnesses, b.Witnesses) &&
+	return a.Issuer == b.Issuer && sameHistory(a, b) && a.Epoch == b.Epoch && a.Origin() == b.Origin() && a.WebPKI == b.WebPKI && a.Quorum == b.Quorum && slices.Equal(a.Witnesses, b.Witnesses) &&
 		same(a.Roots, b.Roots) && same(a.Issuers, b.Issuers) && same(a.Command, b.Command) && same(a.Time, b.Time) && same(a.Log, b.Log) &&
 		slices.EqualFunc(a.CAs, b.CAs, bytes.Equal)
 }
@@ -136,7 +140,7 @@ func (k *keyState) planBundles(f Instance, r Schedule, n BundleInfo, first int64
 	for i := range count {
 		at := now.Add(time.Duration(i) * bundleRenewBefore)
 		until := at.Add(bundleRenewBefore)
-		t := (&keyState{}).bundle(f, n, first+int64(i), at)
+		t := (&keyState{addresses: k.addresses}).bundle(f, n, first+int64(i), at)
 		for role, to := range map[Role]*[]*jose.PublicKey{Root: &t.Roots, Issuer: &t.Issuers, Command: &t.Command, Time: &t.Time, Log: &t.Log} {
 			for _, s := range k.all {
 				if s.Role == role && s.State.Valid() && validBetween(k.all, s, at, until.Add(r.Overlap)) {

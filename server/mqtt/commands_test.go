@@ -86,7 +86,7 @@ func withCommands(t *testing.T, f func(t *testing.T, srv *testServer, o *command
 			Tenant: watchword.DefaultTenant, Subject: "alice", Incarnation: 1, Key: alice.Public().ID(), Expires: now.Add(24 * time.Hour), Permissions: all,
 		})
 		must(err)
-		o.service = command.New(st, directory, ring, ring, command.Options{Issuer: "https://server.example", Epoch: 1})
+		o.service = command.New(st, directory, ring, ring, command.Options{Issuers: watchword.FixedIssuer("https://server.example"), Epoch: 1})
 		srv.close()
 		srv.commands = o.service
 		srv.start(mqtt.Options{})

@@ -23,8 +23,8 @@ func (c *conn) resolveTenant(presented string, now time.Time) (watchword.TenantI
 	case *webSocketConn:
 		host, path = nc.host, nc.tenant
 	}
-	if named = path; named == "" && c.broker.options.Issuers != "" {
-		named = c.broker.options.Issuers.Tenant(token.UnverifiedIssuer(presented))
+	if named = path; named == "" && c.broker.options.Issuers != nil {
+		named = c.broker.options.Issuers().Tenant(token.UnverifiedIssuer(presented), now)
 	}
 	t, ok := c.broker.options.Tenant(host, named)
 	ok = ok && (path == "" || path == t)

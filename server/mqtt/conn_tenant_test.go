@@ -46,7 +46,7 @@ func TestAConnectionIsForTheTenantOfItsToken(t *testing.T) {
 	var mu sync.Mutex
 	var named []watchword.TenantID
 	srv := newTestServer(t, mqtt.Options{
-		Issuers: issuers, ConnectRate: 1,
+		Issuers: watchword.FixedIssuer(string(issuers)), ConnectRate: 1,
 		Tenant: func(_ string, n watchword.TenantID) (watchword.TenantID, bool) {
 			mu.Lock()
 			defer mu.Unlock()

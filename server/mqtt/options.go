@@ -52,8 +52,8 @@ type Options struct {
 	// none: such connections share one rate and are refused with denied. What a client says of its tenant decides which keys may
 	// prove it, and nothing else. nil: there is the default tenant alone.
 	Tenant func(host string, named watchword.TenantID) (t watchword.TenantID, ok bool)
-	// Issuers are the issuers of the tenants. Empty: which issuer a token names is not looked at before it is verified.
-	Issuers watchword.Issuers
+	// Issuers are the issuers of the tenants. nil: which issuer a token names is not looked at before it is verified.
+	Issuers watchword.IssuerSource
 	Now     func() time.Time // nil: the system's clock, in milliseconds
 	Log     *slog.Logger     // nil: slog.Default
 }

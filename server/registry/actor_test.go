@@ -38,7 +38,7 @@ func newWorld(t *testing.T) *world {
 	}
 	t.Cleanup(func() { _ = st.Close() })
 	w := &world{t: t, store: st, dir: registry.NewDirectory(st), now: time.Now()}
-	w.Registry = registry.New(st, w.dir, receiver{w.dir}, "https://hub.example")
+	w.Registry = registry.New(st, w.dir, receiver{w.dir}, watchword.FixedIssuer("https://hub.example"))
 	w.add("lamp-1", watchword.Device, "", watchword.Labels{"kind": "lamp"})
 	w.add("meter-1", watchword.Device, "", watchword.Labels{"kind": "meter"})
 	for _, role := range append(policy.BuiltInRoles, "installer") {

@@ -25,7 +25,7 @@ func BenchmarkEdit(b *testing.B) {
 			}
 			defer func() { _ = st.Close() }()
 			dir, now := registry.NewDirectory(st), time.Now()
-			r := registry.New(st, dir, receiver{dir}, "https://hub.example")
+			r := registry.New(st, dir, receiver{dir}, watchword.FixedIssuer("https://hub.example"))
 			add := func(id watchword.SubjectID, kind watchword.Kind, role string, l watchword.Labels) {
 				s := watchword.Subject{Tenant: here, ID: id, Kind: kind, Role: role, State: watchword.New, Labels: l, Version: 1, Incarnation: 1, Created: now, Changed: now}
 				if err := st.CreateSubject(b.Context(), s, nil, audit.Actor{Tenant: here}.DoneEntry(audit.DeviceCreate, string(id), now, nil)); err != nil {

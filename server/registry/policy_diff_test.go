@@ -204,7 +204,7 @@ func TestTheAnswerOfADiffIsBounded(t *testing.T) {
 func TestADiffOfPoliciesThatChangedIsMadeAgain(t *testing.T) {
 	w := newWorld(t)
 	dir := registry.NewDirectory(w.store)
-	other := &world{Registry: registry.New(w.store, dir, receiver{dir}, "https://hub.example"), t: t, store: w.store, dir: dir, now: w.now}
+	other := &world{Registry: registry.New(w.store, dir, receiver{dir}, watchword.FixedIssuer("https://hub.example")), t: t, store: w.store, dir: dir, now: w.now}
 	other.apply("lamps", "for = { kind = \"lamp\" }\n[[allow]]\npublish = [\"plant/other\"]\n")
 	if _, err := w.diff(server, "lamps", ""); !errors.Is(err, watchword.ErrAuthorityChanged) {
 		t.Errorf("got %v", err)

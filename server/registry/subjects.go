@@ -55,15 +55,15 @@ type Registry struct {
 	store     Store
 	directory *Directory
 	live      Live
-	issuers   watchword.Issuers
+	issuers   watchword.IssuerSource
 
 	editLock editLock
 	diffLock editLock // held by the comparison of [Registry.DiffPolicy]
 }
 
-// New returns a registry that writes to st, asks d, and takes its changes to live.
-func New(st Store, d *Directory, live Live, issuer string) *Registry {
-	return &Registry{store: st, directory: d, live: live, issuers: watchword.Issuers(issuer), editLock: newEditLock(), diffLock: newEditLock()}
+// New returns a registry that writes to st, asks d, and takes its changes to live. issuers are those of the tokens of its subjects.
+func New(st Store, d *Directory, live Live, issuers watchword.IssuerSource) *Registry {
+	return &Registry{store: st, directory: d, live: live, issuers: issuers, editLock: newEditLock(), diffLock: newEditLock()}
 }
 
 // Subject returns one subject with its keys. Code: not_found.
@@ -101,7 +101,7 @@ func (r *Registry) checkTokenSize(set *policy.Set, s watchword.Subject) error {
 
 // checkGrantSize refuses a subject whose token would outgrow 4 KiB with what g gives it. Code: token_too_large.
 func (r *Registry) checkGrantSize(g *policy.Grant, s *watchword.Subject) error {
-	return token.Grant{Issuer: r.issuers.Of(s.Tenant), Subject: *s, Perm: g.Perm(), Deny: g.Deny()}.CheckSize()
+	return token.Grant{Issuer: r.issuers().Current(s.Tenant), Subject: *s, Perm: g.Perm(), Deny: g.Deny()}.CheckSize()
 }
 
 // SetLabels replaces the labels and recomputes what they decide. Codes:

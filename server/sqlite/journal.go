@@ -15,7 +15,7 @@ var journaled = map[backup.ObjectKind][]journaledTable{
 	backup.SubjectObject: {{"subjects", "tenant", "id"}, {"labels", "tenant", "subject"}, {"subject_keys", "tenant", "subject"}, {"codes", "tenant", "subject"}},
 	backup.PolicyObject:  {{"policies", "tenant", "name"}},
 	backup.TokenObject:   {{"tokens", "tenant", "jti"}},
-	backup.ServerObject:  {{table: "instance"}, {table: "server_keys"}, {table: "bundles"}},
+	backup.ServerObject:  {{table: "instance"}, {table: "server_keys"}, {table: "bundles"}, {table: "issuers"}},
 }
 
 type journaledTable struct{ table, tenant, id string }

@@ -19,6 +19,7 @@ var notJournaled = map[string]string{
 	"goose_db_version":    "the schema, which the journal names",
 	"handovers":           "of commands",
 	"idempotency":         "of commands",
+	"issuer_use":          "counts of devices, which their next requests write",
 	"mqtt_messages":       "messages are only in backups",
 	"mqtt_retained":       "likewise",
 	"mqtt_sessions":       "likewise",

@@ -109,6 +109,9 @@ func (s *Store) RotateKeys(ctx context.Context, turn keyring.KeyUpdate, es ...au
 		if err := t.putKeyUpdate(turn, before, after); err != nil {
 			return err
 		}
+		if err := t.putIssuers(turn.Issuers); err != nil {
+			return err
+		}
 		return t.addEntry(es...)
 	}, es...)
 }

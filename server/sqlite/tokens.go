@@ -34,6 +34,11 @@ func (s *Store) IssueToken(ctx context.Context, r token.Record, spent token.Sing
 		if n == 0 {
 			return t.tokenRefusal(r)
 		}
+		if r.AskedIssuer != "" {
+			if err := t.noteIssuer(r.Tenant, r.Subject, r.AskedIssuer, r.Issued); err != nil {
+				return err
+			}
+		}
 		return t.addEntry(e)
 	})
 }
