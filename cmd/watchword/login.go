@@ -78,7 +78,12 @@ func (a *app) login(ctx context.Context, link string) error {
 	if err != nil {
 		return forgetRefused(store, file, err)
 	}
-	if err := store.Add(ctx, name, o, file, digest); err != nil {
+	return a.keepLogin(ctx, store, name, o, file, digest)
+}
+
+// keepLogin stores the context of a key that the server has enrolled, and prints it. link is a digest of the link; empty for none.
+func (a *app) keepLogin(ctx context.Context, store *contexts.Store, name string, o admin.Options, keyFile, link string) error {
+	if err := store.Add(ctx, name, o, keyFile, link); err != nil {
 		return err
 	}
 	if err := a.noteKeyEnd(ctx, store, name); err != nil { // the login is complete: the next whoami asks again

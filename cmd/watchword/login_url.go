@@ -32,10 +32,7 @@ func (a *app) loginWithoutLink(ctx context.Context, server string) error {
 	if err != nil {
 		return forgetDecided(store, file, err)
 	}
-	if err := store.Add(ctx, name, o, file, ""); err != nil {
-		return err
-	}
-	return a.printContext(store, name)
+	return a.keepLogin(ctx, store, name, o, file, "")
 }
 
 // showLogin prints what the approver compares.

@@ -226,11 +226,7 @@ func (a *app) confirmAtServer(yes bool, question string) error {
 	if yes {
 		return nil
 	}
-	o, _, err := a.options()
-	if err != nil {
-		return err
-	}
-	if o.Dial == "" {
+	if o, _, err := a.options(); err == nil && o.Dial == "" { // the act itself returns the error
 		question += " at " + o.URL + ", as " + string(o.Subject)
 	}
 	return a.confirm(false, question)
