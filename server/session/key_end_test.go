@@ -130,3 +130,25 @@ func TestVerificationKeysEnd(t *testing.T) {
 		}
 	}
 }
+
+// State that outlives a connection, and that depends on the key that the connection was opened with, is withdrawn once the key has
+// ended and was retired.
+func TestOfflineSessionEndsWithItsKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDirectory(t)
+		d.subject.Keys[0].Ends = time.Now().Add(time.Minute)
+		g := session.NewGuard(d, session.GuardOptions{})
+		var withdrawn error
+		s := g.OpenOffline(context.Background(), credentials(t, time.Hour), session.Options{Withdrawn: func(err error) { withdrawn = err }})
+		defer s.End(nil)
+		changed := watchword.Change{Tenant: watchword.DefaultTenant, Kind: watchword.SubjectChanged, ID: "lamp-7"}
+		time.Sleep(time.Minute - time.Nanosecond)
+		if err := g.HandleChange(context.Background(), changed); err != nil || withdrawn != nil {
+			t.Fatalf("withdrawn before the end: %v, %v", withdrawn, err)
+		}
+		time.Sleep(time.Nanosecond)
+		if err := g.HandleChange(context.Background(), changed); err != nil || watchword.CodeOf(withdrawn) != watchword.TokenRevoked {
+			t.Errorf("after the end: %v, %v", withdrawn, err)
+		}
+	})
+}
