@@ -54,4 +54,5 @@ type ApproveLoginRequest struct {
 	Pin  string `json:"pin" minLength:"43" maxLength:"43" doc:"the pin of the server's root key, as the person's screen shows it"`
 	ID   string `json:"id" minLength:"1" maxLength:"64" doc:"the id of the operator"`
 	Role string `json:"role,omitempty" maxLength:"64" doc:"the role of an operator that is added; absent where the operator exists"`
+	Name string `json:"key_name,omitempty" maxLength:"64" doc:"what the approver calls the machine that has the key; printable ASCII"`
 }

@@ -68,6 +68,7 @@ func (a *app) operatorApprove() *cobra.Command {
 	role := c.Flags().String("role", "", "role of a new operator: owner, admin, operator, viewer, auditor, or a role that a policy defines")
 	key := c.Flags().String("thumbprint", "", "with a code: complete thumbprint of the key, as the person's screen shows it")
 	pin := c.Flags().String("pin", "", "with a code: pin of the server, as the person's screen shows it")
+	machine := c.Flags().String("machine", "", "name of the person's machine, for operator key list")
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		r, err := loginRequest(args[0], *key, *pin)
@@ -96,7 +97,7 @@ func (a *app) operatorApprove() *cobra.Command {
 		if err := a.confirm(*yes, question); err != nil {
 			return err
 		}
-		return a.printSubject(cl.ApproveLogin(c.Context(), r, watchword.SubjectID(args[1]), *role))
+		return a.printSubject(cl.ApproveLogin(c.Context(), r, watchword.SubjectID(args[1]), *role, *machine))
 	}
 	return c
 }

@@ -29,9 +29,10 @@ func (c *Client) Login(ctx context.Context, userCode string) (l api.Login, err e
 
 // ApproveLogin makes the key of a login one of the operator id. r.Key and r.Pin are what the person's screen shows; the server
 // refuses others than those of the login and of its root, so a code alone approves nothing. role is that of an operator who is
-// added; empty for an operator who exists. Codes: bad_request, not_found, conflict, exceeds_own.
-func (c *Client) ApproveLogin(ctx context.Context, r token.LoginRequest, id watchword.SubjectID, role string) (s api.Subject, err error) {
-	in := api.ApproveLoginRequest{Sign: string(r.Key), Pin: r.Pin, ID: string(id), Role: role}
+// added; empty for an operator who exists. keyName tells the keys of one operator apart; it may be empty. Codes: bad_request,
+// not_found, conflict, exceeds_own.
+func (c *Client) ApproveLogin(ctx context.Context, r token.LoginRequest, id watchword.SubjectID, role, keyName string) (s api.Subject, err error) {
+	in := api.ApproveLoginRequest{Sign: string(r.Key), Pin: r.Pin, ID: string(id), Role: role, Name: keyName}
 	err = c.call(ctx, http.MethodPost, loginPath(r.UserCode, "/approve"), nil, in, &s)
 	return s, err
 }

@@ -116,7 +116,7 @@ func TestLoginWithoutALink(t *testing.T) {
 	} {
 		r := other
 		edit(&r)
-		_, err := srv.admin.ApproveLogin(ctx, r, "vera", "viewer")
+		_, err := srv.admin.ApproveLogin(ctx, r, "vera", "viewer", "")
 		wants(t, name, err, watchword.Conflict)
 	}
 	for name, body := range map[string]string{
@@ -128,16 +128,16 @@ func TestLoginWithoutALink(t *testing.T) {
 			t.Errorf("%s: %+v", name, a)
 		}
 	}
-	_, err = srv.admin.ApproveLogin(ctx, other, "vera", "no-such-role")
+	_, err = srv.admin.ApproveLogin(ctx, other, "vera", "no-such-role", "")
 	wants(t, "an unknown role", err, watchword.BadRequest)
-	_, err = srv.admin.ApproveLogin(ctx, other, "vera", "")
+	_, err = srv.admin.ApproveLogin(ctx, other, "vera", "", "")
 	wants(t, "no role for a new operator", err, watchword.BadRequest)
 	if got := laptop.self("vera"); got != http.StatusUnauthorized {
 		t.Errorf("before the approval: %d", got)
 	}
-	s, err := srv.admin.ApproveLogin(ctx, other, "vera", "viewer")
+	s, err := srv.admin.ApproveLogin(ctx, other, "vera", "viewer", "laptop")
 	must(t, err)
-	if s.ID != "vera" || s.Role != "viewer" || s.Kind != watchword.Operator || s.State != watchword.Active {
+	if s.ID != "vera" || s.Role != "viewer" || s.Kind != watchword.Operator || s.State != watchword.Active || s.Keys[0].Name != "laptop" {
 		t.Errorf("approved: %+v", s)
 	}
 	if got := laptop.self("vera"); got != http.StatusOK {
@@ -148,7 +148,7 @@ func TestLoginWithoutALink(t *testing.T) {
 	if answered.ID != "vera" || answered.Kind != watchword.Operator || answered.HTTPS != srv.url {
 		t.Errorf("answered: %+v", answered)
 	}
-	_, err = srv.admin.ApproveLogin(ctx, other, "eve", "viewer")
+	_, err = srv.admin.ApproveLogin(ctx, other, "eve", "viewer", "")
 	wants(t, "a second approval", err, watchword.Conflict)
 	_, err = srv.admin.RejectLogin(ctx, laptop.UserCode)
 	wants(t, "rejecting what is approved", err, watchword.Conflict)
@@ -156,9 +156,9 @@ func TestLoginWithoutALink(t *testing.T) {
 
 	// A further key of the same operator: both count.
 	desktop := srv.newLoginClient(c.now).ask()
-	_, err = srv.admin.ApproveLogin(ctx, desktop.request(), "vera", "owner")
+	_, err = srv.admin.ApproveLogin(ctx, desktop.request(), "vera", "owner", "")
 	wants(t, "another role with a further key", err, watchword.BadRequest)
-	_, err = srv.admin.ApproveLogin(ctx, desktop.request(), "vera", "")
+	_, err = srv.admin.ApproveLogin(ctx, desktop.request(), "vera", "", "")
 	must(t, err)
 	if a, b := laptop.self("vera"), desktop.self("vera"); a != http.StatusOK || b != http.StatusOK {
 		t.Errorf("two keys: %d and %d", a, b)
@@ -239,7 +239,7 @@ func TestLoginRequestsAreRefused(t *testing.T) {
 	_, err = srv.admin.RejectPairing(t.Context(), l.UserCode)
 	wants(t, "a login rejected as a device", err, watchword.NotFound)
 	r := token.LoginRequest{UserCode: device.user, Key: device.sign.Public().ID(), Pin: l.pin}
-	_, err = srv.admin.ApproveLogin(t.Context(), r, "eve", "viewer")
+	_, err = srv.admin.ApproveLogin(t.Context(), r, "eve", "viewer", "")
 	wants(t, "a device approved as an operator", err, watchword.NotFound)
 	_, err = srv.admin.RejectLogin(t.Context(), device.user)
 	wants(t, "a device rejected as an operator", err, watchword.NotFound)

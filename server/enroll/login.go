@@ -73,6 +73,7 @@ type LoginApproval struct {
 	Pin      string
 	ID       watchword.SubjectID // of the operator
 	Role     string              // of an operator that is added; empty where the operator exists
+	KeyName  string              // what the approver calls the machine that has the key; may be empty
 }
 
 // ApproveLogin makes the key of a login one of the operator a.ID: a new one with a.Role, or one that exists. The operator of
@@ -93,7 +94,10 @@ func (svc *Service) ApproveLogin(ctx context.Context, by session.Actor, a LoginA
 	if err := watchword.CheckName("id", string(a.ID)); err != nil {
 		return watchword.Subject{}, err
 	}
-	out := Approval{Pairing: p.ID, AnswerUntil: now.Add(ApprovedLoginLifetime)}
+	if watchword.CheckKeyName(a.KeyName) != nil {
+		return watchword.Subject{}, watchword.RefuseField("key_name", "must be at most %d printable ASCII characters", watchword.MaxKeyName)
+	}
+	out := Approval{Pairing: p.ID, KeyName: a.KeyName, AnswerUntil: now.Add(ApprovedLoginLifetime)}
 	switch out.Subject, err = svc.store.Subject(ctx, by.Tenant, a.ID); {
 	case watchword.CodeOf(err) == watchword.NotFound:
 		out.Create, out.Subject = true, watchword.Subject{

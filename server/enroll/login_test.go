@@ -137,6 +137,7 @@ func TestApproveLogin(t *testing.T) {
 		"another pin":                    {edit: func(a *enroll.LoginApproval) { a.Pin = pin[1:] + "x" }, code: watchword.Conflict, field: "pin"},
 		"no pin":                         {edit: func(a *enroll.LoginApproval) { a.Pin = "" }, code: watchword.Conflict, field: "pin"},
 		"no role":                        {edit: func(a *enroll.LoginApproval) { a.Role = "" }, code: watchword.BadRequest, field: "role"},
+		"a name of two lines":            {edit: func(a *enroll.LoginApproval) { a.KeyName = "lap\ntop" }, code: watchword.BadRequest, field: "key_name"},
 		"no id":                          {edit: func(a *enroll.LoginApproval) { a.ID = "" }, code: watchword.BadRequest, field: "id"},
 		"the id of a device":             {edit: func(a *enroll.LoginApproval) { a.ID = "lamp-1" }, code: watchword.Conflict},
 		"more than the approver has":     {fits: watchword.Refuse(watchword.ExceedsOwn, "owner"), code: watchword.ExceedsOwn},
@@ -160,9 +161,9 @@ func TestApproveLogin(t *testing.T) {
 	wantCode(t, "rejected as a device", err, watchword.NotFound)
 	s.wantChanged("refused")
 
-	sub, err := s.ApproveLogin(t.Context(), by, enroll.LoginApproval{UserCode: a.UserCode, Sign: key, Pin: pin, ID: "bob", Role: "viewer"}, s.now)
+	sub, err := s.ApproveLogin(t.Context(), by, enroll.LoginApproval{UserCode: a.UserCode, Sign: key, Pin: pin, ID: "bob", Role: "viewer", KeyName: "laptop"}, s.now)
 	must(t, err)
-	if sub.ID != "bob" || sub.Kind != watchword.Operator || sub.Role != "viewer" || sub.State != watchword.Active {
+	if sub.ID != "bob" || sub.Kind != watchword.Operator || sub.Role != "viewer" || sub.State != watchword.Active || sub.Keys[0].Name != "laptop" {
 		t.Errorf("approved: %+v", sub)
 	}
 	s.wantChanged("approved", "bob")

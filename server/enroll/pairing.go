@@ -109,6 +109,7 @@ type Approval struct {
 	Pairing     string            // its id
 	Subject     watchword.Subject // with tenant, id, and labels where it is added
 	Create      bool              // the subject is added; else it is there already
+	KeyName     string            // [watchword.Key.Name] of the signing key
 	AnswerUntil time.Time         // how long the device may fetch its answer
 }
 

@@ -98,6 +98,9 @@ func (svc *Service) approve(ctx context.Context, by session.Actor, p Pairing, a 
 			"sign": string(p.Sign.ID), "sign_jwk": string(p.Sign.JWK), "pairing": p.ID, "user_code": FormatUserCode(p.UserCode),
 			"before": string(before.State), "after": string(after.State),
 		})
+		if a.KeyName != "" {
+			e = e.With("name", a.KeyName)
+		}
 		if p.Seal.ID != "" {
 			e = e.With("seal", string(p.Seal.ID), "seal_jwk", string(p.Seal.JWK))
 		}

@@ -66,7 +66,7 @@ func (p Pairing) Approve(a Approval, by watchword.SubjectID, s watchword.Subject
 		return p, s, watchword.Refuse(watchword.Conflict, "id %q exists already", s.ID)
 	}
 	p.Sign.State, p.Seal.State = watchword.KeyActive, watchword.KeyActive
-	p.Sign.Added, p.Seal.Added = now, now
+	p.Sign.Added, p.Seal.Added, p.Sign.Name = now, now, a.KeyName
 	var err error
 	if s.Kind == watchword.Operator && s.State == watchword.Active {
 		s, err = s.AddSigningKey(p.Sign, now)

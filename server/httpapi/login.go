@@ -139,6 +139,6 @@ func (a *API) approveLogin(ctx context.Context, c *caller, code string, in api.A
 		}
 	}
 	return a.Enrollment.ApproveLogin(ctx, c.actor, enroll.LoginApproval{
-		UserCode: code, Sign: watchword.KeyID(in.Sign), Pin: in.Pin, ID: watchword.SubjectID(in.ID), Role: in.Role,
+		UserCode: code, Sign: watchword.KeyID(in.Sign), Pin: in.Pin, ID: watchword.SubjectID(in.ID), Role: in.Role, KeyName: in.Name,
 	}, a.Now())
 }
