@@ -67,7 +67,7 @@ func (ep *endpointFixture) credentials() []credential {
 		{"a sealed configuration", "", ok(jose.Encrypt(to, "JWT", []byte(config)))},
 		{"a receipt", token.TypReceipt, sign(t, ep.deviceKey, token.TypReceipt, ep.receipt())},
 		{"a sealed event", "", ok(jose.Encrypt(to, "JWT", []byte(event)))},
-		{"an order", token.TypOrder, sign(t, ep.operator, token.TypOrder, ep.freshTimes(map[string]any{"iss": "operator", "aud": "lamp-1", "cmd": "lamp.set", "args_hash": jose.HashString("{}")}, 60))},
+		{"an order", token.TypOrder, sign(t, ep.operator, token.TypOrder, ep.freshTimes(map[string]any{"iss": "operator", "aud": "lamp-1", "server": iss, "cmd": "lamp.set", "args_hash": jose.HashString("{}")}, 60))},
 		{"a trust bundle", token.TypTrust, ep.bundle},
 		{"signed time", token.TypTime, ok(token.SignTime(ep.ring.Signer(keyring.Time), iss, watchword.NewNonce(), now))},
 		{"nothing much", "", "..."},

@@ -415,7 +415,7 @@ func (ep *endpointFixture) httpEndpoints() []endpoint {
 		{
 			name: "/v1/commands, the order", typ: token.TypOrder, key: ep.operator, refusalCode: watchword.OrderInvalid, leeway: token.Skew,
 			claims: func() map[string]any {
-				return ep.freshTimes(map[string]any{"iss": "operator", "aud": "lamp-1", "cmd": "lamp.set", "args_hash": jose.HashString("{}")}, 60)
+				return ep.freshTimes(map[string]any{"iss": "operator", "aud": "lamp-1", "server": issuer, "cmd": "lamp.set", "args_hash": jose.HashString("{}")}, 60)
 			},
 			present: func(raw string) observed {
 				by := mustValue(ep.admin.Tokens().Get(t.Context()))(t)
