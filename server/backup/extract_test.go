@@ -191,6 +191,13 @@ func TestAHostileArchiveIsRefused(t *testing.T) {
 	}
 	huge := file("data/operator.jwk", strings.Repeat("x", 2<<20))
 	later := file("format.json", `{"format":99}`)
+	// Each is refused for what it is, not for what is missing besides.
+	says := map[string]string{
+		"a symbolic link": "not a regular file", "a hard link": "not a regular file", "a folder": "not a regular file", "a device": "not a regular file", "a pipe": "not a regular file",
+		"a huge member": "the limit is", "a member twice": "twice", "the format twice": "twice", "a later format": "format 99", "another hash": "is not what its manifest says",
+		"no format": "does not begin with its format", "a member that no backup has": "which no backup has", "no database": "has no data/watchword.db", "no key-encryption key": "has no data/keys/kek",
+		"no manifest": "has no manifest", "a manifest in the middle": "goes on after its manifest", "a member beside the manifest": "files, and its manifest",
+	}
 	for what, es := range map[string][]entry{
 		"a path that leads out":            with(file("../evil", "x")),
 		"a path that leads out from below": with(file("data/../../evil", "x")),
@@ -221,8 +228,8 @@ func TestAHostileArchiveIsRefused(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		_, err := backup.Extract(bytes.NewReader(sealed(t, id.Recipient(), "", es...)), []age.Identity{id}, filepath.Join(dir, "in"))
-		if watchword.CodeOf(err) != watchword.BackupInvalid {
-			t.Errorf("%s: %v", what, err)
+		if watchword.CodeOf(err) != watchword.BackupInvalid || !strings.Contains(err.Error(), says[what]) {
+			t.Errorf("%s: %v, want %q", what, err, says[what])
 		}
 		if found, err := os.ReadDir(dir); err != nil || len(found) > 1 || len(found) == 1 && found[0].Name() != "in" {
 			t.Errorf("%s: outside of the folder there is now %v, %v", what, found, err)

@@ -144,9 +144,17 @@ func TestAChangedJournalIsRefused(t *testing.T) {
 		must(t, j.Close())
 	}
 	first, second, third := good[ends[0]:ends[1]], good[ends[1]:ends[2]], good[ends[2]:]
+	// A journal with the same numbers and other records.
+	other := filepath.Join(dir, "other")
+	journal(t, other, id.Recipient(), head(10), 12, 14, 16)
+	foreign, err := os.ReadFile(other)
+	must(t, err)
+	if len(foreign) != len(good) {
+		t.Fatalf("the journals have %d and %d bytes", len(foreign), len(good))
+	}
 	join := func(parts ...[]byte) []byte { return bytes.Join(append([][]byte{good[:ends[0]]}, parts...), nil) }
 	for what, b := range map[string][]byte{
-		"a record left out": join(first, third), "records swapped": join(second, first, third), "a record twice": join(first, first, second, third),
+		"a record left out": join(first, third), "a record of another journal": join(first, foreign[ends[1]:ends[2]], third), "records swapped": join(second, first, third), "a record twice": join(first, first, second, third),
 		"no beginning": bytes.Join([][]byte{first, second, third}, nil), "nothing": nil, "half a beginning": good[:20],
 	} {
 		if to, _, err := read(b); watchword.CodeOf(err) != watchword.BackupInvalid {
