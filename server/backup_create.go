@@ -84,6 +84,7 @@ type hashed struct {
 	w    io.Writer
 	hash hash.Hash
 	n    int64
+	err  error // of w
 }
 
 func newHashed(w io.Writer) *hashed { return &hashed{w: w, hash: sha256.New()} }
@@ -92,6 +93,7 @@ func (h *hashed) Write(b []byte) (int, error) {
 	n, err := h.w.Write(b)
 	h.hash.Write(b[:n]) // hashing does not fail
 	h.n += int64(n)
+	h.err = err
 	return n, err
 }
 
@@ -268,7 +270,7 @@ func (s *Server) lastBackup() backupResult {
 }
 
 // askBackup has the running server write a backup to w. The error is fs.ErrNotExist or ECONNREFUSED where none runs.
-func askBackup(ctx context.Context, dir string, w io.Writer, file string, key BackupKey) (out BackupFile, err error) {
+func askBackup(ctx context.Context, dir string, w *hashed, file string, key BackupKey) (out BackupFile, err error) {
 	id := rand.Text()
 	client := controlClient(dir)
 	body, err := json.Marshal(backupRequest{ID: id, File: file, Recipients: key.Recipients, Passphrase: string(key.Passphrase)})
@@ -281,6 +283,9 @@ func askBackup(ctx context.Context, dir string, w io.Writer, file string, key Ba
 	}
 	_, err = io.Copy(w, stream)
 	err = errors.Join(err, stream.Close())
+	if w.err != nil { // of the file: the server does not know it
+		return out, w.err
+	}
 	var last backupResult
 	if _, why := client.JSON(ctx, rest.Request{Method: http.MethodGet, Path: "/backup", Max: 1 << 20}, nil, &last); why != nil {
 		return out, errors.Join(err, why)

@@ -405,3 +405,18 @@ func TestABackupIsWhole(t *testing.T) {
 		t.Errorf("the backup lacks %v and %v: add them to the members of package backup, or to derivedFiles", f.Manifest.LeftOut, f.Manifest.Missing)
 	}
 }
+
+// A file that cannot be written is named as such, although the server sees only that its client went away.
+func TestAFullDiskIsNamed(t *testing.T) {
+	c := config(t, filepath.Join(t.TempDir(), "data"))
+	runningAt(t, c, quiet)
+	_, key := newIdentity(t)
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip("no /dev/full: ", err)
+	}
+	defer full.Close()
+	if err := server.AskBackup(t.Context(), c.Data, full, key); watchword.CodeOf(err) != watchword.Unavailable || !strings.Contains(err.Error(), "the disk is full") {
+		t.Error(err)
+	}
+}

@@ -59,3 +59,9 @@ func (s *Server) Close() { s.close() }
 func (s *Server) WatchAddress(ctx context.Context, now time.Time) error {
 	return s.watchAddress(ctx, now)
 }
+
+// AskBackup has the server of a data folder write a backup to w.
+func AskBackup(ctx context.Context, dir string, w io.Writer, key BackupKey) error {
+	_, err := askBackup(ctx, dir, newHashed(w), "b", key)
+	return fileError(err, "b")
+}
