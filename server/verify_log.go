@@ -78,7 +78,7 @@ func LogKeys(ctx context.Context, dir string) (keys []ledger.Key, err error) {
 }
 
 func logKeys(ctx context.Context, f *sqlite.LogFile) (keys []ledger.Key, err error) {
-	founding, err := f.Instance(ctx)
+	instance, err := f.Instance(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +94,7 @@ func logKeys(ctx context.Context, f *sqlite.LogFile) (keys []ledger.Key, err err
 		if err != nil {
 			return nil, watchword.Wrap(err, watchword.KeyDamaged, "the log key %s is damaged", s.ID)
 		}
-		keys = append(keys, ledger.LogKeys(s.OriginOf(founding), pub)...)
+		keys = append(keys, ledger.LogKeys(s.OriginOf(instance), pub)...)
 	}
 	if len(keys) == 0 {
 		return nil, watchword.Refuse(watchword.LogInvalid, "the database has no key of the log")

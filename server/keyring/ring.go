@@ -91,7 +91,7 @@ func sealContext(s SealedKey) string { return "key/" + string(s.Role) + "/" + st
 // Open reads the ring of an initialized server. Keys of the roles in [StatesTime] sign only while clock is trusted; nil means
 // always. Codes: not_found before [Initialize]; key_unwrap for a wrong key-encryption key, key_damaged for data that was changed.
 func Open(ctx context.Context, st Store, kek KEK, clock Clock) (*Ring, error) {
-	founding, err := st.Instance(ctx)
+	instance, err := st.Instance(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -99,8 +99,8 @@ func Open(ctx context.Context, st Store, kek KEK, clock Clock) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Ring{store: st, clock: clock, instance: founding}
-	r.supersededBy.Store(founding.SupersededBy)
+	r := &Ring{store: st, clock: clock, instance: instance}
+	r.supersededBy.Store(instance.SupersededBy)
 	for _, s := range sealed {
 		if s.Role != Data || s.State != Active {
 			continue

@@ -52,12 +52,12 @@ func (ws *willStore) publishDue(w *will) {
 	ctx := ws.broker.ctx
 	ws.broker.deps.Guard.WaitForChanges()
 	var a *session.Authority
-	var lapsed error
-	ws.openOffline(ctx, w, session.Options{Changed: func(now *session.Authority) { a, lapsed = now, nil }, Withdrawn: func(cause error) { a, lapsed = nil, cause }}).End(nil)
+	var withdrawn error
+	ws.openOffline(ctx, w, session.Options{Changed: func(now *session.Authority) { a, withdrawn = now, nil }, Withdrawn: func(cause error) { a, withdrawn = nil, cause }}).End(nil)
 	switch {
 	case a != nil:
 		ws.publish(ctx, a, w)
-	case cancelsWill(lapsed):
+	case cancelsWill(withdrawn):
 		ws.cancel(w)
 	default:
 		ws.mu.Lock()

@@ -27,7 +27,7 @@ func initialized(t *T) {
 	}
 	got, err := t.Instance(t.ctx)
 	t.must(err)
-	equal(t, "founding", got, f)
+	equal(t, "instance", got, f)
 	ks, err := t.ServerKeys(t.ctx)
 	t.must(err)
 	if len(ks) != 2 || ks[0].ID != "kek" || ks[1].Role != keyring.CA || !bytes.Equal(ks[1].Cert, []byte{3}) || !ks[1].Created.Equal(t.now) || ks[0].Public != nil {

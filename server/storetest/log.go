@@ -35,7 +35,7 @@ type AuditLog interface {
 	// PlanPrune returns how far the log is pruned, and how far it would be: full tiles whose entries are all older than
 	// before, at most limit of them.
 	PlanPrune(ctx context.Context, before time.Time, limit int) (is, shall audit.Pruning, err error)
-	// PruneLog takes the bodies that shall of PlanPrune takes (all but those of audit.Lasting kinds); hashes stay. It returns
+	// PruneLog takes the bodies that shall of PlanPrune takes (all but those of permanent kinds, [audit.Permanent]); hashes stay. It returns
 	// how many went. Another pruning than planned: conflict.
 	PruneLog(ctx context.Context, p audit.Pruning) (int64, error)
 	// AddCheckpoint keeps a checkpoint, in the place of one of the same size.
