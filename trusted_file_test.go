@@ -30,6 +30,12 @@ var untrustedOpens = map[string]string{
 	"server/backup_verify.go VerifyBackup os.Open":            "a backup, whose content is verified",
 	"server/backup_verify.go VerifyBackup os.MkdirTemp":       "a folder of its own (0700)",
 	"server/backup_verify.go checkRestoredConfig os.ReadFile": "in that folder",
+	"server/restore.go RestoreBackup os.Mkdir":                "a folder of its own (0700)",
+	"server/restore.go checkTarget os.ReadDir":                "whether the folder is empty",
+	"server/restore.go extract os.Open":                       "a backup, whose content is verified",
+	"server/restore_source.go readSource os.ReadFile":         "a checkpoint, which is verified",
+	"server/restore_source.go readSource os.Open":             "an export or a checkpoint, which is verified",
+	"server/restore_source.go readExport os.Open":             "likewise",
 
 	"sdk/agent/tree_linux.go makeCgroup os.Mkdir":       "a control group below the own one: the kernel's file system",
 	"sdk/agent/tree_linux.go makeCgroup os.Open":        "likewise",

@@ -21,7 +21,16 @@ func (s *Server) startKeyRotation(ctx context.Context) (err error) {
 		Schedule:   keyring.Schedule{RotateEvery: s.cfg.Keys.RotateEvery.Duration, Overlap: s.cfg.Keys.Overlap.Duration},
 		BundleInfo: s.trustMembers(), Log: s.o.Log,
 	}, s.o.Now())
-	return err
+	if err != nil {
+		return err
+	}
+	return s.keys.CheckBundle(s.o.Now())
+}
+
+// ImportBundles imports trust bundles that an offline root signed into the data folder of a server that does not run. Codes:
+// folder_in_use, folder_newer, and those of [keyring.Rotator.ImportBundles].
+func ImportBundles(ctx context.Context, cfg Config, bundles []string, o Options) error {
+	return withRotator(ctx, cfg, o, func(k *keyring.Rotator, s *Server) error { return k.ImportBundles(ctx, operator(), bundles, s.o.Now()) })
 }
 
 // trustMembers returns the members of the trust bundle beside the keys.

@@ -273,7 +273,10 @@ func (a *app) keySign() *cobra.Command {
 }
 
 func (a *app) keyImport() *cobra.Command {
-	return &cobra.Command{Use: "import FILE|-", Short: "Import bundles that an offline root signed", Args: positional(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
+	c := &cobra.Command{Use: "import FILE|-", Short: "Import bundles that an offline root signed", Args: positional(cobra.ExactArgs(1))}
+	stopped := c.Flags().Bool("stopped", false, "import into the data folder of a server that does not run: after a restore it starts only then")
+	config := c.Flags().String("config", "", "configuration file, with --stopped")
+	c.RunE = func(c *cobra.Command, args []string) error {
 		b, err := readInput(args[0], maxPlan)
 		if err != nil {
 			return err
@@ -282,16 +285,23 @@ func (a *app) keyImport() *cobra.Command {
 		if err := jose.DecodeExact(b, &p); err != nil {
 			return watchword.Wrap(err, watchword.BadRequest, "%s must be a file that watchword key sign wrote", args[0])
 		}
-		cl, err := a.client()
-		if err != nil {
-			return err
+		if *stopped {
+			err = a.withDataFolder(*config, func(cfg server.Config) error {
+				return server.ImportBundles(c.Context(), cfg, p.Bundles, server.Options{})
+			})
+		} else {
+			var cl *admin.Client
+			if cl, err = a.client(); err == nil {
+				err = cl.ImportBundles(c.Context(), p.Bundles)
+			}
 		}
-		if err := cl.ImportBundles(c.Context(), p.Bundles); err != nil {
+		if err != nil {
 			return err
 		}
 		a.err.Printf("%d bundles imported\n", len(p.Bundles))
 		return nil
-	}}
+	}
+	return c
 }
 
 // withDataFolder loads the configuration of a server that does not run.

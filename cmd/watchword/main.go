@@ -243,7 +243,7 @@ func (a *app) root() *cobra.Command {
 	a.addTargetFlags(root)
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.prepare() }
 	root.AddCommand(
-		a.serveCommand(), a.demoCommand(), a.backupCommand(), a.clockCommand(), a.addressCommand(),
+		a.serveCommand(), a.demoCommand(), a.backupCommand(), a.restoreCommand(), a.clockCommand(), a.addressCommand(),
 		a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.contextCommand(), a.operatorCommand(), a.serviceCommand(), a.noticeCommand(),
 		a.deviceCommand(), a.enrollmentCommand(), a.trustCommand(), a.commandCommand(), a.twinCommand(), a.eventCommand(), a.sessionCommand(), a.retainedCommand(),
 		a.policyCommand(), a.tokenCommand(), a.keyCommand(), a.auditCommand(),

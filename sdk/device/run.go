@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -233,11 +234,18 @@ func (r *run) receiveLoop(ctx context.Context) error {
 	return nil
 }
 
+// outdatedTrust are the codes that a device with an outdated trust bundle gets, or gives a command: the server rotated its keys,
+// moved to another
+// address, or was restored from a backup with new keys, a higher epoch and another log.
+var outdatedTrust = []watchword.Code{
+	watchword.KeyUnknown, watchword.BundleInvalid, watchword.CommandUnlogged, watchword.CommandStale, watchword.IssuerRevoked, watchword.Superseded,
+	watchword.IssuerMismatch, watchword.AudienceMismatch,
+}
+
 // refreshAfterError starts the tasks that may remove the cause of an error: a newer trust bundle, signed time.
 func (r *run) refreshAfterError(err error) {
 	switch code := watchword.CodeOf(err); {
-	case tlstrust.IsUnknownAuthority(err), code == watchword.KeyUnknown, code == watchword.BundleInvalid, code == watchword.Superseded,
-		code == watchword.IssuerMismatch, code == watchword.AudienceMismatch:
+	case tlstrust.IsUnknownAuthority(err), slices.Contains(outdatedTrust, code):
 		r.bundle.trigger() // the server's key or authority may be newer than the bundle
 		if tlstrust.IsUnknownAuthority(err) {
 			r.doubtAddress()

@@ -170,6 +170,15 @@ func (signer *CheckpointSigner) Run(ctx context.Context) error {
 	}
 }
 
+// Sign signs a checkpoint of all entries, without [CheckpointSigner.Run], and returns it.
+func (signer *CheckpointSigner) Sign(ctx context.Context) ([]byte, error) {
+	if err := signer.signNext(ctx); err != nil {
+		return nil, err
+	}
+	_, note, err := signer.Checkpoint()
+	return note, err
+}
+
 // signNext publishes a checkpoint if there are new entries.
 func (signer *CheckpointSigner) signNext(ctx context.Context) error {
 	signer.mu.Lock()

@@ -40,3 +40,17 @@ func withSubjects(kinds []string) []string {
 	}
 	return all
 }
+
+// SubjectAct returns the subject's kind and the kind of the same act on a device for the kind of an act on a subject; ok is
+// false for any other kind. "operator.role" is an act on an operator.
+func SubjectAct(kind string) (subject watchword.Kind, act string, ok bool) {
+	if kind == OperatorRole {
+		return watchword.Operator, OperatorRole, true
+	}
+	prefix, _, _ := strings.Cut(kind, ".")
+	switch subject = watchword.Kind(prefix); subject {
+	case watchword.Device, watchword.Operator, watchword.Service:
+		return subject, KindOfDevice(kind), true
+	}
+	return "", "", false
+}

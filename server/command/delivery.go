@@ -40,8 +40,13 @@ type Delivery struct {
 }
 
 // RequireLogProofs says that the device executes only logged commands, and how large the log was
-// that it saw last (0: it saw none): from now on commands go out with their proofs.
-func (dl *Delivery) RequireLogProofs(size int64) {
+// that it saw last (0: it saw none): from now on commands go out with their proofs. epoch is the one that
+// the device states, 0 for none: where it is lower than this server's, the server was restored, and the device saw the log of
+// before. A command under the new log then makes it fetch the trust bundle, which names that log.
+func (dl *Delivery) RequireLogProofs(epoch, size int64) {
+	if epoch > 0 && epoch < dl.svc.opts.Epoch {
+		size = 0
+	}
 	dl.svc.mu.Lock()
 	defer dl.svc.mu.Unlock()
 	dl.needsProof, dl.seenSize = true, size

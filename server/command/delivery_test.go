@@ -345,7 +345,7 @@ func TestADeliveryThatNeedsLogProofs(t *testing.T) {
 	rung := 0
 	l := s.AttachFunc(tenant, "lamp-1", func() { rung++ })
 	defer l.Close()
-	l.RequireLogProofs(3)
+	l.RequireLogProofs(0, 3)
 	s.order(command.Call{})
 	take := func() []command.SealedCommand {
 		t.Helper()
@@ -387,16 +387,16 @@ func TestADeliveryThatNeedsLogProofs(t *testing.T) {
 		t.Errorf("proved from %v, want from %d, the size that it was given last", log.from, log.size)
 	}
 	// One that has seen more than there is gets nothing.
-	l.RequireLogProofs(log.size)
+	l.RequireLogProofs(0, log.size)
 	if cs := take(); len(cs) != 1 {
 		t.Errorf("one that has seen all of it gets %d", len(cs))
 	}
-	l.RequireLogProofs(log.size + 1)
+	l.RequireLogProofs(0, log.size+1)
 	_, _, err = l.Take(t.Context(), 0, "", 10)
 	wantCode(t, "a longer log was seen", err, watchword.Conflict)
 	// A closed line is not rung.
 	log.size = 0
-	l.RequireLogProofs(0)
+	l.RequireLogProofs(0, 0)
 	take()
 	rung = 0
 	l.Close()

@@ -155,3 +155,13 @@ func StateWithoutDevice(s watchword.CommandState) watchword.CommandState {
 		return s
 	}
 }
+
+// StateAfterRestore returns the state of a command when the server is restored from a backup; final states stay. An unfinished
+// one may have been delivered after the backup, so its end is not known: a receipt that fits a version that was kept still
+// settles it.
+func StateAfterRestore(s watchword.CommandState) watchword.CommandState {
+	if s.Final() {
+		return s
+	}
+	return watchword.Unknown
+}

@@ -110,7 +110,7 @@ func TestAProofThatMakesACommandTooLarge(t *testing.T) {
 	first := s.order(command.Call{})
 	l := s.Attach(tenant, "lamp-1")
 	defer l.Close()
-	l.RequireLogProofs(3)
+	l.RequireLogProofs(0, 3)
 	cs, _, err := l.Take(t.Context(), 0, "", 10)
 	must(t, err)
 	size := len(cs[0].JWE)

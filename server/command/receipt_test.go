@@ -481,7 +481,7 @@ func TestClosedDeliveriesAndWaitersReleaseMemory(t *testing.T) {
 	b.Close()
 	s.order(command.Call{})
 	l := s.AttachFunc(tenant, "lamp-1", func() {})
-	l.RequireLogProofs(0)
+	l.RequireLogProofs(0, 0)
 	if _, _, err := l.Take(t.Context(), 0, "", 10); err != nil {
 		t.Fatal(err)
 	}

@@ -114,7 +114,7 @@ func parseDeliveryRequest(r *http.Request) (t deliveryRequest, err error) {
 func (a *API) openDelivery(ctx context.Context, c *caller, t deliveryRequest) (*command.Delivery, int64, error) {
 	l := a.Commands.Attach(c.Tenant(), c.Subject())
 	if t.loggedOnly {
-		l.RequireLogProofs(t.logSize)
+		l.RequireLogProofs(t.epoch, t.logSize)
 	}
 	l.SetLimits(command.Limits{MaxJWE: int(t.max)})
 	after, err := l.AcknowledgeUpTo(ctx, t.epoch, t.after)

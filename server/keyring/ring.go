@@ -277,9 +277,6 @@ func jwkSet(ks []*jose.PublicKey) ([]byte, error) {
 // Epoch returns the epoch that commands carry.
 func (r *Ring) Epoch() int64 { return r.instance.Epoch }
 
-// RestoredAt returns when the server was restored from a backup; zero: never.
-func (r *Ring) RestoredAt() time.Time { return r.instance.RestoredAt }
-
 // LogOrigin returns the origin of the log.
 func (r *Ring) LogOrigin() string { return r.instance.Origin() }
 

@@ -68,9 +68,14 @@ func OpenRotator(st Store, ring *Ring, live Live, now time.Time) (*Rotator, erro
 	if t, err := k.currentBundle(now); err != nil {
 		return nil, err
 	} else if t != nil {
-		k.opts.BundleInfo = BundleInfo{WebPKI: t.WebPKI, Witnesses: t.Witnesses, Quorum: int(t.Quorum), MQTTS: func(string) string { return t.MQTTS }}
+		k.opts.BundleInfo = bundleInfo(*t)
 	}
 	return k, nil
+}
+
+// bundleInfo returns what a bundle states besides the keys.
+func bundleInfo(t token.Trust) BundleInfo {
+	return BundleInfo{WebPKI: t.WebPKI, Witnesses: t.Witnesses, Quorum: int(t.Quorum), MQTTS: func(string) string { return t.MQTTS }}
 }
 
 // Step does what is due: it creates and publishes next keys, activates and retires keys, and signs the bundle again before

@@ -21,6 +21,9 @@ func (r *Ring) CheckNotSuperseded() error {
 	return nil
 }
 
+// NewestEpoch returns the highest epoch that this server knows: its own, or that of the bundle that superseded it.
+func (r *Ring) NewestEpoch() int64 { return max(r.instance.Epoch, r.supersededBy.Load()) }
+
 // CheckEpoch returns an error if this server was superseded, or a peer states a higher epoch than this server's. The word of
 // one peer concerns that peer alone: it stops its own commands, and no others. Code: superseded.
 func (r *Ring) CheckEpoch(epoch int64) error {

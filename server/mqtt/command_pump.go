@@ -216,7 +216,7 @@ func (p *commandPump) handleHello(h *hello) {
 // requireLogged records that the device executes only logged commands.
 func (p *commandPump) requireLogged(h *hello) {
 	if h.Log != nil {
-		p.delivery.RequireLogProofs(*h.Log)
+		p.delivery.RequireLogProofs(h.Epoch, *h.Log)
 	}
 }
 

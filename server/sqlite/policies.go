@@ -50,9 +50,7 @@ func (s *Store) changePolicy(ctx context.Context, by audit.Actor, name string, r
 			return out, err
 		}
 		if changes {
-			if _, err := t.exec(`INSERT INTO policies (`+policyColumns+`) VALUES (?, ?, ?, ?, ?, ?)
-				ON CONFLICT DO UPDATE SET version = excluded.version, source = excluded.source, changed = excluded.changed, deleted = excluded.deleted`,
-				by.Tenant, name, after.Version, after.Source, toMillis(after.Changed), after.Deleted); err != nil {
+			if err := t.putPolicy(after); err != nil {
 				return out, err
 			}
 			if err := t.addEntry(entry(before, after)); err != nil {

@@ -13,19 +13,25 @@ import (
 
 // ofAllTenants are the statements on rows of tenants that name no tenant, by a part of their text, and why.
 var ofAllTenants = map[string]string{
-	"AND expires <= ? ORDER BY expires LIMIT ?":       "commands of all tenants expire",
-	"AND expires > ? ORDER BY expires LIMIT ?":        "likewise, where the clock went back",
-	"SELECT coalesce(min(expires), 0) FROM commands":  "when the next of them does",
-	"mqtt_sessions WHERE id = ?":                      "the number of a session is unique in the database, and is never a client's word",
-	"mqtt_sessions SET progress = ? WHERE id = ?":     "likewise",
-	"mqtt_wills WHERE id = ?":                         "likewise",
-	"FROM subject_keys INDEXED BY keys_ending":        "keys of all tenants end",
-	"DELETE FROM tokens WHERE max(expires":            "records of all tenants expire",
-	"FROM consumed_jtis":                              "all are read at the start, each with its tenant",
-	"assertion_expires FROM tokens":                   "likewise",
-	"FROM mqtt_sessions ORDER BY id":                  "likewise",
-	"packet, subject, incarnation FROM mqtt_retained": "likewise",
-	"FROM mqtt_wills ORDER BY id":                     "likewise",
+	"AND expires <= ? ORDER BY expires LIMIT ?":                 "commands of all tenants expire",
+	"AND expires > ? ORDER BY expires LIMIT ?":                  "likewise, where the clock went back",
+	"SELECT coalesce(min(expires), 0) FROM commands":            "when the next of them does",
+	"mqtt_sessions WHERE id = ?":                                "the number of a session is unique in the database, and is never a client's word",
+	"mqtt_sessions SET progress = ? WHERE id = ?":               "likewise",
+	"mqtt_wills WHERE id = ?":                                   "likewise",
+	"FROM subject_keys INDEXED BY keys_ending":                  "keys of all tenants end",
+	"DELETE FROM tokens WHERE max(expires":                      "records of all tenants expire",
+	"FROM consumed_jtis":                                        "all are read at the start, each with its tenant",
+	"assertion_expires FROM tokens":                             "likewise",
+	"FROM mqtt_sessions ORDER BY id":                            "likewise",
+	"packet, subject, incarnation FROM mqtt_retained":           "likewise",
+	"FROM mqtt_wills ORDER BY id":                               "likewise",
+	"UPDATE commands SET settled_at = ?, state = ? WHERE state": "a restore from a backup concerns all tenants",
+	"DELETE FROM codes WHERE sign = ''":                         "likewise",
+	"DELETE FROM pairings WHERE true":                           "likewise",
+	"DELETE FROM mqtt_sessions WHERE true":                      "likewise",
+	"DELETE FROM mqtt_wills WHERE true":                         "likewise",
+	"DELETE FROM tokens WHERE true":                             "likewise",
 }
 
 // Each statement on a table whose rows belong to tenants names the tenant: no row of another tenant is read, changed or counted.

@@ -1,0 +1,230 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"filippo.io/age"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/backup"
+	"github.com/watchword-iot/watchword/server/keyring"
+	"github.com/watchword-iot/watchword/server/sqlite"
+)
+
+// RestoreOptions say what is restored, and by what.
+type RestoreOptions struct {
+	File       string
+	Identities []age.Identity
+	Data       string // the folder to restore to, absent or empty
+	// Source has what was done after the backup: the old data folder, the folder of its journals, an export of the log, or, for
+	// their number alone, a mirror of the log or one of its checkpoints. Empty: none.
+	Source string
+	Epoch  int64 // at least this one; 0: any
+	// AcceptLoss says that the operator accepts that changes of authority after the backup are lost.
+	AcceptLoss bool
+	// AcceptClock vouches for the clock of this machine as it is.
+	AcceptClock bool
+}
+
+// RestoredBackup is what [RestoreBackup] did.
+type RestoredBackup struct {
+	Manifest backup.Manifest
+	Warnings []string
+	Config   string // folder with the configuration in the backup, with its secrets; empty: none
+	Epoch    int64
+	Origin   string // of the log from now on
+	LogKey   string // verifier key of the log from now on
+	Found    RestoreSource
+	Done     sqlite.Restored
+	Plan     *keyring.PlannedBundle // for an offline root to sign; nil: none
+}
+
+// restoreEpoch is the time from which epochs are counted, in minutes, so that two restores of one backup differ.
+var restoreEpoch = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// nextEpoch returns the epoch of a restore at a time, above all that are known.
+func nextEpoch(known, least int64, now time.Time) int64 {
+	return max(known+1, int64(now.Sub(restoreEpoch)/time.Minute), least)
+}
+
+// RestoreBackup restores a backup to a folder on which no server was, and makes it the server of its devices: it has a higher epoch,
+// new keys and another log than the server of which the backup is, and whatever that signed or allowed for a time is void. Changes of
+// authority after the backup are applied again as far as the source has them. All is written to a folder beside the
+// data folder first, so that nothing is there if it fails.
+//
+// Codes: conflict for a folder that is not empty, for an epoch that is not higher than that of the backup, and where something is or
+// may be lost and AcceptLoss is not set; backup_invalid and the others of [VerifyBackup]; log_invalid for a source that does not follow the
+// backup; clock_untrusted, unavailable.
+func RestoreBackup(ctx context.Context, r RestoreOptions, o Options) (out RestoredBackup, err error) {
+	if err := checkTarget(r.Data); err != nil {
+		return out, err
+	}
+	dir := r.Data + ".tmp"
+	if err := os.Mkdir(dir, 0o700); errors.Is(err, fs.ErrExist) {
+		return out, watchword.Wrap(err, watchword.Conflict, "%s exists already: another restore runs, or one was interrupted; remove it", dir)
+	} else if err != nil {
+		return out, watchword.Wrap(err, watchword.Unavailable, "%s cannot be made", dir)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	sum, err := r.extract(ctx, dir, &out)
+	if err != nil {
+		return out, err
+	}
+	var check BackupCheck
+	check.Manifest = out.Manifest
+	if err := checkRestored(ctx, dir, o, &check); err != nil {
+		return out, err
+	}
+	out.Warnings = check.Warnings
+	data := filepath.Join(dir, backup.DataFolder)
+	if err := r.step(ctx, data, sum, o, &out); err != nil {
+		return out, err
+	}
+	if err := moveRestored(dir, r.Data, &out); err != nil {
+		return out, err
+	}
+	return out, nil
+}
+
+// checkTarget refuses a folder in which something is. Code: conflict.
+func checkTarget(dir string) error {
+	es, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return watchword.Wrap(err, watchword.Conflict, "%s cannot be read as a folder", dir)
+	}
+	if len(es) > 0 {
+		return watchword.Refuse(watchword.Conflict, "%s is not empty: a backup is restored only to a new folder", dir)
+	}
+	return nil
+}
+
+// extract writes the members of the backup to dir, and returns the SHA-256 of the file.
+func (r RestoreOptions) extract(ctx context.Context, dir string, out *RestoredBackup) (sum string, err error) {
+	f, err := os.Open(r.File)
+	if err != nil {
+		return "", watchword.Wrap(err, watchword.NotFound, "the backup %s cannot be read", r.File)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	h := sha256.New()
+	if out.Manifest, err = backup.Extract(io.TeeReader(&contextReader{ctx, f}, h), r.Identities, dir); err != nil {
+		return "", err
+	}
+	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)), nil
+}
+
+// step makes the extracted data folder the server of its devices.
+func (r RestoreOptions) step(ctx context.Context, data, sum string, o Options, out *RestoredBackup) (err error) {
+	s := &Server{cfg: Config{Data: data}, o: o.filled()}
+	defer s.close()
+	if s.lock, err = openData(data); err != nil {
+		return err
+	}
+	if err := s.openStore(ctx); err != nil {
+		return err
+	}
+	if r.AcceptClock {
+		if err := s.clock.Accept().Err(); err != nil {
+			return err
+		}
+	}
+	if err := s.clock.Check(); err != nil {
+		return err
+	}
+	if err := s.openRing(ctx); err != nil {
+		return err
+	}
+	before := out.Manifest.Epoch
+	now := s.o.Now()
+	if out.Found, err = s.readSource(ctx, r, out.Manifest); err != nil {
+		return err
+	}
+	newest := max(before, out.Found.Epoch, s.keys.NewestEpoch())
+	if r.Epoch != 0 && r.Epoch <= newest {
+		return watchword.RefuseField("--epoch", "must be higher than %d, the highest epoch that the backup or the source knows", newest)
+	}
+	if err := out.Found.checkLoss(r.AcceptLoss); err != nil {
+		return err
+	}
+	state, err := s.keys.RestoredState(audit.Actor{Tenant: watchword.DefaultTenant}, nextEpoch(newest, r.Epoch, now), now)
+	if err != nil {
+		return err
+	}
+	last, err := s.store.LastCheckpoint(ctx)
+	if err != nil {
+		return err
+	}
+	step := sqlite.Restore{RestoredState: state, Replay: out.Found.Replay, Now: now, First: audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(audit.LogRestore, state.Instance.LogOrigin, now, map[string]string{
+		"origin": out.Manifest.Log.Origin, "size": strconv.FormatInt(out.Manifest.Log.Size, 10), "root": out.Manifest.Log.Hash, "checkpoint": string(last.Note),
+		"epoch": strconv.FormatInt(state.Instance.Epoch, 10), "epoch_before": strconv.FormatInt(before, 10), "backup": sum, "made": out.Manifest.Made.UTC().Format(time.RFC3339),
+		"source": string(out.Found.Kind), "accept_loss": strconv.FormatBool(r.AcceptLoss),
+	})}
+	if out.Done, err = s.store.Restore(ctx, step); err != nil {
+		return err
+	}
+	s.keepMark(ctx, 0)
+	if err := s.openRing(ctx); err != nil {
+		return err
+	}
+	out.Epoch, out.Origin, out.LogKey, out.Plan = s.keys.Epoch(), s.keys.LogOrigin(), s.keys.LogSigner().Key.String(), state.Plan
+	if err := s.signRestoredLog(ctx); err != nil {
+		return err
+	}
+	// Assertions state whole seconds, and those of the second of the restore are refused: a client that asked at once would fail.
+	end := time.NewTimer(state.Instance.RestoredAt.Sub(now))
+	defer end.Stop()
+	select {
+	case <-end.C:
+		return nil
+	case <-ctx.Done():
+		return watchword.Wrap(ctx.Err(), watchword.Unavailable, "interrupted")
+	}
+}
+
+// signRestoredLog signs the first checkpoint of the log under its new name, and writes it beside the database.
+func (s *Server) signRestoredLog(ctx context.Context) error {
+	path := filepath.Join(s.cfg.Data, checkpointFile)
+	signer, err := audit.NewCheckpointSigner(ctx, s.store, s.keys, audit.CheckpointOptions{Now: s.o.Now, Log: s.o.Log})
+	if err != nil {
+		return err
+	}
+	note, err := signer.Sign(ctx)
+	if err != nil {
+		return err
+	}
+	if len(note) > ledger.MaxNote {
+		return watchword.Refuse(watchword.Internal, "the checkpoint has %d bytes", len(note))
+	}
+	return durable.WriteFile(path, note, 0o600)
+}
+
+// moveRestored moves the finished folder to its place, and the configuration in the backup beside it.
+func moveRestored(dir, data string, out *RestoredBackup) error {
+	config := data + ".config"
+	if err := os.Rename(filepath.Join(dir, "config"), config); err == nil {
+		out.Config = config
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return watchword.Wrap(err, watchword.Conflict, "the configuration in the backup cannot be moved to %s", config)
+	}
+	if err := os.Rename(filepath.Join(dir, backup.DataFolder), data); err != nil {
+		if out.Config != "" {
+			err = errors.Join(err, os.RemoveAll(config))
+		}
+		return watchword.Wrap(err, watchword.Conflict, "the restored folder cannot be moved to %s", data)
+	}
+	return durable.SyncDir(filepath.Dir(data))
+}

@@ -1,0 +1,292 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
+	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/backup"
+	"github.com/watchword-iot/watchword/server/registry"
+	"github.com/watchword-iot/watchword/server/sqlite"
+)
+
+// SourceKind is the kind of what a restore reads the changes after a backup from.
+type SourceKind string
+
+// The kinds of sources. A checkpoint or a mirror has only the number of entries.
+const (
+	NoSource         SourceKind = "none"
+	FolderSource     SourceKind = "folder"
+	JournalSource    SourceKind = "journal"
+	ExportSource     SourceKind = "export"
+	CheckpointSource SourceKind = "checkpoint"
+)
+
+// RestoreSource is what a source has of the log after a backup.
+type RestoreSource struct {
+	Kind    SourceKind
+	Origin  string
+	To      int64         // the last entry that the source has or proves; the size of the backup's log without a source
+	Missing int64         // entries after the backup that the source proves and whose content it does not have
+	Damage  string        // why entries after To cannot be read; empty: there are none known
+	Replay  []audit.Entry // changes of authority after the backup, to be applied again
+	Journal []audit.Entry // likewise, of journals, which have applied them
+	Epoch   int64         // of the old data folder; 0: not known
+}
+
+// checkLoss returns an error if something is lost, or may be, and the operator did not accept that. Code: conflict.
+func (f RestoreSource) checkLoss(accepted bool) error {
+	if accepted {
+		return nil
+	}
+	const how = "; find the old data folder or an export of its log and name it with --log, or accept the loss with --accept-loss"
+	const what = "subjects that were revoked or suspended after the backup act again, keys that were replaced are valid again, and policies and labels are those of the backup"
+	switch {
+	case f.Kind == NoSource:
+		return watchword.Refuse(watchword.Conflict, "what was done after the backup is not known: %s%s", what, how)
+	case f.Damage != "":
+		return watchword.Refuse(watchword.Conflict, "the log is readable up to entry %d (%s), and what was done after it is not known: %s%s", f.To, f.Damage, what, how)
+	case f.Missing > 0:
+		return watchword.Refuse(watchword.Conflict, "%d entries of the log after the backup are known to be missing, and not what they are: %s%s", f.Missing, what, how)
+	}
+	return nil
+}
+
+// readSource reads what was done after the backup that is open in s.
+func (s *Server) readSource(ctx context.Context, o RestoreOptions, m backup.Manifest) (RestoreSource, error) {
+	path := o.Source
+	if path == "" {
+		return RestoreSource{Kind: NoSource, Origin: m.Log.Origin, To: m.Log.Size}, nil
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return RestoreSource{}, watchword.Wrap(err, watchword.NotFound, "%s does not exist", path)
+	}
+	journals, err := filepath.Glob(filepath.Join(path, "*"+backup.JournalSuffix))
+	if err != nil {
+		return RestoreSource{}, err
+	}
+	switch {
+	case info.IsDir() && IsData(path):
+		return s.readOldFolder(ctx, path, m)
+	case info.IsDir() && len(journals) > 0:
+		return s.applyJournals(ctx, journals, o, m)
+	case strings.HasSuffix(path, backup.JournalSuffix):
+		return s.applyJournals(ctx, []string{path}, o, m)
+	case info.IsDir():
+		note, err := os.ReadFile(filepath.Join(path, "checkpoint"))
+		if err != nil {
+			return RestoreSource{}, watchword.Wrap(err, watchword.NotFound, "%s is neither a data folder, nor a folder of journals, nor a mirror of the log", path)
+		}
+		return s.readCheckpointSource(note, m)
+	}
+	head := make([]byte, ledger.MaxNote+1)
+	f, err := os.Open(path)
+	if err != nil {
+		return RestoreSource{}, err
+	}
+	defer f.Close()
+	n, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return RestoreSource{}, watchword.Wrap(err, watchword.LogInvalid, "%s cannot be read", path)
+	}
+	if head[0] == '{' {
+		return s.readExport(ctx, path, m)
+	}
+	return s.readCheckpointSource(head[:n], m)
+}
+
+// applyJournals applies the journals that follow the backup: they have all rows of what changed authority, the server's own keys
+// among them, which are read again.
+func (s *Server) applyJournals(ctx context.Context, paths []string, o RestoreOptions, m backup.Manifest) (out RestoreSource, err error) {
+	out = RestoreSource{Kind: JournalSource, Origin: m.Log.Origin, To: m.Log.Size}
+	key := s.keys.DeriveSecret(journalContext)
+	read, err := backup.ReadJournals(paths, key[:], o.Identities, m.Log, func(r backup.Record) error {
+		for _, e := range r.Entries {
+			entry, err := audit.Parse(e.Seq, []byte(e.Body))
+			if err != nil {
+				return watchword.Wrap(err, watchword.BackupInvalid, "entry %d of the journal is damaged", e.Seq)
+			}
+			if registry.Replayable(entry) && entry.Seq > m.Log.Size {
+				out.Journal = append(out.Journal, entry)
+			}
+		}
+		return s.store.ApplyJournal(ctx, r.Objects)
+	})
+	if err != nil {
+		return out, err
+	}
+	if out.To = max(read.To, m.Log.Size); read.CutOff {
+		out.Damage = "the last journal ends within a record"
+	}
+	return out, s.openRing(ctx)
+}
+
+// readCheckpointSource takes a signed checkpoint, which proves how many entries the log had.
+func (s *Server) readCheckpointSource(note []byte, m backup.Manifest) (out RestoreSource, err error) {
+	c, err := ledger.VerifyCheckpoint(note, s.keys.LogKeys()...)
+	if err != nil {
+		return out, err
+	}
+	if c.Origin != m.Log.Origin {
+		return out, watchword.Refuse(watchword.LogInvalid, "the checkpoint is of the log %s, and the backup is of %s", c.Origin, m.Log.Origin)
+	}
+	return RestoreSource{Kind: CheckpointSource, Origin: c.Origin, To: max(c.Size, m.Log.Size), Missing: max(c.Size-m.Log.Size, 0)}, nil
+}
+
+// sourceReader takes the entries of a source in their order, and verifies that they follow the backup.
+type sourceReader struct {
+	out  RestoreSource
+	m    backup.Manifest
+	tree ledger.Tree
+	next int64
+}
+
+func newSourceReader(kind SourceKind, m backup.Manifest) *sourceReader {
+	return &sourceReader{out: RestoreSource{Kind: kind, Origin: m.Log.Origin}, m: m, next: 1}
+}
+
+// take takes the next record. Code: log_invalid where the log does not begin with that of the backup.
+func (r *sourceReader) take(rec audit.Record) error {
+	if rec.Seq != r.next || !rec.MatchesHash() {
+		return watchword.Refuse(watchword.LogInvalid, "entry %d is missing or was changed", r.next)
+	}
+	r.next++
+	r.tree, _ = r.tree.Append(ledger.LeafHash(rec.Hash))
+	if r.tree.Size() == r.m.Log.Size {
+		if err := r.checkBackup(); err != nil {
+			return err
+		}
+	}
+	if r.out.To = rec.Seq; rec.Seq <= r.m.Log.Size {
+		return nil
+	}
+	if rec.Pruned() {
+		r.out.Missing++
+		return nil
+	}
+	e, err := rec.Entry()
+	if err != nil {
+		return err
+	}
+	if registry.Replayable(e) {
+		r.out.Replay = append(r.out.Replay, e)
+	}
+	return nil
+}
+
+func (r *sourceReader) checkBackup() error {
+	if want := backup.NewLog(r.m.Log.Origin, r.tree.Size(), r.tree.Root()); want != r.m.Log {
+		return watchword.Refuse(watchword.LogInvalid, "the log does not begin with the %d entries of the backup: it is of another server, or was rewritten", r.m.Log.Size)
+	}
+	return nil
+}
+
+// finish returns the result, which has at least the entries of the backup.
+func (r *sourceReader) finish() (RestoreSource, error) {
+	if r.tree.Size() < r.m.Log.Size {
+		return r.out, watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and the backup has %d: it is older than the backup, or damaged", r.tree.Size(), r.m.Log.Size)
+	}
+	return r.out, nil
+}
+
+// readOldFolder reads the log in the data folder of the old server, which may be damaged: then up to the first entry that cannot be
+// read. It changes nothing there.
+func (s *Server) readOldFolder(ctx context.Context, dir string, m backup.Manifest) (_ RestoreSource, err error) {
+	r := newSourceReader(FolderSource, m)
+	f, err := sqlite.OpenLog(ctx, filepath.Join(dir, databaseFile))
+	if err != nil {
+		return r.out, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if is, err := f.Instance(ctx); err == nil {
+		if is.Origin() != m.Log.Origin {
+			return r.out, watchword.Refuse(watchword.LogInvalid, "%s has the log %s, and the backup is of %s", dir, is.Origin(), m.Log.Origin)
+		}
+		r.out.Epoch = max(is.Epoch, is.SupersededBy)
+	}
+	if err := f.Each(ctx, r.take); err != nil {
+		if r.out.To < m.Log.Size || ctx.Err() != nil {
+			return r.out, err
+		}
+		r.out.Damage = err.Error()
+	}
+	if _, err := r.finish(); err != nil {
+		return r.out, err
+	}
+	return r.out, s.checkOldCheckpoint(dir, r)
+}
+
+// checkOldCheckpoint compares the entries of the old folder with the checkpoint beside its database.
+func (s *Server) checkOldCheckpoint(dir string, r *sourceReader) error {
+	note, err := durable.ReadTrusted(filepath.Join(dir, checkpointFile), ledger.MaxNote)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c, err := ledger.ReadCheckpoint(note) // its key may be newer than the backup: the folder is the operator's own
+	if err != nil {
+		return err
+	}
+	switch {
+	case c.Size > r.tree.Size():
+		r.out.Missing += c.Size - r.tree.Size()
+		if r.out.Damage == "" {
+			r.out.Damage = fmt.Sprintf("its checkpoint was signed for %d entries", c.Size)
+		}
+	case c.Size == r.tree.Size() && c.Root != r.tree.Root():
+		return watchword.Refuse(watchword.LogInvalid, "the log in %s does not match its checkpoint: entries were changed", dir)
+	}
+	return nil
+}
+
+// readExport reads an export of the log. It is verified whole before any entry of it counts.
+func (s *Server) readExport(ctx context.Context, path string, m backup.Manifest) (_ RestoreSource, err error) {
+	r := newSourceReader(ExportSource, m)
+	f, err := os.Open(path)
+	if err != nil {
+		return r.out, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := audit.VerifyExport(&contextReader{ctx, f}, s.keys.LogKeys()); err != nil {
+		return r.out, err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return r.out, err
+	}
+	const most = 1 << 20 // as VerifyExport
+	for lines := bufio.NewReaderSize(&contextReader{ctx, f}, most); ; {
+		raw, err := lines.ReadSlice('\n')
+		if err != nil {
+			return r.out, watchword.Wrap(err, watchword.LogInvalid, "%s changed while it was read", path)
+		}
+		var l audit.ExportLine
+		if err := json.Unmarshal(bytes.TrimSpace(raw), &l); err != nil {
+			return r.out, watchword.Wrap(err, watchword.LogInvalid, "%s changed while it was read", path)
+		}
+		if l.Checkpoint != "" {
+			return r.finish()
+		}
+		rec, err := l.Record()
+		if err != nil {
+			return r.out, err
+		}
+		if err := r.take(rec); err != nil {
+			return r.out, err
+		}
+	}
+}
