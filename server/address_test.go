@@ -6,9 +6,11 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,6 +26,7 @@ import (
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/server"
+	"github.com/watchword-iot/watchword/server/command"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -44,6 +47,7 @@ type movingServer struct {
 	stop   func()
 	dead   map[string]*atomic.Bool // by host name
 	dials  map[string]*atomic.Int64
+	other  atomic.Pointer[string] // where new.example leads in place of the server; nil: to the server
 }
 
 func newMovingServer(t *testing.T, edit func(*server.Config, *server.Options)) *movingServer {
@@ -102,6 +106,9 @@ func (m *movingServer) dial(ctx context.Context, network, address string) (net.C
 		return nil, errors.New("nothing answers at " + address)
 	}
 	to := m.info.HTTPS
+	if o := m.other.Load(); o != nil && host == "new.example" {
+		return (&net.Dialer{}).DialContext(ctx, network, *o)
+	}
 	if port == portOf(m.info.MQTTS) {
 		to = m.info.MQTTS
 	}
@@ -359,25 +366,112 @@ func TestAddressMoveToADeadName(t *testing.T) {
 	}
 }
 
+// Where the new name leads to another server, whose certificate the bundle does not vouch for, a device goes on over the former one.
+func TestAddressMoveToAnotherServer(t *testing.T) {
+	m := newMovingServer(t, nil)
+	old := m.owner(oldAddress)
+	d := m.device(old, "lamp-1", nil)
+	d.run()
+	stranger := httptest.NewUnstartedServer(http.NotFoundHandler())
+	stranger.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
+	stranger.StartTLS()
+	defer stranger.Close()
+	m.other.Store(new(stranger.Listener.Addr().String()))
+	_, err := old.MoveAddress(t.Context(), newAddress, time.Hour)
+	check(t, err)
+	d.follow(newAddress)
+	d.close()
+	d.open()
+	d.run()
+	d.command(old)
+}
+
+// A device that does not have the new bundle yet obeys what the server signs after the move, and its receipt counts; the evidence of the
+// command verifies over both issuers.
+func TestCommandBeforeTheBundleOfAMove(t *testing.T) {
+	m := newMovingServer(t, nil)
+	old := m.owner(oldAddress)
+	d := m.device(old, "lamp-1", nil)
+	d.run()
+	d.command(old)
+	d.close()
+	proving := m.device(old, "lamp-2", func(o *device.Options) { o.ProvePossession = true })
+	pin := token.TrustPin(trustOf(t, m).Roots[0])
+	_, err := old.MoveAddress(t.Context(), newAddress, time.Hour)
+	check(t, err)
+	if _, err := proving.NewToken(t.Context()); err != nil || proving.Server() != oldAddress {
+		t.Errorf("a proof for the former address, by a device at %s: %v", proving.Server(), err)
+	}
+	d.open()
+	c, err := m.owner(newAddress).Send(t.Context(), admin.CommandOrder{Device: "lamp-1", Function: "lamp.set", Args: json.RawMessage(`{}`)})
+	check(t, err)
+	h, err := d.HTTPClient()
+	check(t, err)
+	access, err := d.Token(t.Context())
+	check(t, err)
+	epoch, seq := d.Position()
+	q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("%s/v1/self/commands?limit=1&wait=10s&epoch=%d&after=%d", oldAddress, epoch, seq), nil)
+	check(t, err)
+	q.Header.Set("Authorization", "Bearer "+access)
+	r, err := h.Do(q)
+	check(t, err)
+	defer r.Body.Close()
+	var out struct{ Commands []struct{ JWE string } }
+	check(t, json.NewDecoder(r.Body).Decode(&out))
+	if len(out.Commands) != 1 || d.Server() != oldAddress {
+		t.Fatalf("%d commands for a device at %s", len(out.Commands), d.Server())
+	}
+	receipt, err := d.Execute(t.Context(), out.Commands[0].JWE)
+	check(t, err)
+	check(t, d.SendReceipt(t.Context(), receipt))
+	owner := m.owner(newAddress)
+	if c, err = owner.Command(t.Context(), c.ID, 10*time.Second); err != nil || c.State != watchword.Done {
+		t.Fatalf("the command is %s, %v", c.State, err)
+	}
+	raw, err := owner.Evidence(t.Context(), c.ID)
+	check(t, err)
+	if _, err := command.VerifyEvidence(raw, pin); err != nil {
+		t.Errorf("the evidence: %v", err)
+	}
+	m.ahead.Store(int64(time.Hour + time.Minute))
+	if _, err := proving.NewToken(t.Context()); watchword.CodeOf(err) != watchword.DPoPInvalid {
+		t.Errorf("a proof for the former address after the overlap: %v", err)
+	}
+}
+
+// trustOf returns the current trust bundle.
+func trustOf(t *testing.T, m *movingServer) token.Trust {
+	t.Helper()
+	s, err := m.owner(m.info.Issuer).TrustBundle(t.Context())
+	check(t, err)
+	b, err := token.ReadTrust(s)
+	check(t, err)
+	return b
+}
+
 // A device that was off during the whole overlap still follows where it reaches the server under the name that it knows: the
 // bundle keeps every former issuer.
 func TestDeviceThatWasOffDuringTheOverlap(t *testing.T) {
 	m := newMovingServer(t, nil)
 	old := m.owner(oldAddress)
-	d := m.device(old, "lamp-1", nil)
-	d.close()
+	devices := []*movingDevice{m.device(old, "lamp-1", nil), m.device(old, "lamp-2", func(o *device.Options) { o.ProvePossession = true })}
+	for _, d := range devices {
+		d.close()
+	}
 	_, err := old.MoveAddress(t.Context(), newAddress, time.Hour)
 	check(t, err)
 	m.ahead.Store(int64(48 * time.Hour))
 	m.stop()
 	m.start()
-	d.open()
-	if d.Server() != oldAddress {
-		t.Fatalf("the device is at %s", d.Server())
+	for _, d := range devices {
+		d.open()
+		if d.Server() != oldAddress {
+			t.Fatalf("%s is at %s", d.ID(), d.Server())
+		}
+		d.run()
+		d.follow(newAddress)
+		d.command(m.owner(newAddress))
 	}
-	d.run()
-	d.follow(newAddress)
-	d.command(m.owner(newAddress))
 }
 
 // Two tenants move with the server, each to an issuer of its own.

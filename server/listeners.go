@@ -45,11 +45,14 @@ func (s *Server) listen() (err error) {
 // origins returns the HTTPS origins of this server beside its issuers; a DPoP proof must name one of all these. The Host
 // of a request is not trusted.
 func (s *Server) origins() token.Origins {
+	urls := []string{"https://" + s.info.HTTPS, "https://" + s.cfg.Server.HTTPS}
+	if s.info.URL != s.keys.Issuer() { // the configuration changed the address without a move
+		urls = append(urls, s.info.URL)
+	}
 	_, port, err := net.SplitHostPort(s.info.HTTPS)
 	if err != nil {
-		return token.NewOrigins(s.cfg.PublicURL())
+		return token.NewOrigins(urls...)
 	}
-	urls := []string{s.cfg.PublicURL(), "https://" + s.info.HTTPS, "https://" + s.cfg.Server.HTTPS}
 	for _, host := range append([]string{"localhost", "127.0.0.1", "::1"}, s.cfg.Server.names()...) {
 		urls = append(urls, "https://"+net.JoinHostPort(host, port))
 	}

@@ -235,11 +235,10 @@ func (r *run) receiveLoop(ctx context.Context) error {
 }
 
 // outdatedTrust are the codes that a device with an outdated trust bundle gets, or gives a command: the server rotated its keys,
-// moved to another
-// address, or was restored from a backup with new keys, a higher epoch and another log.
+// moved to another address, or was restored from a backup with new keys, a higher epoch and another log.
 var outdatedTrust = []watchword.Code{
 	watchword.KeyUnknown, watchword.BundleInvalid, watchword.CommandUnlogged, watchword.CommandStale, watchword.IssuerRevoked, watchword.Superseded,
-	watchword.IssuerMismatch, watchword.AudienceMismatch,
+	watchword.IssuerMismatch, watchword.AudienceMismatch, watchword.DPoPInvalid,
 }
 
 // refreshAfterError starts the tasks that may remove the cause of an error: a newer trust bundle, signed time.
