@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"os"
@@ -418,5 +419,21 @@ func TestAFullDiskIsNamed(t *testing.T) {
 	defer full.Close()
 	if err := server.AskBackup(t.Context(), c.Data, full, key); watchword.CodeOf(err) != watchword.Unavailable || !strings.Contains(err.Error(), "the disk is full") {
 		t.Error(err)
+	}
+}
+
+// After a restore the log has another origin: backups and journals name that one.
+func TestABackupNamesTheOriginOfTheLogOfToday(t *testing.T) {
+	c := config(t, filepath.Join(t.TempDir(), "data"))
+	once(t, c)
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(c.Data, "watchword.db"))
+	must(t, err)
+	_, err = db.ExecContext(t.Context(), `UPDATE instance SET log_origin = 'hub.example/log/2'`)
+	must(t, errors.Join(err, db.Close()))
+	_, key := newIdentity(t)
+	f, err := server.CreateBackup(t.Context(), c, quiet, filepath.Join(t.TempDir(), "b"), false, key)
+	must(t, err)
+	if f.Manifest.Log.Origin != "hub.example/log/2" {
+		t.Errorf("the manifest names the log %s", f.Manifest.Log.Origin)
 	}
 }

@@ -56,7 +56,7 @@ type Manifest struct {
 	Made    time.Time `json:"made"`    // UTC
 	Version string    `json:"version"` // of the program that made it
 	Schema  int64     `json:"schema"`  // number of the last migration of the database
-	Issuer  string    `json:"issuer"`  // of the default tenant
+	Issuer  string    `json:"issuer"`  // the first one of the default tenant: an address move does not change it
 	Epoch   int64     `json:"epoch"`   // of commands
 	Root    string    `json:"root"`    // pin of the active root key: the trust pin of enrollment links
 	Log     Log       `json:"log"`
