@@ -163,6 +163,8 @@ func TestARestoredServerHasItsDevicesAgain(t *testing.T) {
 	_, err = srv.admin.Suspend(t.Context(), "asleep", "lost")
 	must(t, err)
 	<-out
+	early, err := careful.Assertion(token.AssertionLifetime)
+	must(t, err)
 	srv.stop()
 
 	r := s.options(file)
@@ -197,6 +199,9 @@ func TestARestoredServerHasItsDevicesAgain(t *testing.T) {
 	}
 	if a := srv.request("GET", "/v1/self", spent, ""); a.status != http.StatusUnauthorized || !strings.Contains(a.body, string(watchword.IssuerRevoked)) {
 		t.Errorf("a token of before: %d %s", a.status, a.body)
+	}
+	if a := srv.exchangeAssertion(early); a.status != http.StatusUnauthorized || !strings.Contains(a.body, string(watchword.TokenExpired)) {
+		t.Errorf("an assertion of before: %d %s", a.status, a.body)
 	}
 	srv.stop()
 	if v, err := server.VerifyLog(t.Context(), r.Data, nil); err != nil || v.Origin != done.Origin {
