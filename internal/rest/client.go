@@ -178,9 +178,9 @@ func (c *Client) retryable(r Request, err error) bool {
 		return r.Prover != nil || c.tokens != nil
 	case watchword.ProofRequired:
 		return c.tokens != nil && c.tokens.BindTokens()
-	case watchword.TokenExpired, watchword.TokenUnrecorded, watchword.TokenRevoked, watchword.IssuerRevoked, watchword.KeyUnknown, watchword.Unauthenticated:
+	case watchword.TokenExpired, watchword.TokenEarly, watchword.TokenUnrecorded, watchword.TokenRevoked, watchword.IssuerRevoked, watchword.KeyUnknown, watchword.Unauthenticated:
 		if c.tokens != nil {
-			c.tokens.Forget() // the server does not know the token any more
+			c.tokens.Forget() // the server does not accept the token any more, or issued it by a clock that was ahead
 			return true
 		}
 	case watchword.Denied:

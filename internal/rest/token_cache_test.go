@@ -95,6 +95,7 @@ func TestProcessesShareTheCachedToken(t *testing.T) {
 		{"with a clock that stepped back by a minute the token is used", 420 * time.Second, "", "", 0, ""},
 		{"by more, it is not", 420*time.Second - 1, "", "", 1, ""},
 		{"a token that was revoked is replaced", 430 * time.Second, watchword.TokenRevoked, "", 1, ""},
+		{"and one that was issued by a clock that was ahead", 435 * time.Second, watchword.TokenEarly, "", 1, ""},
 		{"so is one with the permissions of before", 440 * time.Second, watchword.Denied, "", 1, ""},
 		{"the replacement is cached", 450 * time.Second, "", "", 0, ""},
 		{"what is denied with a new token too is denied", 450 * time.Second, "", watchword.Denied, 1, watchword.Denied},

@@ -200,6 +200,16 @@ func (c *signedClock) lastRequestBefore(pause time.Duration) bool {
 	return c.lastRequest.IsZero() || c.monotonic().Sub(c.lastRequest) > pause
 }
 
+// untilRequest returns how long it takes until lastRequestBefore(pause).
+func (c *signedClock) untilRequest(pause time.Duration) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lastRequest.IsZero() {
+		return 0
+	}
+	return pause + time.Millisecond - c.monotonic().Sub(c.lastRequest)
+}
+
 // timeRejected takes the server's answer to something that was just signed. If the server refused its time as past or
 // future, the device requests signed time. The result reports whether the device's time has changed.
 func (d *Device) timeRejected(ctx context.Context, err error) bool {

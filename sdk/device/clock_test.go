@@ -1,6 +1,7 @@
 package device
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -366,5 +367,35 @@ func TestAServerWhoseClockWasWrong(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// The server refused the time of the device just after it was asked for the time: it is asked again once the pause is over, and the
+// connection is tried again at once. The doubt is not forgotten.
+func TestADoubtOfTheTimeOutlastsThePause(t *testing.T) {
+	h := newHours(t, Options{NoClock: true})
+	start := time.Now()
+	mono, wall, server := h.mono, h.wall, h.server
+	h.Device.clock.mono = func() time.Time { return mono.Add(time.Since(start)) }
+	h.Device.opts.Now = func() time.Time { return wall.Add(time.Since(start)) }
+	h.syncTimeIfDue(t.Context())
+	if h.asked != 1 {
+		t.Fatalf("asked %d times", h.asked)
+	}
+	start = start.Add(-timeRetry + 50*time.Millisecond) // the pause is over in 50 ms
+	h.server = server.Add(-time.Hour)                   // it went back
+	r := newRun(h.Device)
+	r.doubtTime()
+	if err := r.refreshTime(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if h.asked != 2 || r.timeDoubted.Load() {
+		t.Errorf("asked %d times, in doubt %v", h.asked, r.timeDoubted.Load())
+	}
+	b := backoff{last: time.Hour, most: time.Hour}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if !b.wait(ctx, nil, r.timeChanged) || b.last != 0 {
+		t.Errorf("the pause was not cut short: %+v", b)
 	}
 }

@@ -76,12 +76,13 @@ type run struct {
 	pushedConfig    pushedConfig
 	// timeDoubted reports that the server refused a signature as too early or expired.
 	timeDoubted atomic.Bool
+	timeChanged chan struct{} // one token: signed time replaced the time that the server refused
 
 	functions, config, bundle, time, keys, receipts *task
 }
 
 func newRun(d *Device) *run {
-	r := &run{Device: d, commands: make(chan receivedCommand), receiptAnswered: make(chan struct{}, 1), receiptPauses: map[string]receiptPause{}}
+	r := &run{Device: d, commands: make(chan receivedCommand), timeChanged: make(chan struct{}, 1), receiptAnswered: make(chan struct{}, 1), receiptPauses: map[string]receiptPause{}}
 	r.functions = newTask("announce functions", 0, taskPause, r.announce)
 	r.config = newTask("look at the configuration", 0, taskPause, r.updateConfig)
 	r.bundle = newTask("renew the trust bundle", trustEvery, taskPause, d.renewTrust)
@@ -224,10 +225,13 @@ func (r *run) receiveLoop(ctx context.Context) error {
 		if time.Since(begun) > backoffMax {
 			b.last = 0 // the connection worked
 		}
-		r.refreshAfterError(err)
+		var again <-chan struct{}
+		if r.refreshAfterError(err) {
+			again = r.timeChanged // the cause of the error may be removed before the pause is over
+		}
 		err = r.onRefusal(err)
 		r.opts.Log.Info("not connected", slog.String("code", string(watchword.CodeOf(err))), slog.Any("err", err))
-		if !b.wait(ctx, err) {
+		if !b.wait(ctx, err, again) {
 			return nil
 		}
 	}
@@ -241,21 +245,25 @@ var outdatedTrust = []watchword.Code{
 	watchword.IssuerMismatch, watchword.AudienceMismatch, watchword.DPoPInvalid,
 }
 
-// refreshAfterError starts the tasks that may remove the cause of an error: a newer trust bundle, signed time.
-func (r *run) refreshAfterError(err error) {
+// refreshAfterError starts the tasks that may remove the cause of an error: a newer trust bundle, signed time. It reports whether
+// the time of the device may be the cause.
+func (r *run) refreshAfterError(err error) (timeDoubted bool) {
 	switch code := watchword.CodeOf(err); {
 	case tlstrust.IsUnknownAuthority(err), slices.Contains(outdatedTrust, code):
 		r.bundle.trigger() // the server's key or authority may be newer than the bundle
 		if tlstrust.IsUnknownAuthority(err) {
 			r.doubtAddress()
 			r.doubtTime() // or its certificate is not valid at the device's time
+			return true
 		}
 	case code == watchword.TokenEarly, code == watchword.TokenExpired:
 		r.doubtTime()
+		return true
 	}
+	return false
 }
 
-// doubtTime has the server asked for the time, unless that was done just now.
+// doubtTime has the server asked for the time, once [timeRetry] has passed since it was asked last.
 func (r *run) doubtTime() {
 	r.timeDoubted.Store(true)
 	r.time.trigger()
@@ -264,8 +272,12 @@ func (r *run) doubtTime() {
 // refreshTime requests signed time if the time is unknown, or if the server refuses it.
 func (r *run) refreshTime(ctx context.Context) error {
 	r.syncTimeIfDue(ctx)
-	if r.timeDoubted.Swap(false) {
-		r.timeRejected(ctx, watchword.Refuse(watchword.TokenExpired, "the server refused the time of this device"))
+	if !r.timeDoubted.Load() || !sleep(ctx, r.clock.untilRequest(timeRetry)) {
+		return nil
+	}
+	r.timeDoubted.Store(false)
+	if r.timeRejected(ctx, watchword.Refuse(watchword.TokenExpired, "the server refused the time of this device")) {
+		signal(r.timeChanged)
 	}
 	return nil
 }
@@ -346,8 +358,21 @@ func (b *backoff) next(err error) time.Duration {
 	return b.last/2 + rand.N(b.last/2)
 }
 
-// wait waits for the pause after err. It returns false if ctx ended first.
-func (b *backoff) wait(ctx context.Context, err error) bool { return sleep(ctx, b.next(err)) }
+// wait waits for the pause after err, or until again is signaled; then the next pause is a short one. It returns false if ctx ended
+// first.
+func (b *backoff) wait(ctx context.Context, err error, again <-chan struct{}) bool {
+	pause := time.NewTimer(b.next(err))
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return true
+	case <-again:
+		b.last = 0
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
 
 // SendReceipt sends a receipt that [Device.Execute] returned, for applications with a transport of their own. Codes:
 // receipt_invalid; denied, rate_limited; unavailable, also if the server has not answered within a minute.
