@@ -386,6 +386,7 @@ var hostileCases = map[string]hostileCase{
 	"clock show":           {args: []string{"--config", "{file}"}, quiet: true},             // asks the socket of the data folder, not the server of this test
 	"backup create":        {args: []string{"{out}", "--config", "{file}"}, quiet: true},    // likewise
 	"backup verify":        {args: []string{"{file}", "--identity", "{file}"}, quiet: true}, // speaks to no server
+	"restore":              {args: []string{"{file}", "--identity", "{file}"}, quiet: true}, // likewise
 	"clock accept":         {args: []string{"--config", "{file}", "--yes"}, quiet: true},
 	"notice list":          {},
 	"notice acknowledge":   {args: []string{"operator.recover"}, quiet: true},
