@@ -70,13 +70,13 @@ func (a *app) login(ctx context.Context, link string) error {
 		}
 		return a.printContext(store, name)
 	}
-	key, file, err := store.EnsureKey(name, digest[:8])
+	key, file, made, err := store.EnsureKey(name, digest[:8])
 	if err != nil {
 		return err
 	}
 	o, err := admin.Enroll(ctx, link, key, hostName(), nil)
 	if err != nil {
-		return forgetRefused(store, file, err)
+		return a.forgetRefused(store, file, made, err)
 	}
 	return a.keepLogin(ctx, store, name, o, file, digest)
 }
@@ -109,11 +109,16 @@ func (a *app) contextName(url string) string {
 	return contexts.NameFor(url)
 }
 
-// forgetRefused removes the key of an attempt to log in that the server refused for good, and returns the error of the attempt.
-// After an error that may pass, the next attempt uses the key again: the server may have enrolled it.
-func forgetRefused(store *contexts.Store, keyFile string, err error) error {
+// forgetRefused removes the key of an attempt to log in that the server refused for good, and returns the error of the attempt. It
+// removes only a key that this process made: the server may have enrolled that of an earlier attempt whose answer was lost. After
+// an error that may pass, the next attempt uses the key again.
+func (a *app) forgetRefused(store *contexts.Store, keyFile string, made bool, err error) error {
 	switch watchword.CodeOf(err) {
-	case watchword.CodeInvalid, watchword.BadRequest, watchword.PinMismatch:
+	case watchword.CodeInvalid, watchword.BadRequest, watchword.PinMismatch, watchword.PairingRejected:
+		if !made {
+			a.err.Printf("hint: the key of an earlier attempt is kept in %s, since the server may have enrolled it\n", store.KeyPath(keyFile))
+			return err
+		}
 		if ferr := store.ForgetKey(keyFile); ferr != nil {
 			return ferr
 		}
@@ -164,26 +169,30 @@ func keyEndText(ends *time.Time) string {
 }
 
 func (a *app) logoutCommand() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use: "logout", Short: "Revoke the key of the current context, or of that of --context, and remove the context", Args: positional(cobra.NoArgs),
 		Long: "Revokes the key of this machine at the server, and removes the context, the key and the access token from this machine. If the\n" +
-			"server cannot be reached, or does not let the key go (it is the last one of the last owner), they are removed here alone.",
-		RunE: func(c *cobra.Command, _ []string) error {
-			to, store, err := a.chosenTarget()
-			if err != nil {
-				return err
-			}
-			if to.context == "" {
-				return usage("logout removes a context, and none is chosen: name one with --context; %s lists them", runnable("watchword context list"))
-			}
-			return a.logout(c.Context(), store, to.context)
-		},
+			"server cannot be reached, they are removed here alone. If the server does not let the key go, because it is the last one of the\n" +
+			"last owner, everything stays: give another operator the role owner first. --force removes the context and the key here all the same.",
 	}
+	force := c.Flags().Bool("force", false, "remove the context and its key here even if the server keeps the key as the last one of the last owner")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		to, store, err := a.chosenTarget()
+		if err != nil {
+			return err
+		}
+		if to.context == "" {
+			return usage("logout removes a context, and none is chosen: name one with --context; %s lists them", runnable("watchword context list"))
+		}
+		return a.logout(c.Context(), store, to.context, *force)
+	}
+	return c
 }
 
 // logout revokes the key of a context and removes the context. The context is removed although the key is not revoked: who types
-// logout leaves the machine.
-func (a *app) logout(ctx context.Context, store *contexts.Store, name string) error {
+// logout leaves the machine. Without force it stays where the server needs the key, which may be the only one that can act as an
+// owner. Code: conflict then.
+func (a *app) logout(ctx context.Context, store *contexts.Store, name string, force bool) error {
 	f, err := store.Read()
 	if err != nil {
 		return err
@@ -193,6 +202,10 @@ func (a *app) logout(ctx context.Context, store *contexts.Store, name string) er
 	}
 	v := viewContext(store, f, name)
 	revokeErr := a.revokeOwnKey(ctx, v.Key)
+	if watchword.CodeOf(revokeErr) == watchword.Conflict && !force {
+		a.err.Printf("context %s and its key stay: the server does not revoke the key. %s removes them from this machine all the same\n", name, runnable("watchword logout --force --context "+name))
+		return revokeErr
+	}
 	if err := store.Delete(ctx, name); err != nil {
 		return err
 	}

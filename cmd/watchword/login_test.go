@@ -87,7 +87,7 @@ func TestLoginLimitsTheServersAnswers(t *testing.T) {
 // Commands warn of the end of a context's key from a week before.
 func TestEndOfAKeyIsWarnedOf(t *testing.T) {
 	store := newContexts(t)
-	_, file, err := store.EnsureKey("home", "1")
+	_, file, _, err := store.EnsureKey("home", "1")
 	if err != nil {
 		t.Fatal(err)
 	}

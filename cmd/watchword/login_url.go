@@ -24,13 +24,16 @@ func (a *app) loginWithoutLink(ctx context.Context, server string) error {
 	if _, err := store.CheckFree(name, ""); err != nil {
 		return err
 	}
-	key, file, err := store.EnsureKey(name, "login")
+	key, file, made, err := store.EnsureKey(name, "login")
 	if err != nil {
 		return err
 	}
 	o, err := admin.RequestLogin(ctx, server, key, admin.LoginOptions{Show: a.showLogin})
 	if err != nil {
-		return forgetDecided(store, file, err)
+		if watchword.CodeOf(err) == watchword.Conflict && !made {
+			return approvedMeanwhile(store, file, key.Public().ID(), err)
+		}
+		return a.forgetRefused(store, file, made, err)
 	}
 	return a.keepLogin(ctx, store, name, o, file, "")
 }
@@ -42,14 +45,8 @@ func (a *app) showLogin(r token.LoginRequest, expires time.Time) {
 	a.err.Printf("waiting until %s\n", formatTime(expires))
 }
 
-// forgetDecided removes the key of a request that was rejected or that the server never takes, and returns the error of the
-// request. After any other error the next attempt uses the key again: it may have been approved meanwhile.
-func forgetDecided(store *contexts.Store, keyFile string, err error) error {
-	switch watchword.CodeOf(err) {
-	case watchword.PairingRejected, watchword.Conflict:
-		if ferr := store.ForgetKey(keyFile); ferr != nil {
-			return ferr
-		}
-	}
-	return err
+// approvedMeanwhile returns the refusal of a request with the key of an earlier one: the server knows the key, so an operator
+// approved that request after this machine stopped waiting. The key stays: it may be the only one of an operator.
+func approvedMeanwhile(store *contexts.Store, keyFile string, key watchword.KeyID, err error) error {
+	return watchword.Wrap(err, watchword.Conflict, "the key %s of an earlier login on this machine was approved meanwhile, and is kept in %s: use it with --server URL --key FILE --as NAME, or have that key revoked (watchword operator key revoke NAME -- %s), remove the file, and log in again", key, store.KeyPath(keyFile), key)
 }

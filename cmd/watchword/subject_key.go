@@ -9,6 +9,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/terminal"
+	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
 // subjectKeys is the commands for the keys of operators or of services.
@@ -20,12 +21,12 @@ func (a *app) subjectKeyList(k subjectKind) *cobra.Command {
 	return &cobra.Command{
 		Use: "list [NAME]", Short: "List the keys of one, with the machines that they are on; without NAME, your own", Args: positional(cobra.MaximumNArgs(1)), ValidArgsFunction: a.subjectIDs(k),
 		RunE: func(c *cobra.Command, args []string) error {
-			cl, err := a.client()
+			cl, own, err := a.clientForKeys(args)
 			if err != nil {
 				return err
 			}
 			var keys []api.DeviceKey
-			if len(args) == 0 {
+			if own {
 				keys, err = cl.OwnKeys(c.Context())
 			} else {
 				keys, err = k.of(cl).Keys(c.Context(), watchword.SubjectID(args[0]))
@@ -52,18 +53,38 @@ func (a *app) subjectKeyList(k subjectKind) *cobra.Command {
 
 func (a *app) subjectKeyRevoke(k subjectKind) *cobra.Command {
 	c := &cobra.Command{
-		Use: "revoke NAME KEY", Short: "Revoke one key of one, and close its sessions; the other keys stay", Args: positional(cobra.ExactArgs(2)), ValidArgsFunction: a.subjectIDs(k),
+		Use: "revoke [NAME] KEY", Short: "Revoke one key of one, and close its sessions; the other keys stay; without NAME, of your own", Args: positional(cobra.RangeArgs(1, 2)), ValidArgsFunction: a.subjectIDs(k),
 		Long: "For a machine that was lost. KEY is the thumbprint of the key, as key list prints it; put -- before one that begins with a dash. The sessions and tokens of the key have ended when the command returns.",
 	}
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		return a.revoke(c.Context(), *yes, fmt.Sprintf("revoke the key %s of the %s %s permanently", args[1], k.name, args[0]), func(ctx context.Context) error {
-			all, err := a.subjects(k)
+		name, key := args[:len(args)-1], watchword.KeyID(args[len(args)-1])
+		question := fmt.Sprintf("revoke your own key %s permanently", key)
+		if len(name) > 0 {
+			question = fmt.Sprintf("revoke the key %s of the %s %s permanently", key, k.name, name[0])
+		}
+		return a.revoke(c.Context(), *yes, question, func(ctx context.Context) error {
+			cl, own, err := a.clientForKeys(name)
 			if err != nil {
 				return err
 			}
-			return all.RevokeKey(ctx, watchword.SubjectID(args[0]), watchword.KeyID(args[1]))
+			if own {
+				return cl.RevokeOwnKey(ctx, key)
+			}
+			return k.of(cl).RevokeKey(ctx, watchword.SubjectID(name[0]), key)
 		})
 	}
 	return c
+}
+
+// clientForKeys returns a client for an act on the keys of the subject that name holds. own reports that the subject is the caller:
+// name is empty or the caller's ID. Everyone may act on their own keys, below /v1/self, without a right on /v1/operators or
+// /v1/services.
+func (a *app) clientForKeys(name []string) (cl *admin.Client, own bool, err error) {
+	o, _, err := a.options()
+	if err != nil {
+		return nil, false, err
+	}
+	cl, err = a.client()
+	return cl, len(name) == 0 || watchword.SubjectID(name[0]) == o.Subject, err
 }

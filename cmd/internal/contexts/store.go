@@ -234,27 +234,28 @@ func NameFor(server string) string {
 }
 
 // EnsureKey returns the key in a file of the store, and makes one on P-256 if there is none. tag tells the keys of several
-// attempts to log in apart: the same tag gives the same key, so that an attempt can be repeated after a crash. file is what
-// [Context] calls Key. Codes: key_exposed, file_untrusted; bad_request for a file that is no key.
-func (s *Store) EnsureKey(name, tag string) (k *jose.PrivateKey, file string, err error) {
+// attempts to log in apart: the same tag gives the same key, so that an attempt can be repeated after a crash. made reports that
+// this call made the key: no server has seen it. file is what [Context] calls Key. Codes: key_exposed, file_untrusted; bad_request for a file that is no key.
+func (s *Store) EnsureKey(name, tag string) (k *jose.PrivateKey, file string, made bool, err error) {
 	if err := CheckName(name); err != nil {
-		return nil, "", err
+		return nil, "", false, err
 	}
 	file = filepath.Join("keys", name+"."+tag+".jwk")
 	if k, err = s.readKey(file); !errors.Is(err, fs.ErrNotExist) {
-		return k, file, err
+		return k, file, false, err
 	}
 	if err := durable.EnsureFolder(s.in("keys"), true); err != nil {
-		return nil, "", err
+		return nil, "", false, err
 	}
 	if k, err = jose.GenerateKey(jose.P256); err != nil {
-		return nil, "", err
+		return nil, "", false, err
 	}
 	err = durable.Create(s.in(file), append(k.JWK(), '\n'), 0o600)
 	if errors.Is(err, fs.ErrExist) { // another process was quicker
 		k, err = s.readKey(file)
+		return k, file, false, err
 	}
-	return k, file, err
+	return k, file, err == nil, err
 }
 
 func (s *Store) readKey(file string) (*jose.PrivateKey, error) { return ReadKey(s.in(file)) }
@@ -268,6 +269,9 @@ func ReadKey(path string) (*jose.PrivateKey, error) {
 	}
 	return jose.ParsePrivateJWK(b, jose.ForSigning)
 }
+
+// KeyPath returns the path of a key's file. file is that of [Store.EnsureKey].
+func (s *Store) KeyPath(file string) string { return s.in(file) }
 
 // ForgetKey removes a key that [Store.EnsureKey] made and that was not enrolled.
 func (s *Store) ForgetKey(file string) error { return remove(s.in(file)) }

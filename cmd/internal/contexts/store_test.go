@@ -29,7 +29,7 @@ func newStore(t *testing.T) *Store {
 // login adds a context, as a login does.
 func login(t *testing.T, s *Store, name, link string) (keyFile string) {
 	t.Helper()
-	_, file, err := s.EnsureKey(name, link)
+	_, file, _, err := s.EnsureKey(name, link)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,26 +139,26 @@ func TestContextNameOfAnotherLoginIsRefused(t *testing.T) {
 // The same attempt to log in has the same key after a crash; another attempt has another key.
 func TestKeyOfALogin(t *testing.T) {
 	s := newStore(t)
-	first, file, err := s.EnsureKey("home", "1")
-	if err != nil {
-		t.Fatal(err)
+	first, file, made, err := s.EnsureKey("home", "1")
+	if err != nil || !made {
+		t.Fatalf("the first attempt: made %v, %v", made, err)
 	}
-	again, _, err := s.EnsureKey("home", "1")
-	if err != nil || again.Public().ID() != first.Public().ID() {
-		t.Errorf("the same attempt has another key, %v", err)
+	again, _, made, err := s.EnsureKey("home", "1")
+	if err != nil || made || again.Public().ID() != first.Public().ID() {
+		t.Errorf("the same attempt has another key, made %v, %v", made, err)
 	}
-	other, _, err := s.EnsureKey("home", "2")
+	other, _, _, err := s.EnsureKey("home", "2")
 	if err != nil || other.Public().ID() == first.Public().ID() {
 		t.Errorf("another attempt has the same key, %v", err)
 	}
 	if err := s.ForgetKey(file); err != nil {
 		t.Error(err)
 	}
-	if third, _, err := s.EnsureKey("home", "1"); err != nil || third.Public().ID() == first.Public().ID() {
+	if third, _, _, err := s.EnsureKey("home", "1"); err != nil || third.Public().ID() == first.Public().ID() {
 		t.Errorf("a key that was removed is there, %v", err)
 	}
 	for _, name := range []string{"", ".", "..", "../x", "a/b", `a\b`, "-x", "a b", "a\nb", "é", strings.Repeat("a", 65)} {
-		_, _, err := s.EnsureKey(name, "1")
+		_, _, _, err := s.EnsureKey(name, "1")
 		wantCode(t, fmt.Sprintf("%q", name), err, watchword.BadRequest)
 		wantCode(t, fmt.Sprintf("%q", name), errorOf(s.CheckFree(name, "1")), watchword.BadRequest)
 		wantCode(t, fmt.Sprintf("%q", name), s.Add(t.Context(), name, admin.Options{}, "k", ""), watchword.BadRequest)
