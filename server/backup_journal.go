@@ -162,10 +162,11 @@ func (s *Server) openJournal(ctx context.Context) error {
 		break
 	}
 	j.opened = true
-	if j.current == nil || !j.current.CutOff {
+	if j.current == nil || j.current.Damage == "" {
 		return nil
 	}
-	// A crash cut off its last record: another file goes on after it.
+	// A crash cut off its last record, or the disk damaged one: another file goes on after the last valid record, and has what was
+	// in those behind it.
 	start := backup.Log{Origin: j.current.Start.Origin, Size: j.current.To()}
 	return s.createJournal(start)
 }
@@ -320,7 +321,8 @@ func journalRecord(ctx context.Context, db *sqlite.Snapshot, after int64) (r bac
 	return r, nil
 }
 
-// deleteOldJournals deletes those that no backup needs which the server knows. Only files that this server wrote are deleted.
+// deleteOldJournals deletes those that no backup needs which the server knows, and empty files. Of the others only files that
+// this server wrote are deleted.
 func (s *Server) deleteOldJournals(ctx context.Context) error {
 	oldest := s.journal.current.Start.Size
 	for _, m := range s.knownBackups().Made {
@@ -334,6 +336,10 @@ func (s *Server) deleteOldJournals(ctx context.Context) error {
 		if filepath.Base(files[i]) >= filepath.Base(s.journal.current.Path()) {
 			break
 		}
+		if info, err := os.Stat(files[i]); err == nil && info.Size() == 0 { // a crash ended its creation
+			s.removeJournal(ctx, files[i])
+			continue
+		}
 		old, err := backup.OpenJournal(files[i], journalKey(s.keys), nil)
 		if err != nil {
 			continue // it was not written by this server
@@ -343,10 +349,14 @@ func (s *Server) deleteOldJournals(ctx context.Context) error {
 			return err
 		}
 		if to <= oldest && origin == s.journal.current.Start.Origin {
-			if err := os.Remove(files[i]); err != nil {
-				s.o.Log.WarnContext(ctx, "an old journal was not deleted", slog.String("file", files[i]), slog.Any("err", err))
-			}
+			s.removeJournal(ctx, files[i])
 		}
 	}
 	return nil
+}
+
+func (s *Server) removeJournal(ctx context.Context, path string) {
+	if err := os.Remove(path); err != nil {
+		s.o.Log.WarnContext(ctx, "an old journal was not deleted", slog.String("file", path), slog.Any("err", err))
+	}
 }

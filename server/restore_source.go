@@ -44,6 +44,8 @@ type RestoreSource struct {
 	Replay  []audit.Entry // changes of authority after the backup, to be applied again
 	Journal []audit.Entry // likewise, of journals, which have applied them
 	Epoch   int64         // of the old data folder; 0: not known
+	// Warnings are what was passed over and has nothing that could be lost.
+	Warnings []string
 }
 
 // checkLoss returns an error if something is lost, or may be, and the operator did not accept that. Code: conflict.
@@ -128,8 +130,12 @@ func (s *Server) applyJournals(ctx context.Context, paths []string, o RestoreOpt
 	if err != nil {
 		return out, err
 	}
-	if out.To = max(read.To, m.Log.Size); read.CutOff {
-		out.Damage = "the last journal ends within a record"
+	out.To, out.Missing, out.Damage = max(read.To, m.Log.Size), read.Missing, read.Damage
+	if out.Damage == "" && len(read.Unreadable) > 0 {
+		out.Damage = "not journals of this server, or damaged from their beginning; remove from the folder what is not of this server: " + strings.Join(read.Unreadable, "; ")
+	}
+	for _, path := range read.Empty {
+		out.Warnings = append(out.Warnings, path+" is empty: a crash ended its creation; it has no record")
 	}
 	return out, s.openRing(ctx)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -87,7 +88,7 @@ func newRestoredBackup(data string, done server.RestoredBackup) restoredBackup {
 	out := restoredBackup{
 		Data: data, Config: done.Config, Made: formatTime(done.Manifest.Made), Issuer: done.Manifest.Issuer, Epoch: done.Epoch, LogOrigin: done.Origin, LogKey: done.LogKey,
 		Source: string(done.Found.Kind), SourceTo: done.Found.To, Missing: done.Found.Missing, Damage: done.Found.Damage, Stored: done.Found.Kind,
-		Applied: []replayedEntry{}, Unapplied: []replayedEntry{}, Warnings: append([]string{}, done.Warnings...),
+		Applied: []replayedEntry{}, Unapplied: []replayedEntry{}, Warnings: slices.Concat([]string{}, done.Warnings, done.Found.Warnings),
 		Voided: map[string]int64{"commands": done.Done.Commands, "links": done.Done.Codes, "pairings": done.Done.Pairings, "sessions": done.Done.Sessions},
 	}
 	for _, e := range done.Found.Journal {

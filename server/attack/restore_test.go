@@ -287,6 +287,13 @@ func TestSourcesOfARestore(t *testing.T) {
 	damaged := filepath.Join(t.TempDir(), "damaged")
 	must(t, os.CopyFS(damaged, os.DirFS(old)))
 	must(t, os.Chmod(damaged, 0o700))
+	journalBeside := func(name string, b []byte) string {
+		to := t.TempDir()
+		must(t, os.CopyFS(to, os.DirFS(journal)))
+		must(t, os.WriteFile(filepath.Join(to, name), b, 0o600))
+		return to
+	}
+	foreignJournal, emptyJournal := journalBeside("x.journal", []byte("notes")), journalBeside("y.journal", nil)
 	size := damage(t, damaged, audit.DeviceLabel)
 	other := newRestoreSite(t)
 	foreign := filepath.Join(t.TempDir(), "foreign")
@@ -313,6 +320,9 @@ func TestSourcesOfARestore(t *testing.T) {
 		{"a damaged folder, accepted", damaged, true, 0, "", "revoked - active - 0"},
 		{"the folder of another server", foreign, true, 0, watchword.LogInvalid, ""},
 		{"the journal", journal, false, 0, "", "revoked two - active 1"},
+		{"the journal beside what is not one", foreignJournal, false, 0, watchword.Conflict, ""},
+		{"the journal beside what is not one, accepted", foreignJournal, true, 0, "", "revoked two - active 1"},
+		{"the journal beside an empty one", emptyJournal, false, 0, "", "revoked two - active 1"},
 		{"what is not there", filepath.Join(dir, "none"), true, 0, watchword.NotFound, ""},
 		{"an epoch that is not higher", old, false, 1, watchword.BadRequest, ""},
 		{"a later epoch", old, false, 1 << 40, "", "revoked two - active 1"},

@@ -53,9 +53,9 @@ const JournalSuffix = ".journal"
 // Journal is a journal that is being written. It is not safe for concurrent use.
 type Journal struct {
 	JournalHead
-	// CutOff says that the file ends within a frame, as after a crash. Such a journal is not written any more: what is behind its last
-	// frame may also be whole frames behind a damaged one.
-	CutOff bool
+	// Damage says why what is behind the last valid frame cannot be read: the file ends within a frame, as after a crash, or a frame
+	// was changed. Such a journal is not written any more: whole frames may be behind a damaged one. Empty: all frames are valid.
+	Damage string
 
 	f          *os.File
 	key        []byte
@@ -89,7 +89,8 @@ func CreateJournal(path string, key []byte, recipients []age.Recipient, head Jou
 	return j, nil
 }
 
-// OpenJournal opens a journal to go on with it. Code: backup_invalid for one that was changed, or that another server wrote.
+// OpenJournal opens a journal to go on with it. One with a frame that is not valid ends before that frame, and its Damage says why.
+// Code: backup_invalid for one whose first frame is not valid: it was changed, or another server wrote it.
 func OpenJournal(path string, key []byte, recipients []age.Recipient) (_ *Journal, err error) {
 	if err := durable.CheckFile(path); err != nil {
 		return nil, err
@@ -105,19 +106,19 @@ func OpenJournal(path string, key []byte, recipients []age.Recipient) (_ *Journa
 	}()
 	j := &Journal{f: f, key: key, recipients: recipients}
 	frames := frameReader{r: bufio.NewReader(f), key: key}
-	for {
+	for valid := 0; ; valid++ {
 		head, _, err := frames.next()
 		if err == io.EOF {
 			break
 		}
-		if errors.Is(err, errCutOff) && frames.n > 0 {
-			j.CutOff = true
+		if err == nil {
+			err = j.take(frames.n, head)
+		}
+		if err != nil && valid > 0 {
+			j.Damage = detail(err)
 			break
 		}
 		if err != nil {
-			return nil, err
-		}
-		if err := j.take(frames.n, head); err != nil {
 			return nil, err
 		}
 	}
@@ -160,8 +161,8 @@ func (j *Journal) To() int64 { return j.last.To }
 // Append writes a record that covers the entries after To up to to. It is durable when Append returns; after an error nothing was
 // written, and the caller may try again.
 func (j *Journal) Append(r Record) error {
-	if j.CutOff {
-		return watchword.Refuse(watchword.BackupInvalid, "the journal ends within a record: only another file can follow it")
+	if j.Damage != "" {
+		return watchword.Refuse(watchword.BackupInvalid, "the journal is damaged (%s): only another file can follow it", j.Damage)
 	}
 	r.From = j.last.To
 	next := recordHead{j.last.Number + 1, r.From, r.To}

@@ -57,17 +57,22 @@ func TestAJournalFollowsABackup(t *testing.T) {
 	}{{10, []int64{12, 15, 20, 25}}, {12, []int64{15, 20, 25}}, {13, []int64{15, 20, 25}}, {18, []int64{20, 25}}, {25, nil}} {
 		to, out, err := readJournals(tc.since, id, two, one)
 		must(t, err)
-		if !reflect.DeepEqual(to, tc.want) || out.To != 25 || out.Entries != len(tc.want) || out.CutOff {
+		if !reflect.DeepEqual(to, tc.want) || out.To != 25 || out.Entries != len(tc.want) || out.Missing != 0 || out.Damage != "" {
 			t.Errorf("since %d: %v, %+v; want %v", tc.since, to, out, tc.want)
 		}
 	}
-	if _, _, err := readJournals(9, id, one, two); watchword.CodeOf(err) != watchword.BackupInvalid {
-		t.Errorf("entry 10 is in no journal: %v", err)
+	if to, out, err := readJournals(9, id, one, two); err != nil || out.Missing != 1 || len(to) != 4 {
+		t.Errorf("entry 10 is in no journal: %v, %+v, %v", to, out, err)
 	}
 	far := filepath.Join(dir, "3")
 	journal(t, far, id.Recipient(), head(26), 30)
-	if _, _, err := readJournals(10, id, one, two, far); watchword.CodeOf(err) != watchword.BackupInvalid {
-		t.Errorf("entry 26 is in no journal: %v", err)
+	if to, out, err := readJournals(10, id, one, two, far); err != nil || out.Missing != 1 || out.To != 30 || len(to) != 5 {
+		t.Errorf("entry 26 is in no journal: %v, %+v, %v", to, out, err)
+	}
+	overlaps := filepath.Join(dir, "4")
+	journal(t, overlaps, id.Recipient(), head(11), 13, 25, 28)
+	if to, _, err := readJournals(10, id, one, overlaps); err != nil || !reflect.DeepEqual(to, []int64{12, 15, 20, 25, 28}) {
+		t.Errorf("a journal that overlaps: %v, %v", to, err)
 	}
 	if _, _, err := readJournals(10, identity(t), one); watchword.CodeOf(err) != watchword.BackupInvalid {
 		t.Errorf("another identity: %v", err)
@@ -89,7 +94,7 @@ func TestAJournalIsContinued(t *testing.T) {
 	journal(t, path, id.Recipient(), head(10), 12)
 	j, err := backup.OpenJournal(path, journalKey, []age.Recipient{id.Recipient()})
 	must(t, err)
-	if j.To() != 12 || j.Start.Size != 10 || j.CutOff {
+	if j.To() != 12 || j.Start.Size != 10 || j.Damage != "" {
 		t.Errorf("it covers up to %d: %+v", j.To(), j)
 	}
 	must(t, j.Append(record(14)))
@@ -126,19 +131,31 @@ func TestAChangedJournalIsRefused(t *testing.T) {
 	for at := 0; at < len(good); at += 3 {
 		changed := bytes.Clone(good)
 		changed[at] ^= 1
-		// A length that was changed looks like a record that was cut off: those before it are read, and the result says so.
-		if to, out, err := read(changed); watchword.CodeOf(err) != watchword.BackupInvalid && (err != nil || !out.CutOff || len(to) == 3) {
-			t.Fatalf("byte %d was changed: %v, %+v, %v", at, to, out, err)
+		to, out, err := read(changed)
+		if at < ends[0] {
+			if watchword.CodeOf(err) != watchword.BackupInvalid {
+				t.Fatalf("byte %d of the beginning was changed: %v, %+v, %v", at, to, out, err)
+			}
+			continue
+		}
+		whole := 0 // records before the changed one: they count, and the result says that others do not
+		for _, end := range ends[1:] {
+			if end <= at {
+				whole++
+			}
+		}
+		if err != nil || out.Damage == "" || len(to) != whole {
+			t.Fatalf("byte %d was changed: %v, %+v, %v; want %d records", at, to, out, err, whole)
 		}
 	}
 	for _, n := range []int{ends[2] + 1, ends[2] + 5, len(good) - 1} { // as a crash leaves it
 		to, out, err := read(good[:n])
-		if err != nil || !reflect.DeepEqual(to, []int64{12, 14}) || !out.CutOff {
+		if err != nil || !reflect.DeepEqual(to, []int64{12, 14}) || out.Damage == "" {
 			t.Errorf("cut off at %d: %v, %+v, %v", n, to, out, err)
 		}
 		j, err := backup.OpenJournal(path, journalKey, []age.Recipient{id.Recipient()})
 		must(t, err)
-		if !j.CutOff || j.To() != 14 || j.Append(record(16)) == nil {
+		if j.Damage == "" || j.To() != 14 || j.Append(record(16)) == nil {
 			t.Error("a journal that was cut off is continued")
 		}
 		must(t, j.Close())
@@ -153,12 +170,62 @@ func TestAChangedJournalIsRefused(t *testing.T) {
 		t.Fatalf("the journals have %d and %d bytes", len(foreign), len(good))
 	}
 	join := func(parts ...[]byte) []byte { return bytes.Join(append([][]byte{good[:ends[0]]}, parts...), nil) }
+	for what, tc := range map[string]struct {
+		b     []byte
+		valid int
+	}{
+		"a record left out": {join(first, third), 1}, "a record of another journal": {join(first, foreign[ends[1]:ends[2]], third), 1}, "records swapped": {join(second, first, third), 0},
+		"a record twice": {join(first, first, second, third), 1}, "zeros behind it, as after a loss of power": {join(first, second, third, make([]byte, 4096)), 3},
+	} {
+		if to, out, err := read(tc.b); err != nil || out.Damage == "" || len(to) != tc.valid {
+			t.Errorf("%s: %v, %+v, %v; want %d records", what, to, out, err, tc.valid)
+		}
+	}
 	for what, b := range map[string][]byte{
-		"a record left out": join(first, third), "a record of another journal": join(first, foreign[ends[1]:ends[2]], third), "records swapped": join(second, first, third), "a record twice": join(first, first, second, third),
 		"no beginning": bytes.Join([][]byte{first, second, third}, nil), "nothing": nil, "half a beginning": good[:20],
 	} {
 		if to, _, err := read(b); watchword.CodeOf(err) != watchword.BackupInvalid {
 			t.Errorf("%s: %v, %v", what, to, err)
+		}
+	}
+}
+
+// A damaged file takes nothing from the other journals in its folder.
+func TestADamagedJournalAmongOthers(t *testing.T) {
+	id, dir := identity(t), t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	journal(t, path("1"), id.Recipient(), head(10), 12, 15, 20)
+	journal(t, path("2"), id.Recipient(), head(20), 25)
+	journal(t, path("3"), id.Recipient(), head(15), 18, 25)
+	good, err := os.ReadFile(path("1"))
+	must(t, err)
+	must(t, os.WriteFile(path("cut"), good[:len(good)-1], 0o600))
+	must(t, os.WriteFile(path("empty"), nil, 0o600))
+	must(t, os.WriteFile(path("zeros"), make([]byte, 512), 0o600))
+	must(t, os.WriteFile(path("other"), []byte("notes"), 0o600))
+	for _, tc := range []struct {
+		what                       string
+		files                      []string
+		want                       []int64
+		missing                    int64
+		damage                     bool
+		unreadable, empty, covered int
+	}{
+		{"an empty file", []string{"1", "empty"}, []int64{12, 15, 20}, 0, false, 0, 1, 20},
+		{"zeros alone", []string{"1", "zeros"}, []int64{12, 15, 20}, 0, false, 1, 0, 20},
+		{"what is not a journal", []string{"other", "1"}, []int64{12, 15, 20}, 0, false, 1, 0, 20},
+		{"a damaged end", []string{"cut"}, []int64{12, 15}, 0, true, 0, 0, 15},
+		{"a damaged end that the next file does not make up for", []string{"cut", "2"}, []int64{12, 15, 25}, 5, false, 0, 0, 25},
+		{"a damaged end that the next file makes up for", []string{"cut", "3"}, []int64{12, 15, 18, 25}, 0, false, 0, 0, 25},
+	} {
+		var files []string
+		for _, f := range tc.files {
+			files = append(files, path(f))
+		}
+		to, out, err := readJournals(10, id, files...)
+		if err != nil || !reflect.DeepEqual(to, tc.want) || out.Missing != tc.missing || out.Damage != "" != tc.damage ||
+			len(out.Unreadable) != tc.unreadable || len(out.Empty) != tc.empty || out.To != int64(tc.covered) {
+			t.Errorf("%s: %v, %+v, %v", tc.what, to, out, err)
 		}
 	}
 }

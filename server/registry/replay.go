@@ -21,7 +21,7 @@ func Replayable(e audit.Entry) bool {
 		return true
 	}
 	_, act, ok := audit.SubjectAct(e.Kind)
-	return ok && act != audit.DeviceLink // a link is void after a restore
+	return ok && act != audit.DeviceLink && act != audit.OperatorRecover // a link is void after a restore
 }
 
 // ReplayedData returns the data, as names and values, that an entry gets when its act was applied again: where it came from.

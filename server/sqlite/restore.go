@@ -2,6 +2,8 @@ package sqlite
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -18,6 +20,8 @@ type Restore struct {
 	First  audit.Entry   // log.restore: the first entry after those of the backup
 	Replay []audit.Entry // changes of authority after the backup, in their order
 	Now    time.Time
+	// AcceptLoss says that changes that cannot be applied are lost; without it, one of them ends the restore.
+	AcceptLoss bool
 }
 
 // Restored is what [Store.Restore] did.
@@ -39,7 +43,8 @@ type Replayed struct {
 // the backup are applied again, each with an entry. Unfinished commands become unknown, since they may have been delivered
 // after the backup. One-time links, pairings, tokens, used assertions and persistent sessions are deleted: whether they were
 // used, revoked or ended after the backup is not known. Checkpoints of the log before are deleted, since they are of another
-// log; the first entry has the last one. The store must be opened again before it serves.
+// log; the first entry has the last one. The store must be opened again before it serves. Code: conflict for a change that cannot be
+// applied.
 func (s *Store) Restore(ctx context.Context, r Restore) (out Restored, err error) {
 	return write(ctx, s, func(t *tx) (out Restored, err error) {
 		f := r.Instance
@@ -61,6 +66,9 @@ func (s *Store) Restore(ctx context.Context, r Restore) (out Restored, err error
 				return out, err
 			}
 			out.Replayed = append(out.Replayed, Replayed{e, err})
+		}
+		if err := out.checkApplied(); err != nil && !r.AcceptLoss {
+			return out, err
 		}
 		for _, state := range command.Unfinished {
 			n, err := t.exec(`UPDATE commands SET settled_at = ?, state = ? WHERE state IN ('queued', 'sent', 'delivered', 'accepted') AND state = ?`, toMillis(r.Now), command.StateAfterRestore(state), state)
@@ -93,6 +101,25 @@ func (s *Store) Restore(ctx context.Context, r Restore) (out Restored, err error
 		}
 		return out, nil
 	})
+}
+
+// checkApplied returns an error that names the changes that could not be applied. Code: conflict.
+func (r Restored) checkApplied() error {
+	var lost []string
+	for _, e := range r.Replayed {
+		if e.Err != nil {
+			lost = append(lost, fmt.Sprintf("%s %s (entry %d): %v", e.Entry.Kind, e.Entry.Object, e.Entry.Seq, e.Err))
+		}
+	}
+	n := len(lost)
+	if n == 0 {
+		return nil
+	}
+	const most = 20
+	if n > most {
+		lost = append(lost[:most], "and others")
+	}
+	return watchword.Refuse(watchword.Conflict, "%d changes of authority after the backup cannot be applied again; accept the loss with --accept-loss: %s", n, strings.Join(lost, "; "))
 }
 
 func (t *tx) restoreKeys(u keyring.KeyUpdate) error {
