@@ -36,7 +36,7 @@ test: deps fmt deadcode
 	cd peers && GOWORK=off $(GO) vet . && GOWORK=off ../bin/tools/staticcheck . && GOWORK=off $(GO) test .
 	$(MAKE) test-386
 	$(GO) test -run UnderASecond ./server
-	WATCHWORD_OUTSIDE=required $(GO) test $(RACE) -timeout 20m work
+	WATCHWORD_OUTSIDE=required $(GO) test $(RACE) -timeout 30m work
 
 # gofumpt, staticcheck, deadcode and benchstat in the versions of tools/go.mod, as programs: in a workspace "go tool" takes no
 # go.mod of its own.
