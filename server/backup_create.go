@@ -38,8 +38,8 @@ import (
 // Codes: not_found before the first start; conflict; config_invalid; folder_in_use for a server that cannot be reached; those of
 // writeBackup.
 func CreateBackup(ctx context.Context, cfg Config, o Options, file string, force bool, key BackupKey) (out BackupFile, err error) {
-	if !IsData(cfg.Data) {
-		return out, watchword.Refuse(watchword.NotFound, "no server was started with the data folder %s yet", cfg.Data)
+	if err := checkStarted(cfg.Data); err != nil {
+		return out, err
 	}
 	if file, err = filepath.Abs(file); err != nil {
 		return out, err

@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -93,8 +91,8 @@ func AcceptClock(ctx context.Context, cfg Config, o Options) (ClockStatus, error
 
 // clockAt asks the running server, or else opens the data folder.
 func clockAt(ctx context.Context, cfg Config, o Options, method, path string, do func(*Server) (clock.Status, error)) (ClockStatus, error) {
-	if _, err := os.Stat(filepath.Join(cfg.Data, databaseFile)); err != nil {
-		return ClockStatus{}, watchword.Wrap(err, watchword.NotFound, "no server was started on %s yet", cfg.Data)
+	if err := checkStarted(cfg.Data); err != nil {
+		return ClockStatus{}, err
 	}
 	st, err := askControl(ctx, cfg.Data, method, path)
 	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {

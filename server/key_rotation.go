@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/watchword-iot/watchword"
@@ -120,8 +118,8 @@ func operator() audit.Actor {
 
 // withRotator opens a data folder without serving it.
 func withRotator(ctx context.Context, cfg Config, o Options, f func(*keyring.Rotator, *Server) error) (err error) {
-	if _, err := os.Stat(filepath.Join(cfg.Data, databaseFile)); err != nil {
-		return watchword.Wrap(err, watchword.NotFound, "no server was started with the data folder %s yet", cfg.Data)
+	if err := checkStarted(cfg.Data); err != nil {
+		return err
 	}
 	s := &Server{cfg: cfg, o: o.filled()}
 	defer s.close()

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
-	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -47,8 +46,8 @@ type recoveryRequest struct {
 // key-encryption key. Codes: not_found before the first start; bad_request; conflict for an id of another subject and for a
 // suspended owner; folder_in_use, folder_newer, key_unwrap, unavailable.
 func RecoverOperator(ctx context.Context, cfg Config, id watchword.SubjectID, o Options) (Recovery, error) {
-	if _, err := os.Stat(filepath.Join(cfg.Data, databaseFile)); err != nil {
-		return Recovery{}, watchword.Wrap(err, watchword.NotFound, "no server was started with the data folder %s yet", cfg.Data)
+	if err := checkStarted(cfg.Data); err != nil {
+		return Recovery{}, err
 	}
 	r, err := askRecovery(ctx, cfg.Data, id)
 	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {

@@ -23,6 +23,15 @@ func IsData(dir string) bool {
 	return err == nil
 }
 
+// checkStarted refuses a data folder without a database. Code: not_found; the error of the system where the folder cannot be read.
+func checkStarted(dir string) error {
+	_, err := os.Stat(filepath.Join(dir, databaseFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return watchword.Wrap(err, watchword.NotFound, "no server was started with the data folder %s yet", dir)
+	}
+	return err
+}
+
 // VerifyLog verifies the log of a data folder, whether a server runs on it or not. keys returns the log's keys by its name;
 // nil: the keys that the folder itself names, which any user that can write to the folder can replace. Codes: log_invalid,
 // not_found, folder_newer, unavailable.

@@ -40,7 +40,7 @@ func (a *app) loginCommand() *cobra.Command {
 
 // readLink returns a link that was typed, or that is in a file or on standard input.
 func readLink(arg string) (string, error) {
-	if strings.HasPrefix(arg, "https://") {
+	if strings.Contains(arg, "://") { // also another scheme, which the link's parser refuses by name: it is no file
 		return arg, nil
 	}
 	b, err := readTrusted(arg, 4096)
@@ -155,9 +155,23 @@ func (a *app) printContext(store *contexts.Store, name string) error {
 		return err
 	}
 	v := viewContext(store, f, name)
-	return a.print(v, func(w *terminal.Writer) {
+	err = a.print(v, func(w *terminal.Writer) {
 		w.Printf("subject\t%s\nserver\t%s\nkey\t%s%s\ncontext\t%s\n", v.Subject, v.Server, v.Key, keyEndText(v.KeyEnds), v.Name)
 	})
+	a.warnOfEnvironment(name)
+	return err
+}
+
+// warnOfEnvironment says that later commands do not use the context of this login, because the environment names another server.
+func (a *app) warnOfEnvironment(name string) {
+	for _, variable := range []string{"WATCHWORD_DATA", "WATCHWORD_CONTEXT"} { // in the order of [app.choose]
+		if value := os.Getenv(variable); value != "" && (variable == "WATCHWORD_DATA" || value != name) {
+			a.err.Printf("warning: %s is set to %s: commands without --context %s go there, not to this server\n", variable, value, name)
+			return
+		} else if value != "" {
+			return
+		}
+	}
 }
 
 // keyEndText says when a key ends, behind its thumbprint; empty for a key without an end.

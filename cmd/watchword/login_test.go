@@ -8,9 +8,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/cmd/internal/contexts"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // newContexts returns the contexts of a user who has none yet, and makes them those of this process.
@@ -84,6 +87,22 @@ func TestLoginLimitsTheServersAnswers(t *testing.T) {
 	}
 }
 
+// The code that an approver sees is the one that they gave, whatever code the server answers with.
+func TestApproverSeesTheirOwnCode(t *testing.T) {
+	for _, key := range []watchword.KeyID{"key", "another"} {
+		stderr := &screen{}
+		a := &app{err: terminal.New(stderr, false)}
+		_, err := a.compareLogin(token.LoginRequest{UserCode: "BCDF-GHJK", Key: "key", Pin: "pin"}, api.Login{UserCode: "XXXX-XXXX", Sign: key}, []string{"pin"})
+		said := stderr.String()
+		if err != nil {
+			said += err.Error()
+		}
+		if (err == nil) != (key == "key") || !strings.Contains(said, "BCDF-GHJK") || strings.Contains(said, "XXXX") {
+			t.Errorf("key %s: %q, %v", key, said, err)
+		}
+	}
+}
+
 // Commands warn of the end of a context's key from a week before.
 func TestEndOfAKeyIsWarnedOf(t *testing.T) {
 	store := newContexts(t)
@@ -116,7 +135,7 @@ func TestEndOfAKeyIsWarnedOf(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got := stderr.String(); (c.want == "") != (got == "") || strings.Count(got, "warning:") > 1 || !strings.Contains(got, c.want) {
+		if got := stderr.String(); (c.want == "") != (got == "") || strings.Count(got, "warning:") > 1 || !strings.Contains(got, c.want) || c.want != "" && !strings.Contains(got, "operator link alice, or service link") {
 			t.Errorf("end %v, now %v: %q, want %q", c.ends, c.now, got, c.want)
 		}
 	}

@@ -132,18 +132,18 @@ func (a *app) compareLogin(r token.LoginRequest, l api.Login, pins []string) (to
 	if (r.Key == "" || r.Pin == "") && (!isTerminal(os.Stdin) || !a.err.IsTerminal()) {
 		return r, usage("a code alone approves nothing: give the link, or --thumbprint and --pin as the person's screen shows them")
 	}
-	a.err.Printf("code      %s, from %s, %s ago\nkey       %s\n", l.UserCode, l.Remote, time.Since(l.CreatedAt).Round(time.Second), l.Sign)
+	a.err.Printf("code      %s, from %s, %s ago\nkey       %s\n", r.UserCode, l.Remote, time.Since(l.CreatedAt).Round(time.Second), l.Sign)
 	if r.Key == "" {
 		r.Key = l.Sign
 	} else if subtle.ConstantTimeCompare([]byte(r.Key), []byte(l.Sign)) != 1 {
-		return r, watchword.Refuse(watchword.Conflict, "the key that you were given is not the key of this login, which another person may have requested; reject it with watchword operator reject %s", l.UserCode)
+		return r, watchword.Refuse(watchword.Conflict, "the key that you were given is not the key of this login, which another person may have requested; reject it with watchword operator reject %s", r.UserCode)
 	}
 	switch {
 	case r.Pin == "":
 		r.Pin = pins[len(pins)-1]
 		a.err.Printf("pin       %s\n", r.Pin)
 	case !slices.Contains(pins, r.Pin):
-		return r, watchword.Refuse(watchword.Conflict, "the person's screen shows the pin of another server than yours: the connection may be intercepted; reject the login with watchword operator reject %s", l.UserCode)
+		return r, watchword.Refuse(watchword.Conflict, "the person's screen shows the pin of another server than yours: the connection may be intercepted; reject the login with watchword operator reject %s", r.UserCode)
 	}
 	return r, nil
 }

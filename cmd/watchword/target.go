@@ -171,7 +171,7 @@ func (a *app) warnOfKeyEnd(store *contexts.Store, name string, now time.Time) er
 	if !now.Before(*c.KeyEnds) {
 		verb = "has ended"
 	}
-	a.err.Printf("warning: the key of context %s %s at %s. An operator makes a link for a new one (watchword operator link %s); then log in with it under another name\n", name, verb, formatTime(*c.KeyEnds), c.Subject)
+	a.err.Printf("warning: the key of context %s %s at %s. An operator makes a link for a new one (%s, or service link for a service); then log in with it under another name\n", name, verb, formatTime(*c.KeyEnds), runnable("watchword operator link "+string(c.Subject)))
 	return nil
 }
 

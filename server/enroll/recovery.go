@@ -27,7 +27,14 @@ func (r Recovery) Check(s *watchword.Subject) error {
 	if !s.IsOwner() {
 		return watchword.Refuse(watchword.Conflict, "id must be that of an owner, or one that was never used: %q is another subject", s.ID)
 	}
-	return MayHaveLink(s, r.Notice.At)
+	if err := MayHaveLink(s, r.Notice.At); err != nil { // no owner can act who would resume it or revoke one of its keys
+		reason := "it is " + string(s.State)
+		if s.State == watchword.Active {
+			reason = "it has as many keys as it may have"
+		}
+		return watchword.Wrap(err, watchword.Conflict, "the owner %q can get no link, since %s: choose another NAME, which becomes an owner", s.ID, reason)
+	}
+	return nil
 }
 
 // Recover makes a link of ten minutes for an owner: a new operator of that id, or an owner that exists, who gets a further key or
