@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -79,13 +80,19 @@ func (k operatorKey) bearer() string {
 // proved sends a request with a token that is bound to the key, and with the proof of it.
 func (k operatorKey) proved(method, path, body, scope string) answer {
 	k.srv.t.Helper()
-	a := k.exchange(k.signer, scope)
+	return k.provedBy(k.signer, method, path, body, scope)
+}
+
+// provedBy sends a request with a token that is bound to the key bind, and with the proof of it.
+func (k operatorKey) provedBy(bind *jose.Signer, method, path, body, scope string) answer {
+	k.srv.t.Helper()
+	a := k.exchange(bind, scope)
 	if a.status != http.StatusOK {
 		k.srv.t.Fatalf("no bound token: %d %s", a.status, a.body)
 	}
 	tok := a.member(k.srv.t, "access_token")
 	return k.srv.send(method, path, body, http.Header{
-		"Authorization": {"DPoP " + tok}, "Dpop": {prove(k.srv.t, k.signer, method, k.srv.url+path, k.srv.nonce(), tok)}, "Content-Type": {"application/json"},
+		"Authorization": {"DPoP " + tok}, "Dpop": {prove(k.srv.t, bind, method, k.srv.url+path, k.srv.nonce(), tok)}, "Content-Type": {"application/json"},
 	})
 }
 
@@ -335,4 +342,120 @@ func TestSessionsEndWithTheirKey(t *testing.T) {
 	lamp := srv.enroll("lamp-1", device.Options{}, nil)
 	must(t, lamp.Publish(ctx, "lux", 1))
 	next(t, kept, "event")
+}
+
+// Every operation that changes which keys a subject has, by the subject itself: a token that is not bound, that is bound to a key
+// which is not the subject's, or that has some of its permissions, changes nothing. So neither a stolen token nor a stolen
+// assertion becomes a key.
+func TestOwnKeysNeedAProofOfAnOwnKey(t *testing.T) {
+	srv := serve(t, func(c *server.Config) { c.Limits.IssueRate = 1 << 20 })
+	ctx := t.Context()
+	made, err := srv.admin.CreateOperator(ctx, "olga", "owner", 0)
+	must(t, err)
+	desktop := srv.enrollKey("olga", made.Enrollment, "desktop")
+	_, foreign := newKey(t, jose.P256)
+	// further gives olga a key to revoke, by another operator.
+	further := func() string {
+		link, err := srv.admin.Operators().Link(ctx, "olga", 0, 0)
+		must(t, err)
+		return string(srv.enrollKey("olga", &link, "further").kid())
+	}
+	for name, operation := range map[string]func() (path, body string){
+		"POST self/link":               func() (string, string) { return "/v1/self/link", "{}" },
+		"POST operators/olga/link":     func() (string, string) { return "/v1/operators/olga/link", "{}" },
+		"DELETE self/keys/K":           func() (string, string) { return "/v1/self/keys/" + further(), "" },
+		"DELETE operators/olga/keys/K": func() (string, string) { return "/v1/operators/olga/keys/" + further(), "" },
+		"POST logins/CODE/approve": func() (string, string) {
+			l := srv.newLoginClient(time.Now).ask()
+			return "/v1/logins/" + l.UserCode + "/approve", object("sign", l.sign.Public().ID(), "pin", l.pin, "id", "olga")
+		},
+	} {
+		method, _, _ := strings.Cut(name, " ")
+		path, body := operation()
+		before := len(mustValue(srv.admin.Operators().Keys(ctx, "olga"))(t))
+		if a := srv.send(method, path, body, http.Header{"Authorization": {"Bearer " + desktop.bearer()}, "Content-Type": {"application/json"}}); a.code != watchword.ProofRequired {
+			t.Errorf("%s with a bearer token: %d %s", name, a.status, a.body)
+		}
+		if a := desktop.provedBy(foreign, method, path, body, ""); a.code != watchword.ProofRequired {
+			t.Errorf("%s with a token that is bound to another key: %d %s", name, a.status, a.body)
+		}
+		if a := desktop.proved(method, path, body, "get,post,put,delete:api:/#"); a.code != watchword.Denied {
+			t.Errorf("%s with some permissions: %d %s", name, a.status, a.body)
+		}
+		if after := len(mustValue(srv.admin.Operators().Keys(ctx, "olga"))(t)); after != before {
+			t.Errorf("%s: %d keys, then %d", name, before, after)
+		}
+		if a := desktop.proved(method, path, body, ""); a.status != http.StatusOK && a.status != http.StatusNoContent {
+			t.Errorf("%s with a proof of the own key: %d %s", name, a.status, a.body)
+		}
+	}
+
+	// The key that an operator approves for itself ends with the key that approved it.
+	link, err := srv.admin.Operators().Link(ctx, "olga", 0, 12*time.Hour)
+	must(t, err)
+	short := srv.enrollKey("olga", &link, "short")
+	l := srv.newLoginClient(time.Now).ask()
+	if a := short.proved("POST", "/v1/logins/"+l.UserCode+"/approve", object("sign", l.sign.Public().ID(), "pin", l.pin, "id", "olga"), ""); a.status != http.StatusOK {
+		t.Fatalf("approving an own login: %d %s", a.status, a.body)
+	}
+	keys, err := srv.admin.Operators().Keys(ctx, "olga")
+	must(t, err)
+	i := slices.IndexFunc(keys, func(k api.DeviceKey) bool { return k.ID == l.sign.Public().ID() })
+	if i < 0 || keys[i].EndsAt == nil || !keys[i].EndsAt.Equal(*link.KeyEndsAt) {
+		t.Errorf("the approved key is %d of %+v, the approving one ends at %s", i, keys, link.KeyEndsAt)
+	}
+	ends := ""
+	for _, e := range srv.allEntries() {
+		if e.Kind == "operator.enroll" && e.Data["sign"] == string(l.sign.Public().ID()) {
+			ends = e.Data["key_ends"]
+		}
+	}
+	if ends != link.KeyEndsAt.UTC().Format(time.RFC3339) { // a restore applies the entry again
+		t.Errorf("the entry says that the key ends at %q", ends)
+	}
+	// Another owner's approval gives the key no end.
+	l = srv.newLoginClient(time.Now).ask()
+	_, err = srv.admin.ApproveLogin(ctx, l.request(), "olga", "", "")
+	must(t, err)
+	keys, err = srv.admin.Operators().Keys(ctx, "olga")
+	must(t, err)
+	if i := slices.IndexFunc(keys, func(k api.DeviceKey) bool { return k.ID == l.sign.Public().ID() }); i < 0 || keys[i].EndsAt != nil {
+		t.Errorf("approved by another owner: %d of %+v", i, keys)
+	}
+}
+
+// A subject that must prove its key is not served for the proof of another key, which needs one stolen assertion and no key of the subject.
+func TestAProofOfAnotherKeyIsNoProof(t *testing.T) {
+	srv := serve(t, nil)
+	ctx := t.Context()
+	d := srv.enroll("lamp-1", device.Options{}, nil)
+	gate := srv.enroll("gate-1", device.Options{}, nil)
+	_, err := srv.admin.ApplyPolicy(ctx, "inspectors", []byte(inspectors), 0)
+	must(t, err)
+	_, foreign := newKey(t, jose.P256)
+	tok := srv.bound(d, foreign)
+	self := func() answer {
+		return srv.send("GET", "/v1/self", "", http.Header{"Authorization": {"DPoP " + tok}, "Dpop": {prove(t, foreign, "GET", srv.url+"/v1/self", srv.nonce(), tok)}})
+	}
+	if a := self(); a.status != http.StatusOK {
+		t.Fatalf("while no proof is required: %d %s", a.status, a.body)
+	}
+	if c, a := srv.introspect(gate, tok); !c.Active {
+		t.Fatalf("introspected while no proof is required: %d %s", a.status, a.body)
+	}
+	_, err = srv.admin.SetProof(ctx, "lamp-1", watchword.RequireProof)
+	must(t, err)
+	if a := self(); a.code != watchword.ProofRequired {
+		t.Errorf("a token that is bound to another key: %d %s", a.status, a.body)
+	}
+	if c, a := srv.introspect(gate, tok); c.Active {
+		t.Errorf("introspected: %s", a.body)
+	}
+	lamp := operatorKey{srv, "lamp-1", deviceSigner(t, d)}
+	if a := lamp.exchange(foreign, ""); a.code != watchword.ProofRequired {
+		t.Errorf("a new one: %d %s", a.status, a.body)
+	}
+	if a := lamp.proved("GET", "/v1/self", "", ""); a.status != http.StatusOK {
+		t.Errorf("with a proof of the own key: %d %s", a.status, a.body)
+	}
 }

@@ -67,7 +67,7 @@ func (svc *Service) introspect(ctx context.Context, t watchword.TenantID, raw st
 		return nil, err
 	}
 	creds := verified.credentials()
-	creds.KeyProved = a.Bound != "" // it is nothing without a proof, wherever it is shown
+	creds.KeyProved = boundToOwnKey(a) // it is nothing without a proof, wherever it is shown
 	authority, err := authorize(ctx, creds)
 	if err != nil {
 		return nil, err

@@ -193,7 +193,7 @@ func (svc *Service) issue(ctx context.Context, c authenticated, req TokenRequest
 	if err := svc.issueRate.Take(subjectRef{t, s.ID}, now); err != nil {
 		return who, err
 	}
-	g, err := svc.requestedGrant(s, c.grant, a, req, now)
+	g, err := svc.requestedGrant(s, c.grant, a, req, p.Key, now)
 	if err != nil {
 		return who, err
 	}
@@ -221,10 +221,11 @@ func mayBind(s *watchword.Subject, key, bound watchword.KeyID) bool {
 	return bound == key || !slices.ContainsFunc(s.Keys, func(k watchword.Key) bool { return k.ID == bound })
 }
 
-// requestedGrant returns what the token for req says, but for its binding to a key. Codes:
+// requestedGrant returns what the token for req says, but for its binding to a key. proved is the key of the DPoP proof, empty
+// without one; the proof of a key that is not the subject's does not count where a proof is required. Codes:
 // proof_required, scope_invalid.
-func (svc *Service) requestedGrant(s *watchword.Subject, current *policy.Grant, a token.Assertion, req TokenRequest, now time.Time) (token.Grant, error) {
-	if req.Proof == nil {
+func (svc *Service) requestedGrant(s *watchword.Subject, current *policy.Grant, a token.Assertion, req TokenRequest, proved watchword.KeyID, now time.Time) (token.Grant, error) {
+	if proved != a.Key {
 		if err := session.RequireProof(s, current); err != nil {
 			return token.Grant{}, err
 		}
@@ -273,7 +274,7 @@ func (svc *Service) AuthenticateAssertion(ctx context.Context, t watchword.Tenan
 	if err := svc.issueRate.Take(subjectRef{t, s.ID}, now); err != nil {
 		return session.Credentials{}, err
 	}
-	g, err := svc.requestedGrant(s, current, a, TokenRequest{}, now)
+	g, err := svc.requestedGrant(s, current, a, TokenRequest{}, "", now)
 	if err != nil {
 		return session.Credentials{}, err
 	}

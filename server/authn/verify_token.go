@@ -75,9 +75,13 @@ func (svc *Service) VerifyDPoP(ctx context.Context, t watchword.TenantID, raw st
 		return session.Credentials{}, err
 	}
 	creds := verified.credentials()
-	creds.KeyProved = true
+	creds.KeyProved, creds.BindingProved = boundToOwnKey(verified.access), true
 	return creds, nil
 }
+
+// boundToOwnKey reports whether a proof of the key that the token is bound to proves the subject's key. A token may be bound to a
+// key that is not the subject's: the holder of that key proves that it may use the token, and nothing about the subject.
+func boundToOwnKey(a *token.Access) bool { return a.Bound != "" && a.Bound == a.Key }
 
 // VerifyPoP is [Service.VerifyBearer] for a connection that is about to prove the key
 // which the token's key claim names. A token that is bound to that key passes, one

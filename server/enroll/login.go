@@ -77,7 +77,8 @@ type LoginApproval struct {
 }
 
 // ApproveLogin makes the key of a login one of the operator a.ID: a new one with a.Role, or one that exists. The operator of
-// an active key keeps the keys it has. Of two concurrent decisions one succeeds.
+// an active key keeps the keys it has. The key that an operator approves for itself ends at the latest with the key that the act
+// was authorized with. Of two concurrent decisions one succeeds.
 //
 // Codes: bad_request; not_found for a code that is unknown or over; conflict where the thumbprint or the pin is another one,
 // the login is decided, or the operator is suspended or has too many keys; exceeds_own, token_too_large.
@@ -113,7 +114,9 @@ func (svc *Service) ApproveLogin(ctx context.Context, by session.Actor, a LoginA
 	case a.Role != "":
 		err = watchword.RefuseField("role", "must be empty, since the operator %q exists and has the role %s", a.ID, out.Subject.Role)
 	default:
-		err = svc.checkComesBack(ctx, by, out.Subject)
+		if err = svc.checkComesBack(ctx, by, out.Subject); err == nil && givesItself(by, a.ID) {
+			out.KeyEnds, err = endOfActingKey(by, &out.Subject, now)
+		}
 	}
 	if err != nil {
 		return watchword.Subject{}, err

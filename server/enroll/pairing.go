@@ -110,6 +110,7 @@ type Approval struct {
 	Subject     watchword.Subject // with tenant, id, and labels where it is added
 	Create      bool              // the subject is added; else it is there already
 	KeyName     string            // [watchword.Key.Name] of the signing key
+	KeyEnds     time.Time         // [watchword.Key.Ends] of the signing key, in whole seconds; zero for none
 	AnswerUntil time.Time         // how long the device may fetch its answer
 }
 

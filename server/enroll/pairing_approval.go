@@ -101,6 +101,9 @@ func (svc *Service) approve(ctx context.Context, by session.Actor, p Pairing, a 
 		if a.KeyName != "" {
 			e = e.With("name", a.KeyName)
 		}
+		if !a.KeyEnds.IsZero() {
+			e = e.With("key_ends", a.KeyEnds.UTC().Format(time.RFC3339))
+		}
 		if p.Seal.ID != "" {
 			e = e.With("seal", string(p.Seal.ID), "seal_jwk", string(p.Seal.JWK))
 		}

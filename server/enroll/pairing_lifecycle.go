@@ -67,6 +67,7 @@ func (p Pairing) Approve(a Approval, by watchword.SubjectID, s watchword.Subject
 	}
 	p.Sign.State, p.Seal.State = watchword.KeyActive, watchword.KeyActive
 	p.Sign.Added, p.Seal.Added, p.Sign.Name = now, now, a.KeyName
+	p.Sign.Ends = a.KeyEnds
 	var err error
 	if s.Kind == watchword.Operator && s.State == watchword.Active {
 		s, err = s.AddSigningKey(p.Sign, now)

@@ -147,12 +147,10 @@ func (svc *Service) CreateLink(ctx context.Context, by session.Actor, id watchwo
 		return Link{}, err
 	}
 	by = by.On(&s)
-	if id == by.Subject && by.Versions.Compared() {
-		k, ok := s.SignKey(by.Key, now)
-		if !ok {
-			return Link{}, watchword.Refuse(watchword.TokenRevoked, "the key of the access token is not valid any more")
+	if givesItself(by, id) {
+		if l.KeyEnds, err = endOfActingKey(by, &s, now); err != nil {
+			return Link{}, err
 		}
-		l.KeyEnds = k.Ends
 	} else if err := svc.checkComesBack(ctx, by, s); err != nil {
 		return Link{}, err
 	}
@@ -165,6 +163,22 @@ func (svc *Service) CreateLink(ctx context.Context, by session.Actor, id watchwo
 		e = e.With("key_ends", link.KeyEnds.UTC().Format(time.RFC3339))
 	}
 	return link, svc.store.AddCode(ctx, code, e)
+}
+
+// givesItself reports whether an actor that gives a key to id gives it to itself. It is false for the server and for a process with
+// access to the data folder.
+func givesItself(by session.Actor, id watchword.SubjectID) bool {
+	return id == by.Subject && by.Versions.Compared()
+}
+
+// endOfActingKey returns the end of the key that the act of s was authorized with: a key that a subject gives itself ends with it
+// at the latest, so that the end of a key limits what its holder can do. It is zero for a key without an end. Code: token_revoked.
+func endOfActingKey(by session.Actor, s *watchword.Subject, now time.Time) (time.Time, error) {
+	k, ok := s.SignKey(by.Key, now)
+	if !ok {
+		return time.Time{}, watchword.Refuse(watchword.TokenRevoked, "the key of the access token is not valid any more")
+	}
+	return k.Ends, nil
 }
 
 // checkComesBack refuses to let a subject enroll for an actor that may not act on it or may not give what it has.

@@ -138,6 +138,9 @@ func (a *API) approveLogin(ctx context.Context, c *caller, code string, in api.A
 			return watchword.Subject{}, err
 		}
 	}
+	if err := checkOwnKeys(c, watchword.SubjectID(in.ID)); err != nil {
+		return watchword.Subject{}, err
+	}
 	return a.Enrollment.ApproveLogin(ctx, c.actor, enroll.LoginApproval{
 		UserCode: code, Sign: watchword.KeyID(in.Sign), Pin: in.Pin, ID: watchword.SubjectID(in.ID), Role: in.Role, KeyName: in.Name,
 	}, a.Now())

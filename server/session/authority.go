@@ -20,9 +20,11 @@ type Credentials struct {
 	IssuerKey   watchword.KeyID // the issuer key that signed the token
 	Issued      time.Time
 	Expires     time.Time
-	// KeyProved says that the client proved its key on this request or connection, beyond
-	// presenting the token.
+	// KeyProved says that the client proved Key on this request or connection, beyond
+	// presenting the token. The proof of another key, which the token is bound to, does not count.
 	KeyProved bool
+	// BindingProved says that the token is bound to a key, Key or another one, which was proved on this request (RFC 9449).
+	BindingProved bool
 	// Permissions is the compiled perm and deny claims of the token.
 	Permissions *policy.Grant
 
@@ -131,7 +133,7 @@ func (a *Authority) JTI() string { return a.credentials.JTI }
 // Expires returns when the authority ends by itself: when the token expires, or at the end of its key where that comes first.
 func (a *Authority) Expires() time.Time { return a.ends }
 
-// KeyProved reports whether the key was proved on this request or connection.
+// KeyProved reports whether [Authority.Key] was proved on this request or connection.
 func (a *Authority) KeyProved() bool { return a.credentials.KeyProved }
 
 // Token returns the token's own permissions.

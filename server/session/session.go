@@ -224,7 +224,7 @@ func (s *Session) Refresh(ctx context.Context, p Credentials) error {
 	if err := s.checkSameHolder(p); err != nil {
 		return err
 	}
-	p.KeyProved = s.credentials.KeyProved
+	p.KeyProved, p.BindingProved = s.credentials.KeyProved, s.credentials.BindingProved
 	if !p.Expires.After(s.credentials.Expires) {
 		if err := s.checkRefreshLocked(ctx, p); watchword.CodeOf(err) == watchword.Denied {
 			return err // compared in whole seconds, so that the answer does not depend on when in a second the token was issued
@@ -249,7 +249,7 @@ func (s *Session) CheckRefresh(ctx context.Context, p Credentials) error {
 	if err := s.checkSameHolder(p); err != nil {
 		return err
 	}
-	p.KeyProved = s.credentials.KeyProved
+	p.KeyProved, p.BindingProved = s.credentials.KeyProved, s.credentials.BindingProved
 	return s.checkRefreshLocked(ctx, p)
 }
 
@@ -267,7 +267,7 @@ func (s *Session) checkSameHolder(p Credentials) error {
 	if p.Tenant != s.credentials.Tenant || p.Subject != s.credentials.Subject || p.Key != s.credentials.Key {
 		return watchword.Refuse(watchword.Denied, "sub and key of the token must be those of the session")
 	}
-	if s.credentials.KeyProved && !p.KeyProved {
+	if s.credentials.KeyProved && !p.KeyProved || s.credentials.BindingProved && !p.BindingProved {
 		return watchword.Refuse(watchword.ProofRequired, "the session was opened with a proof of the key: refresh it with a proof")
 	}
 	if s.ended.Load() || !s.started {
