@@ -168,7 +168,7 @@ func (r RestoreOptions) step(ctx context.Context, data, sum string, o Options, o
 	if err != nil {
 		return err
 	}
-	step := sqlite.Restore{RestoredState: state, Replay: out.Found.Replay, Now: now, AcceptLoss: r.AcceptLoss, First: audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(audit.LogRestore, state.Instance.LogOrigin, now, map[string]string{
+	step := sqlite.Restore{RestoredState: state, Replay: out.Found.Replay, Journal: out.Found.Journal, Now: now, AcceptLoss: r.AcceptLoss, First: audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(audit.LogRestore, state.Instance.LogOrigin, now, map[string]string{
 		"origin": out.Manifest.Log.Origin, "size": strconv.FormatInt(out.Manifest.Log.Size, 10), "root": out.Manifest.Log.Hash, "checkpoint": string(last.Note),
 		"epoch": strconv.FormatInt(state.Instance.Epoch, 10), "epoch_before": strconv.FormatInt(before, 10), "backup": sum, "made": out.Manifest.Made.UTC().Format(time.RFC3339),
 		"source": string(out.Found.Kind), "accept_loss": strconv.FormatBool(r.AcceptLoss),

@@ -18,6 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/backup"
+	"github.com/watchword-iot/watchword/server/keyring"
 	"github.com/watchword-iot/watchword/server/registry"
 	"github.com/watchword-iot/watchword/server/sqlite"
 )
@@ -42,7 +43,8 @@ type RestoreSource struct {
 	Missing int64         // entries after the backup that the source proves and whose content it does not have
 	Damage  string        // why entries after To cannot be read; empty: there are none known
 	Replay  []audit.Entry // changes of authority after the backup, to be applied again
-	Journal []audit.Entry // likewise, of journals, which have applied them
+	Journal []audit.Entry // likewise, of journals, which have applied them, with those of the server's keys and addresses
+	Lost    []audit.Entry // changes of the server's root, TLS authority and addresses after the backup, which only a journal has whole
 	Epoch   int64         // of the old data folder; 0: not known
 	// Warnings are what was passed over and has nothing that could be lost.
 	Warnings []string
@@ -62,8 +64,43 @@ func (f RestoreSource) checkLoss(accepted bool) error {
 		return watchword.Refuse(watchword.Conflict, "the log is readable up to entry %d (%s), and what was done after it is not known: %s%s", f.To, f.Damage, what, how)
 	case f.Missing > 0:
 		return watchword.Refuse(watchword.Conflict, "%d entries of the log after the backup are known to be missing, and not what they are: %s%s", f.Missing, what, how)
+	case len(f.Lost) > 0:
+		var list []string
+		for _, e := range f.Lost[:min(len(f.Lost), mostListed)] {
+			list = append(list, fmt.Sprintf("%s %s %s (entry %d)", e.Kind, e.Data["role"], e.Object, e.Seq))
+		}
+		return watchword.Refuse(watchword.Conflict, "%d changes of the server's own keys or addresses after the backup would be lost, so that a root or TLS authority that was revoked, or a former address, is the current one again: %s; name the journals with --log, which have them, or accept the loss with --accept-loss", len(f.Lost), strings.Join(list, "; "))
 	}
 	return nil
+}
+
+// mostListed is the most entries that an error lists.
+const mostListed = 20
+
+// outlastsRestore reports whether an act changed authority that a restore does not end anyway: it ends tokens and links, and signs
+// a bundle.
+func outlastsRestore(e audit.Entry) bool {
+	refs, _ := backup.Changed(e)
+	if len(refs) == 0 {
+		return false
+	}
+	switch audit.KindOfDevice(e.Kind) {
+	case audit.ServerStart, audit.BundleSign, audit.LogRestore, audit.TokenRevoke, audit.DeviceLink, audit.OperatorRecover:
+		return false
+	}
+	return true
+}
+
+// lostWithoutRows reports whether an act is lost in a restore that has its entry and not the rows that it changed.
+func lostWithoutRows(e audit.Entry) bool {
+	if !outlastsRestore(e) || registry.Replayable(e) {
+		return false
+	}
+	switch e.Kind {
+	case audit.KeyCreate, audit.KeyActivate, audit.KeyRetire, audit.KeyErase, audit.KeyRevoke, audit.KeyMove:
+		return !keyring.RestoreReplaces(keyring.Role(e.Data["role"]))
+	}
+	return true
 }
 
 // readSource reads what was done after the backup that is open in s.
@@ -121,7 +158,7 @@ func (s *Server) applyJournals(ctx context.Context, paths []string, o RestoreOpt
 			if err != nil {
 				return watchword.Wrap(err, watchword.BackupInvalid, "entry %d of the journal is damaged", e.Seq)
 			}
-			if registry.Replayable(entry) && entry.Seq > m.Log.Size {
+			if outlastsRestore(entry) && entry.Seq > m.Log.Size {
 				out.Journal = append(out.Journal, entry)
 			}
 		}
@@ -186,6 +223,9 @@ func (r *sourceReader) take(rec audit.Record) error {
 	e, err := rec.Entry()
 	if err != nil {
 		return err
+	}
+	if lostWithoutRows(e) {
+		r.out.Lost = append(r.out.Lost, e)
 	}
 	if registry.Replayable(e) {
 		r.out.Replay = append(r.out.Replay, e)

@@ -101,6 +101,9 @@ func newRestoredBackup(data string, done server.RestoredBackup) restoredBackup {
 			out.Unapplied = append(out.Unapplied, replayedEntry{e.Entry.Seq, e.Entry.Kind, e.Entry.Object, e.Err.Error()})
 		}
 	}
+	for _, e := range done.Found.Lost {
+		out.Unapplied = append(out.Unapplied, replayedEntry{e.Seq, e.Kind, e.Object, "the server has its root, TLS authority and addresses of the backup"})
+	}
 	return out
 }
 

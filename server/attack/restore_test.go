@@ -365,6 +365,12 @@ func TestSourcesOfARestore(t *testing.T) {
 			if got := strings.Join([]string{a, cmp.Or(b.Labels["site"], "-"), c, enrolled, strconv.Itoa(len(ps))}, " "); got != tc.states {
 				t.Errorf("got %s, want %s", got, tc.states)
 			}
+			if n := replayedEntries(t, r.Data, audit.DeviceRevoke); n != 1 && a == "revoked" || n != 0 && a != "revoked" {
+				t.Errorf("%d entries of the revocation that was applied again", n)
+			}
+			if n := replayedEntries(t, r.Data, audit.DeviceEnroll); n != 1 && enrolled == "active" {
+				t.Errorf("%d entries of the enrollment that was applied again", n)
+			}
 			sign, seal := late.Keys()
 			if k, ok := is.SealKey(time.Now()); enrolled == "active" && (!ok || k.ID != seal.ID() || is.Keys[0].ID != sign.ID() || is.Labels["kind"] != "lamp") {
 				t.Errorf("the device that enrolled after the backup has keys %v and labels %v", is.Keys, is.Labels)
@@ -384,6 +390,56 @@ func damage(t *testing.T, dir, kind string) int64 {
 	_, err = db.Exec(`UPDATE audit_entries SET body = CAST('{}' AS BLOB) WHERE seq = ?`, seq)
 	must(t, err)
 	return seq - 1
+}
+
+// replayedEntries returns how many entries of a kind say that they were applied again.
+func replayedEntries(t *testing.T, dir, kind string) (n int) {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, "watchword.db")+"?mode=ro")
+	must(t, err)
+	defer db.Close()
+	must(t, db.QueryRow(`SELECT count(*) FROM audit_entries WHERE instr(body, ?) > 0 AND instr(body, '"replayed_entry"') > 0`, `"kind":"`+kind+`"`).Scan(&n))
+	return n
+}
+
+// A log has no keys: a restore from a folder says which changes of the root, the TLS authority and the addresses it loses. The
+// journal has them.
+func TestARestoreSaysWhichServerKeysItLoses(t *testing.T) {
+	s := newRestoreSite(t)
+	old, journal := filepath.Join(t.TempDir(), "old"), t.TempDir()
+	s.change = func(c *server.Config) {
+		c.Backup.Journal, c.Backup.Recipients = journal, []string{s.identity.Recipient().String()}
+	}
+	srv := s.serve(old)
+	file := s.backup(old)
+	_, err := srv.admin.RotateKey(t.Context(), "issuer", true)
+	must(t, err)
+	srv.stop()
+	r := s.options(file)
+	r.Source = old
+	if done := s.restore(r, server.Options{}); len(done.Found.Lost) != 0 {
+		t.Errorf("a key that the restore replaces is lost: %v", done.Found.Lost)
+	}
+	srv = s.serve(old)
+	ca, err := srv.admin.RotateKey(t.Context(), "ca", true)
+	must(t, err)
+	srv.stop()
+	r = s.options(file)
+	r.Source = old
+	_, err = server.RestoreBackup(t.Context(), r, server.Options{})
+	wants(t, "a lost TLS authority", err, watchword.Conflict)
+	if err != nil && !strings.Contains(err.Error(), audit.KeyCreate+" ca "+string(ca.ID)) {
+		t.Errorf("it does not name the key: %v", err)
+	}
+	r.AcceptLoss = true
+	if done := s.restore(r, server.Options{}); len(done.Found.Lost) == 0 {
+		t.Error("the loss that was accepted is not listed")
+	}
+	r = s.options(file)
+	r.Source = journal
+	if done := s.restore(r, server.Options{}); len(done.Found.Lost) != 0 || replayedEntries(t, r.Data, audit.KeyCreate) == 0 {
+		t.Errorf("lost with the journal: %v; %d entries of keys", done.Found.Lost, replayedEntries(t, r.Data, audit.KeyCreate))
+	}
 }
 
 // Two restores of one backup are two servers: neither has the other's epoch, keys or log.

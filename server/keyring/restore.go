@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"slices"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -12,6 +13,9 @@ import (
 // be in other hands. The log key is replaced since the restored log is another log. Devices know the root and the TLS
 // authority, which stay; an operator rotates them if the disk was stolen.
 var restoredRoles = []Role{Issuer, Command, Time, Log}
+
+// RestoreReplaces reports whether a restore replaces all keys of a role, so that it does not matter which ones there were.
+func RestoreReplaces(r Role) bool { return slices.Contains(restoredRoles, r) }
 
 // RestoredState is the server's own state after a restore from a backup.
 type RestoredState struct {

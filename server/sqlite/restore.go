@@ -19,7 +19,9 @@ type Restore struct {
 	keyring.RestoredState
 	First  audit.Entry   // log.restore: the first entry after those of the backup
 	Replay []audit.Entry // changes of authority after the backup, in their order
-	Now    time.Time
+	// Journal are changes of authority after the backup whose rows are in the store: they only get their entries.
+	Journal []audit.Entry
+	Now     time.Time
 	// AcceptLoss says that changes that cannot be applied are lost; without it, one of them ends the restore.
 	AcceptLoss bool
 }
@@ -56,6 +58,11 @@ func (s *Store) Restore(ctx context.Context, r Restore) (out Restored, err error
 		}
 		if err := t.addEntry(r.First); err != nil {
 			return out, err
+		}
+		for _, e := range r.Journal {
+			if err := t.addEntry(replayedEntry(e)); err != nil {
+				return out, err
+			}
 		}
 		if err := t.addEntry(r.Entries...); err != nil {
 			return out, err
@@ -155,9 +162,14 @@ func (t *tx) replay(e audit.Entry) error {
 	if err != nil || !changed {
 		return err
 	}
+	return t.addEntry(replayedEntry(e))
+}
+
+// replayedEntry returns the entry of a change that was applied again.
+func replayedEntry(e audit.Entry) audit.Entry {
 	again := e.With(registry.ReplayedData(e)...)
 	again.Actor, again.Key, again.Trace, again.Versions = "", "", "", watchword.AuthorityVersions{}
-	return t.addEntry(again)
+	return again
 }
 
 func (t *tx) replayAct(e audit.Entry) (changed bool, err error) {
