@@ -16,6 +16,7 @@ import (
 
 // whole are answers that hold a list and are not one: what is in them has a bound of its own.
 var whole = map[string]string{
+	"/v1/address":             "the server's issuers: 16",
 	"/v1/devices/{id}":        "one device: 16 keys, 256 functions of 96 KiB together, 8 sessions",
 	"/v1/operators/{id}":      "one operator: 32 keys, 8 sessions",
 	"/v1/services/{id}":       "one service: 32 keys, 8 sessions",
