@@ -157,6 +157,9 @@ func (r RestoreOptions) step(ctx context.Context, data, sum string, o Options, o
 	if r.Epoch != 0 && r.Epoch <= newest {
 		return watchword.RefuseField("--epoch", "must be higher than %d, the highest epoch that the backup or the source knows", newest)
 	}
+	if r.Epoch > keyring.MaxEpoch {
+		return watchword.RefuseField("--epoch", "must be at most %d", int64(keyring.MaxEpoch))
+	}
 	if err := out.Found.checkLoss(r.AcceptLoss); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit/ledger"
@@ -249,9 +250,14 @@ func (r *sourceReader) finish() (RestoreSource, error) {
 }
 
 // readOldFolder reads the log in the data folder of the old server, which may be damaged: then up to the first entry that cannot be
-// read. It changes nothing there.
+// read. It changes nothing there. Code: folder_in_use while a server runs on it, which would go on changing what was read.
 func (s *Server) readOldFolder(ctx context.Context, dir string, m backup.Manifest) (_ RestoreSource, err error) {
 	r := newSourceReader(FolderSource, m)
+	lock, err := lockOldFolder(dir)
+	if err != nil {
+		return r.out, err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
 	f, err := sqlite.OpenLog(ctx, filepath.Join(dir, databaseFile))
 	if err != nil {
 		return r.out, err
@@ -273,6 +279,26 @@ func (s *Server) readOldFolder(ctx context.Context, dir string, m backup.Manifes
 		return r.out, err
 	}
 	return r.out, s.checkOldCheckpoint(dir, r)
+}
+
+// lockOldFolder locks a data folder that is only read. A folder without a lock file was never opened by a server since it is where it
+// is, and no server runs on one in which nothing can be written. Code: folder_in_use.
+func lockOldFolder(dir string) (io.Closer, error) {
+	path := filepath.Join(dir, lockFile)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return io.NopCloser(nil), nil
+	}
+	lock, err := durable.Lock(path)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		return io.NopCloser(nil), nil
+	}
+	if watchword.CodeOf(err) == watchword.FolderInUse {
+		return nil, watchword.Wrap(err, watchword.FolderInUse, "a server runs on %s: stop it first, since it goes on changing what the restore reads", dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return lock, nil
 }
 
 // checkOldCheckpoint compares the entries of the old folder with the checkpoint beside its database.

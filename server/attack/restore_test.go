@@ -276,6 +276,10 @@ func TestSourcesOfARestore(t *testing.T) {
 	must(t, srv.admin.ExportLog(ctx, admin.LogQuery{Kind: audit.DeviceRevoke}, &some))
 	note, err := srv.admin.LogFile(ctx, "checkpoint")
 	must(t, err)
+	running := s.options(file)
+	running.Source = old
+	_, err = server.RestoreBackup(ctx, running, server.Options{})
+	wants(t, "the folder of a server that runs", err, watchword.FolderInUse)
 	srv.stop()
 	put := func(name string, b []byte) string {
 		path := filepath.Join(dir, name)
@@ -325,6 +329,7 @@ func TestSourcesOfARestore(t *testing.T) {
 		{"the journal beside an empty one", emptyJournal, false, 0, "", "revoked two - active 1"},
 		{"what is not there", filepath.Join(dir, "none"), true, 0, watchword.NotFound, ""},
 		{"an epoch that is not higher", old, false, 1, watchword.BadRequest, ""},
+		{"an epoch above the highest", old, false, 1<<40 + 1, watchword.BadRequest, ""},
 		{"a later epoch", old, false, 1 << 40, "", "revoked two - active 1"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -33,6 +33,9 @@ func (r *Ring) RestoredState(by audit.Actor, epoch int64, now time.Time) (out Re
 	if epoch <= r.NewestEpoch() {
 		return out, watchword.Refuse(watchword.Conflict, "the epoch must be higher than %d", r.NewestEpoch())
 	}
+	if epoch > MaxEpoch {
+		return out, watchword.Refuse(watchword.Conflict, "the epoch must be at most %d", int64(MaxEpoch))
+	}
 	ks := r.state.Load()
 	out.Instance = r.instance
 	out.Instance.Epoch, out.Instance.LogOrigin, out.Instance.SupersededBy = epoch, watchword.RestoredLogOrigin(r.instance.Issuer, epoch), 0

@@ -11,6 +11,10 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
+// MaxEpoch is the highest epoch that a restore chooses, and that a bundle which a subject hands in may have. Epochs are minutes, so
+// it leaves room for a million years, and stays below the largest integer of JSON (2^53): no bundle can take all epochs away.
+const MaxEpoch = 1 << 40
+
 // CheckNotSuperseded returns an error if another server was restored from a backup of this one: a bundle of a higher epoch,
 // signed by a root of this server, was shown to it. Such a server orders and delivers no commands: the devices belong to the
 // restored one. Only a restore with a higher epoch ends that. Code: superseded.
@@ -45,6 +49,9 @@ func (r *Rotator) ReceiveBundle(ctx context.Context, by audit.Actor, raw string,
 	t, err := token.VerifyNextTrust(raw, own, time.Time{})
 	if err != nil {
 		return watchword.WrapRefusal(err, watchword.BundleInvalid, "the trust bundle is not valid, or not of this server")
+	}
+	if t.Epoch > MaxEpoch {
+		return watchword.Refuse(watchword.BundleInvalid, "the trust bundle has epoch %d, and the highest is %d", t.Epoch, int64(MaxEpoch))
 	}
 	if t.Epoch <= max(r.ring.Epoch(), r.ring.supersededBy.Load()) {
 		return nil
