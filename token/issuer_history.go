@@ -1,7 +1,10 @@
 package token
 
 import (
+	"net/netip"
+	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -45,6 +48,29 @@ func (t Trust) IssuerNames() []string {
 		}
 	}
 	return names
+}
+
+// HasHost reports whether a host name or an IP address is that of an issuer which the server accepts at a time: of the current one, or
+// of a former one before its end. After that the name may belong to another party. The port does not count, since a certificate has none.
+func (t Trust) HasHost(host string, now time.Time) bool {
+	if sameHost(t.Issuer, host) {
+		return true
+	}
+	return slices.ContainsFunc(t.History, func(p IssuerPeriod) bool { return now.Before(p.Until) && sameHost(p.Issuer, host) })
+}
+
+// sameHost reports whether the host of an issuer is this one: names without regard to case or a final dot, IP addresses in any form.
+func sameHost(issuer, host string) bool {
+	u, err := url.Parse(issuer)
+	if err != nil || u.Hostname() == "" {
+		return false
+	}
+	a, aerr := netip.ParseAddr(u.Hostname())
+	b, berr := netip.ParseAddr(host)
+	if aerr == nil && berr == nil {
+		return a.Unmap() == b.Unmap()
+	}
+	return strings.EqualFold(strings.TrimSuffix(u.Hostname(), "."), strings.TrimSuffix(host, "."))
 }
 
 type issuerClaim struct {

@@ -124,3 +124,22 @@ func TestClaimedIssuer(t *testing.T) {
 		t.Errorf("one issuer alone: %s", got)
 	}
 }
+
+// A bundle's host is that of its issuer, or of a former one until its end, whatever the port, the path and the form are.
+func TestHasHost(t *testing.T) {
+	now := time.Unix(1_790_000_000, 0)
+	b := token.Trust{Issuer: "https://hub.example:8443/t/plant", History: []token.IssuerPeriod{
+		{Issuer: "https://ended.example", Until: now}, {Issuer: "https://[2001:db8::1]", Until: now.Add(time.Second)}, {Issuer: "https://hub.example:8443/t/plant"},
+	}}
+	for host, want := range map[string]bool{
+		"hub.example": true, "HUB.Example.": true, "2001:db8:0::1": true,
+		"": false, "ended.example": false, "2001:db8::2": false, "a.hub.example": false, "hub.example.evil": false, "xhub.example": false, "example": false,
+	} {
+		if got := b.HasHost(host, now); got != want {
+			t.Errorf("%q: %v", host, got)
+		}
+	}
+	if (token.Trust{}).HasHost("", now) || (token.Trust{Issuer: "hub.example"}).HasHost("", now) {
+		t.Error("an issuer without a host has the empty one")
+	}
+}

@@ -11,7 +11,7 @@ func (a *app) agentPair() *cobra.Command {
 	c := &cobra.Command{Use: "pair URL --dir DIR", Short: "Make keys, show a code and wait for an operator's approval", Args: positional(cobra.ExactArgs(1))}
 	dir := dirFlag(c)
 	id := c.Flags().String("id", "", "id that the device requests; the operator may choose another")
-	pin := c.Flags().String("pin", "", "pin of the server's root, from watchword trust pin; not needed where the server has a public certificate")
+	pin := c.Flags().String("pin", "", "pin of the server's root, from watchword trust pin; not needed where the server has a public certificate and the URL is its public_url")
 	sign := c.Flags().String("sign", "P-256", "curve of the signing key: P-256 or Ed25519")
 	seal := c.Flags().String("seal", "P-256", "curve of the sealing key: P-256 or X25519")
 	c.RunE = func(c *cobra.Command, args []string) error {

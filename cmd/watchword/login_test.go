@@ -12,6 +12,7 @@ import (
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/cmd/internal/contexts"
 	"github.com/watchword-iot/watchword/internal/terminal"
+	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -137,6 +138,44 @@ func TestEndOfAKeyIsWarnedOf(t *testing.T) {
 		}
 		if got := stderr.String(); (c.want == "") != (got == "") || strings.Count(got, "warning:") > 1 || !strings.Contains(got, c.want) || c.want != "" && !strings.Contains(got, "operator link alice, or service link") {
 			t.Errorf("end %v, now %v: %q, want %q", c.ends, c.now, got, c.want)
+		}
+	}
+}
+
+// An approver refuses a link with the address of another server, where the certificate of any host would have been enough for the
+// client of the person.
+func TestApproveComparesTheAddressOfTheLink(t *testing.T) {
+	root, err := jose.GenerateKey(jose.P256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	bundle := token.Trust{Issuer: "https://hub.example:8443", Roots: []*jose.PublicKey{root.Public()}, WebPKI: true, History: []token.IssuerPeriod{
+		{Issuer: "https://ended.example", Until: now.Add(-time.Second)}, {Issuer: "https://former.example", Until: now.Add(time.Hour)}, {Issuer: "https://hub.example:8443"},
+	}}
+	own := bundle
+	own.WebPKI = false
+	for _, c := range []struct {
+		server string
+		bundle token.Trust
+		want   watchword.Code
+	}{
+		{"https://hub.example:8443", bundle, ""},
+		{"https://HUB.example.", bundle, ""},
+		{"https://hub.example/t/plant", bundle, ""},
+		{"https://former.example", bundle, ""},
+		{"", bundle, ""}, // a code alone
+		{"https://ended.example", bundle, watchword.Conflict},
+		{"https://hub-example.evil", bundle, watchword.Conflict},
+		{"https://192.0.2.1:8443", bundle, watchword.Conflict},
+		{"https://192.0.2.1:8443", own, ""},
+	} {
+		stderr := &screen{}
+		a := &app{err: terminal.New(stderr, false)}
+		r := token.LoginRequest{Server: c.server, UserCode: "BCDF-GHJK", Key: root.Public().ID(), Pin: token.TrustPin(root.Public())}
+		_, err := a.compareLogin(r, api.Login{UserCode: r.UserCode, Sign: r.Key}, c.bundle, now)
+		if watchword.CodeOf(err) != c.want || c.want != "" && !strings.Contains(err.Error(), bundle.Issuer) {
+			t.Errorf("%q, public Web PKI %v: %v", c.server, c.bundle.WebPKI, err)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/subtle"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/rest"
 	"github.com/watchword-iot/watchword/internal/terminal"
+	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -79,7 +81,7 @@ func (a *app) operatorApprove() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		pins, err := serverPins(c.Context(), cl)
+		t, err := serverTrust(c.Context(), cl)
 		if err != nil {
 			return err
 		}
@@ -87,7 +89,7 @@ func (a *app) operatorApprove() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if r, err = a.compareLogin(r, l, pins); err != nil {
+		if r, err = a.compareLogin(r, l, t, time.Now()); err != nil {
 			return err
 		}
 		question := "approve this key as the new operator " + args[1] + " with the role " + *role
@@ -117,20 +119,39 @@ func loginRequest(arg, key, pin string) (token.LoginRequest, error) {
 	return token.ParseLoginLink(arg)
 }
 
-// serverPins returns the pins of the roots of the server that commands talk to, the newest last. TLS authenticates the answer.
-func serverPins(ctx context.Context, cl *admin.Client) ([]string, error) {
+// serverTrust returns the trust bundle of the server that commands talk to. TLS authenticates the answer. Code: bundle_invalid.
+func serverTrust(ctx context.Context, cl *admin.Client) (token.Trust, error) {
 	res, err := cl.Rest().WithoutTokens().Do(ctx, rest.Request{Method: http.MethodGet, Path: "/v1/trust", Max: watchword.MaxBundle})
 	if err != nil {
-		return nil, err
+		return token.Trust{}, err
 	}
-	return token.TrustPinsOfBundle(string(res.Body))
+	t, err := token.ReadTrust(string(res.Body))
+	if err == nil && len(t.Roots) == 0 {
+		err = watchword.Refuse(watchword.BundleInvalid, "the trust bundle must name a root")
+	}
+	return t, err
 }
 
-// compareLogin refuses a request whose key is not that of the login, or whose pin is not that of the server. It shows the login,
+// checkLoginServer refuses a link that names another server than that of the bundle t. The client of the person refuses such a server
+// too, unless it is of an earlier build. Where the bundle has no public Web PKI, the person's client has seen a certificate of the server's own
+// authority, so each name of the server counts. Code: conflict.
+func checkLoginServer(r token.LoginRequest, t token.Trust, now time.Time) error {
+	u, err := url.Parse(r.Server)
+	if err == nil && (r.Server == "" || !t.WebPKI || t.HasHost(u.Hostname(), now)) {
+		return nil
+	}
+	return watchword.Wrap(err, watchword.Conflict, "the link names the server %s, and the address of yours is %s: the connection may be intercepted; reject the login with watchword operator reject %s, and have the person log in with %s", r.Server, t.Issuer, r.UserCode, t.Issuer)
+}
+
+// compareLogin refuses a request whose key is not that of the login, or whose pin or address is not that of the server, of which t is the
+// trust bundle. It shows the login,
 // and returns the request to approve. Without a key or a pin the person at the terminal compares those that are shown.
-func (a *app) compareLogin(r token.LoginRequest, l api.Login, pins []string) (token.LoginRequest, error) {
+func (a *app) compareLogin(r token.LoginRequest, l api.Login, t token.Trust, now time.Time) (token.LoginRequest, error) {
 	if (r.Key == "" || r.Pin == "") && (!isTerminal(os.Stdin) || !a.err.IsTerminal()) {
 		return r, usage("a code alone approves nothing: give the link, or --thumbprint and --pin as the person's screen shows them")
+	}
+	if err := checkLoginServer(r, t, now); err != nil {
+		return r, err
 	}
 	a.err.Printf("code      %s, from %s, %s ago\nkey       %s\n", r.UserCode, l.Remote, time.Since(l.CreatedAt).Round(time.Second), l.Sign)
 	if r.Key == "" {
@@ -140,9 +161,9 @@ func (a *app) compareLogin(r token.LoginRequest, l api.Login, pins []string) (to
 	}
 	switch {
 	case r.Pin == "":
-		r.Pin = pins[len(pins)-1]
+		r.Pin = token.TrustPin(t.Roots[len(t.Roots)-1])
 		a.err.Printf("pin       %s\n", r.Pin)
-	case !slices.Contains(pins, r.Pin):
+	case !slices.ContainsFunc(t.Roots, func(k *jose.PublicKey) bool { return token.TrustPin(k) == r.Pin }):
 		return r, watchword.Refuse(watchword.Conflict, "the person's screen shows the pin of another server than yours: the connection may be intercepted; reject the login with watchword operator reject %s", r.UserCode)
 	}
 	return r, nil

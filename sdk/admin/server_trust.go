@@ -23,7 +23,8 @@ type Server struct {
 }
 
 // VerifyServer fetches the trust bundle of a server that is not authenticated yet, verifies it by the pin of a root key, and the
-// server's TLS certificate by the bundle. pin empty means the newest root that the bundle itself names: the caller has then to
+// server's TLS certificate by the bundle. Where a public certificate is one of another host than those of the bundle's issuers, it
+// proves nothing: url must have the host of one of them. pin empty means the newest root that the bundle itself names: the caller has then to
 // compare Server.Pin with one that it got another way, before it trusts the server. now is the present time.
 //
 // Codes: pin_mismatch, bundle_invalid, peer_untrusted if the server is another one; unavailable.

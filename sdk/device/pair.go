@@ -30,7 +30,7 @@ type PairOptions struct {
 	// ID is the ID that the device requests; the operator decides. Empty requests none.
 	ID watchword.SubjectID
 	// Pin is the pin of the server's root, as in enrollment links. Empty means that
-	// the public Web PKI vouches for the server.
+	// the public Web PKI vouches for the server, under the host of its current issuer.
 	Pin string
 	// Show is called with the values that a person must see: once when the pairing begins, and once when it continues after
 	// a restart. It must not block.
@@ -153,7 +153,7 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // verifyServerToPair is [Device.verifyServer]; without a pin it authenticates the server by the public Web PKI, and trusts
-// the root that the server names.
+// the root that the server names, if the host is that of the issuer.
 func (d *Device) verifyServerToPair(ctx context.Context, server, pin string) (*token.Trust, string, string, error) {
 	if pin != "" {
 		t, raw, err := d.verifyServer(ctx, server, pin)
@@ -178,7 +178,13 @@ func (d *Device) verifyServerToPair(ctx context.Context, server, pin string) (*t
 	if err != nil {
 		return nil, "", "", err
 	}
-	return &t, raw, pin, tlstrust.CheckPeer(peerCerts(), server, &t, d.now())
+	if err := tlstrust.CheckPeer(peerCerts(), server, &t, d.now()); err != nil {
+		return nil, "", "", err
+	}
+	// No pin ties the bundle to a server: another host can send its own, with an authority of its own and the issuer of the server
+	// that it passes the proofs on to. So the host must be that of the issuer which the proofs name; a former one does not count.
+	current := token.Trust{Issuer: t.Issuer}
+	return &t, raw, pin, tlstrust.CheckHost(server, &current, d.now())
 }
 
 func (d *Device) forgetPairing() error {

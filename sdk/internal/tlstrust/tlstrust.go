@@ -97,18 +97,42 @@ func Client(server string, conf *tls.Config, dial rest.Dial) (c *rest.Client, pe
 }
 
 // CheckPeer verifies the certificates of a TLS peer with the authorities of a verified bundle; now zero means the time of the
-// bundle. Code: peer_untrusted.
+// bundle. A certificate of the bundle's own authorities is enough. One of the public Web PKI proves only which host the peer is,
+// and every host can get one: then the host must also be that of an issuer of the bundle. Without that, another host could pass
+// requests on to the server, and everything that the client sees would be the server's. Code: peer_untrusted.
 func CheckPeer(peerCerts []*x509.Certificate, server string, t *token.Trust, now time.Time) error {
-	pool, err := Anchors(t)
-	if err != nil {
-		return err
+	if now.IsZero() {
+		now = t.Issued
 	}
 	u, err := url.Parse(server)
 	if err != nil || len(peerCerts) == 0 {
 		return watchword.Wrap(err, watchword.PeerUntrusted, "the server sent no certificate")
 	}
-	if now.IsZero() {
-		now = t.Issued
+	own := *t
+	own.WebPKI = false
+	err = verifyPeer(peerCerts, u, &own, now)
+	if err == nil || !t.WebPKI {
+		return err
+	}
+	if err := verifyPeer(peerCerts, u, t, now); err != nil {
+		return err
+	}
+	return CheckHost(server, t, now)
+}
+
+// CheckHost refuses a URL whose host is not that of an issuer which the bundle accepts at the time now. Code: peer_untrusted.
+func CheckHost(server string, t *token.Trust, now time.Time) error {
+	u, err := url.Parse(server)
+	if err != nil || !t.HasHost(u.Hostname(), now) {
+		return watchword.Wrap(err, watchword.PeerUntrusted, "the address %s is not that of the server whose trust bundle it sent, which is %s: the connection may be intercepted; if %s is the server that you mean, use that address", server, t.Issuer, t.Issuer)
+	}
+	return nil
+}
+
+func verifyPeer(peerCerts []*x509.Certificate, u *url.URL, t *token.Trust, now time.Time) error {
+	pool, err := Anchors(t)
+	if err != nil {
+		return err
 	}
 	between := x509.NewCertPool()
 	for _, c := range peerCerts[1:] {
