@@ -8,7 +8,6 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -16,14 +15,11 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/internal/testpki"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/sdk/device"
 	"github.com/watchword-iot/watchword/token"
 )
-
-func TestMain(m *testing.M) { os.Exit(testpki.Main(m)) }
 
 // relay is another host, with a public certificate for its own name, that passes every request on to a server.
 type relay struct {
@@ -57,7 +53,7 @@ func newRelay(t *testing.T, server string) *relay {
 		}
 		proxy.ServeHTTP(w, q)
 	}))
-	s.TLS = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{testpki.Certificate(t, "127.0.0.1")}}
+	s.TLS = &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{publicCertificate(t, "127.0.0.1")}}
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	r.url = s.URL
@@ -99,7 +95,7 @@ func ownBundle(t *testing.T, issuer, former string, cert []byte) string {
 // code and no assertion, from a person or from a device, whichever way either comes in. At the address of the server each of them works.
 func TestARelayWithAPublicCertificateGetsNothing(t *testing.T) {
 	c := config(t, t.TempDir()+"/data")
-	c.Server.TLSCert, c.Server.TLSKey = testpki.Files(t, t.TempDir(), testpki.Certificate(t, "localhost"))
+	c.Server.TLSCert, c.Server.TLSKey = writeCertificate(t, t.TempDir(), publicCertificate(t, "localhost"))
 	info := running(t, c)
 	o, err := admin.LocalOptions(c.Data)
 	check(t, err)

@@ -1,6 +1,4 @@
-// Package testpki gives tests certificates of an authority that the process trusts as one of the public Web PKI. Only tests import
-// it.
-package testpki
+package server_test
 
 import (
 	"crypto/ecdsa"
@@ -20,43 +18,48 @@ import (
 	"time"
 )
 
-var (
-	authority *x509.Certificate
-	signs     *ecdsa.PrivateKey
-)
+// publicAuthority is an authority that this process trusts as one of the public Web PKI.
+var publicAuthority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
 
-// Main runs the tests of a package with the authority in the place of the public ones, and returns the exit status. TestMain calls
-// it, since a process reads the public authorities once.
-func Main(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "testpki")
+func TestMain(m *testing.M) { os.Exit(withPublicAuthority(m)) }
+
+// withPublicAuthority runs the tests with an authority in the place of the public ones, and returns the exit status. A process reads
+// the public authorities once, so each test has it.
+func withPublicAuthority(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "public")
 	if err == nil {
-		err = trust(dir)
+		err = trustAuthority(dir)
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "testpki:", err)
+		fmt.Fprintln(os.Stderr, "the public authority:", err)
 		return 1
 	}
 	status := m.Run()
 	if err := os.RemoveAll(dir); err != nil {
-		fmt.Fprintln(os.Stderr, "testpki:", err)
+		fmt.Fprintln(os.Stderr, "the public authority:", err)
 		return 1
 	}
 	return status
 }
 
-// trust makes the authority and writes it to dir, from where this process and its children read the public authorities.
-func trust(dir string) (err error) {
-	if signs, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-		return err
-	}
-	authority = &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "testpki"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, authority, authority, signs.Public(), signs)
+// trustAuthority makes the authority and writes it to dir, from where this process and its children read the public authorities.
+func trustAuthority(dir string) error {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
 	}
+	authority := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "public"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, authority, authority, k.Public(), k)
+	if err != nil {
+		return err
+	}
+	publicAuthority.cert, publicAuthority.key = authority, k
 	file := filepath.Join(dir, "authority.pem")
 	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
 		return err
@@ -67,9 +70,9 @@ func trust(dir string) (err error) {
 	return os.Setenv("SSL_CERT_FILE", file)
 }
 
-// Certificate returns a certificate of the authority for a host name or an IP address, and its private key. It skips the test where
+// publicCertificate returns a certificate of the authority for a host name or an IP address, and its private key. It skips the test where
 // the system verifies certificates itself and does not read SSL_CERT_FILE.
-func Certificate(t testing.TB, host string) tls.Certificate {
+func publicCertificate(t testing.TB, host string) tls.Certificate {
 	t.Helper()
 	if runtime.GOOS == "darwin" || runtime.GOOS == "windows" {
 		t.Skip("the authorities of this system cannot be replaced by an environment variable")
@@ -84,15 +87,15 @@ func Certificate(t testing.TB, host string) tls.Certificate {
 	} else {
 		c.DNSNames = []string{host}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, c, authority, k.Public(), signs)
+	der, err := x509.CreateCertificate(rand.Reader, c, publicAuthority.cert, k.Public(), publicAuthority.key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: k}
 }
 
-// Files writes a certificate and its key as PEM files to dir, and returns their names.
-func Files(t testing.TB, dir string, c tls.Certificate) (cert, key string) {
+// writeCertificate writes a certificate and its key as PEM files to dir, and returns their names.
+func writeCertificate(t testing.TB, dir string, c tls.Certificate) (cert, key string) {
 	t.Helper()
 	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
 	if err != nil {
