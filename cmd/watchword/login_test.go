@@ -90,10 +90,15 @@ func TestLoginLimitsTheServersAnswers(t *testing.T) {
 
 // The code that an approver sees is the one that they gave, whatever code the server answers with.
 func TestApproverSeesTheirOwnCode(t *testing.T) {
+	root, err := jose.GenerateKey(jose.P256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle := token.Trust{Roots: []*jose.PublicKey{root.Public()}}
 	for _, key := range []watchword.KeyID{"key", "another"} {
 		stderr := &screen{}
 		a := &app{err: terminal.New(stderr, false)}
-		_, err := a.compareLogin(token.LoginRequest{UserCode: "BCDF-GHJK", Key: "key", Pin: "pin"}, api.Login{UserCode: "XXXX-XXXX", Sign: key}, []string{"pin"})
+		_, err := a.compareLogin(token.LoginRequest{UserCode: "BCDF-GHJK", Key: "key", Pin: token.TrustPin(root.Public())}, api.Login{UserCode: "XXXX-XXXX", Sign: key}, bundle, time.Now())
 		said := stderr.String()
 		if err != nil {
 			said += err.Error()
