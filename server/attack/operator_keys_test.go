@@ -344,6 +344,38 @@ func TestSessionsEndWithTheirKey(t *testing.T) {
 	next(t, kept, "event")
 }
 
+// What an operator may give is compared with its policy, so a narrowed token must not give at all: it would give more than it has.
+func TestNarrowedTokenMakesNoOperator(t *testing.T) {
+	srv := serve(t, func(c *server.Config) { c.Limits.IssueRate = 1 << 20 })
+	ctx := t.Context()
+	made, err := srv.admin.CreateOperator(ctx, "olga", "owner", 0)
+	must(t, err)
+	olga := srv.enrollKey("olga", made.Enrollment, "desktop")
+	_, err = srv.admin.CreateOperator(ctx, "vera", "viewer", 0)
+	must(t, err)
+	_, err = srv.admin.CreateService(ctx, "billing", nil, 0)
+	must(t, err)
+	for name, operation := range map[string]func() (path, body string){
+		"POST operators":             func() (string, string) { return "/v1/operators", object("id", "mallory", "role", "owner") },
+		"PUT operators/vera/role":    func() (string, string) { return "/v1/operators/vera/role", object("role", "owner") },
+		"POST operators/vera/link":   func() (string, string) { return "/v1/operators/vera/link", "{}" },
+		"POST services/billing/link": func() (string, string) { return "/v1/services/billing/link", "{}" },
+		"POST logins/CODE/approve new": func() (string, string) {
+			l := srv.newLoginClient(time.Now).ask()
+			return "/v1/logins/" + l.UserCode + "/approve", object("sign", l.sign.Public().ID(), "pin", l.pin, "id", "eve", "role", "owner")
+		},
+	} {
+		method, _, _ := strings.Cut(name, " ")
+		path, body := operation()
+		if a := olga.proved(method, path, body, "get,post,put,delete:api:/#"); a.code != watchword.Denied {
+			t.Errorf("%s with some permissions: %d %s", name, a.status, a.body)
+		}
+		if a := olga.proved(method, path, body, ""); a.status/100 != 2 {
+			t.Errorf("%s with all permissions: %d %s", name, a.status, a.body)
+		}
+	}
+}
+
 // Every operation that changes which keys a subject has, by the subject itself: a token that is not bound, that is bound to a key
 // which is not the subject's, or that has some of its permissions, changes nothing. So neither a stolen token nor a stolen
 // assertion becomes a key.

@@ -133,6 +133,9 @@ func (a *API) loginDecisionRoutes() {
 }
 
 func (a *API) approveLogin(ctx context.Context, c *caller, code string, in api.ApproveLoginRequest) (watchword.Subject, error) {
+	if err := checkWholeToken(c); err != nil {
+		return watchword.Subject{}, err
+	}
 	if in.Role != "" {
 		if err := a.Registry.CheckRole(ctx, c.Tenant(), in.Role); err != nil {
 			return watchword.Subject{}, err

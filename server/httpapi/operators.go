@@ -95,6 +95,9 @@ func (a *API) operatorRoutes() {
 	}
 	register(a, operation{method: http.MethodPost, path: "/v1/operators", summary: "Add an operator, and return a one-time enrollment link", status: http.StatusCreated},
 		func(ctx context.Context, c *caller, in *operatorCreateIn) (*subjectOut, error) {
+			if err := checkWholeToken(c); err != nil {
+				return nil, err
+			}
 			if err := a.Registry.CheckRole(ctx, c.Tenant(), in.Body.Role); err != nil {
 				return nil, err
 			}
@@ -114,6 +117,9 @@ func (a *API) operatorRoutes() {
 	}
 	register(a, operation{method: http.MethodPut, path: "/v1/operators/{id}/role", summary: "Give an operator another role; live sessions follow before the answer"},
 		func(ctx context.Context, c *caller, in *roleIn) (*subjectOut, error) {
+			if err := checkWholeToken(c); err != nil {
+				return nil, err
+			}
 			if _, err := a.subjectOf(ctx, c, watchword.Operator, in.ID); err != nil {
 				return nil, err
 			}

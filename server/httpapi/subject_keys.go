@@ -56,6 +56,16 @@ func checkOwnKeys(c *caller, id watchword.SubjectID) error {
 	return nil
 }
 
+// checkWholeToken refuses an act that adds an operator, or gives an operator a role or a key, or a service a key, with a token that has only some of the
+// caller's permissions: what the caller may give is compared with its policy, so such a token would give more than it has. Code:
+// denied.
+func checkWholeToken(c *caller) error {
+	if c.CoversPolicy() {
+		return nil
+	}
+	return watchword.Refuse(watchword.Denied, "to add an operator, or to give an operator or a service a role or a key, use a token with all your permissions")
+}
+
 // revokeKey revokes one key. Codes: proof_required, denied, and those of [registry.Registry.RevokeKey].
 func (a *API) revokeKey(ctx context.Context, c *caller, id watchword.SubjectID, key watchword.KeyID) (*noBody, error) {
 	if err := checkOwnKeys(c, id); err != nil {
@@ -85,6 +95,11 @@ func (a *API) createLink(ctx context.Context, c *caller, id watchword.SubjectID,
 func (a *API) keyRoutesOf(one string, kind watchword.Kind, what string) {
 	register(a, operation{method: http.MethodPost, path: one + "/link", summary: "Make a new one-time link for " + what + ", with which it enrolls, or gets a further key if it is active; the old link is not valid any more"},
 		func(ctx context.Context, c *caller, in *keyLinkIn) (*keyLinkOut, error) {
+			if in.ID != c.Subject() { // its own keys have a rule of their own
+				if err := checkWholeToken(c); err != nil {
+					return nil, err
+				}
+			}
 			if _, err := a.subjectOf(ctx, c, kind, in.ID); err != nil {
 				return nil, err
 			}
