@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +23,31 @@ func Replayable(e audit.Entry) bool {
 	}
 	_, act, ok := audit.SubjectAct(e.Kind)
 	return ok && act != audit.DeviceLink && act != audit.OperatorRecover // a link is void after a restore
+}
+
+// Replayed is an entry that was to be applied again, and why it could not be; nil where it was, or changed nothing.
+type Replayed struct {
+	Entry audit.Entry
+	Err   error
+}
+
+// CheckReplayed returns an error that names the changes that could not be applied. Code: conflict.
+func CheckReplayed(all []Replayed) error {
+	var lost []string
+	for _, r := range all {
+		if r.Err != nil {
+			lost = append(lost, fmt.Sprintf("%s %s (entry %d): %v", r.Entry.Kind, r.Entry.Object, r.Entry.Seq, r.Err))
+		}
+	}
+	n := len(lost)
+	if n == 0 {
+		return nil
+	}
+	const most = 20
+	if n > most {
+		lost = append(lost[:most], "and others")
+	}
+	return watchword.Refuse(watchword.Conflict, "%d changes of authority after the backup cannot be applied again; accept the loss with --accept-loss: %s", n, strings.Join(lost, "; "))
 }
 
 // ReplayedData returns the data, as names and values, that an entry gets when its act was applied again: where it came from.

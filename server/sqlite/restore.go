@@ -2,8 +2,6 @@ package sqlite
 
 import (
 	"context"
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -32,13 +30,7 @@ type Restored struct {
 	Codes    int64 // one-time links that were not used and are void
 	Pairings int64
 	Sessions int64 // persistent sessions of MQTT, which are deleted with their messages
-	Replayed []Replayed
-}
-
-// Replayed is an entry of [Restore.Replay], and why it could not be applied; nil where it was, or changed nothing.
-type Replayed struct {
-	Entry audit.Entry
-	Err   error
+	Replayed []registry.Replayed
 }
 
 // Restore carries a restore from a backup out, in one transaction. The server gets its new state; changes of authority after
@@ -72,9 +64,9 @@ func (s *Store) Restore(ctx context.Context, r Restore) (out Restored, err error
 			if err != nil && watchword.CodeOf(err) == watchword.Unavailable {
 				return out, err
 			}
-			out.Replayed = append(out.Replayed, Replayed{e, err})
+			out.Replayed = append(out.Replayed, registry.Replayed{Entry: e, Err: err})
 		}
-		if err := out.checkApplied(); err != nil && !r.AcceptLoss {
+		if err := registry.CheckReplayed(out.Replayed); err != nil && !r.AcceptLoss {
 			return out, err
 		}
 		for _, state := range command.Unfinished {
@@ -108,25 +100,6 @@ func (s *Store) Restore(ctx context.Context, r Restore) (out Restored, err error
 		}
 		return out, nil
 	})
-}
-
-// checkApplied returns an error that names the changes that could not be applied. Code: conflict.
-func (r Restored) checkApplied() error {
-	var lost []string
-	for _, e := range r.Replayed {
-		if e.Err != nil {
-			lost = append(lost, fmt.Sprintf("%s %s (entry %d): %v", e.Entry.Kind, e.Entry.Object, e.Entry.Seq, e.Err))
-		}
-	}
-	n := len(lost)
-	if n == 0 {
-		return nil
-	}
-	const most = 20
-	if n > most {
-		lost = append(lost[:most], "and others")
-	}
-	return watchword.Refuse(watchword.Conflict, "%d changes of authority after the backup cannot be applied again; accept the loss with --accept-loss: %s", n, strings.Join(lost, "; "))
 }
 
 func (t *tx) restoreKeys(u keyring.KeyUpdate) error {
