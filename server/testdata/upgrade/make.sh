@@ -106,6 +106,30 @@ poll "&epoch=1&after=4" >/dev/null                                       # deliv
 poll "&epoch=1&after=4" >/dev/null                                       # sent
 "$ww" command send lamp-2 lamp.set level:=6 --ttl 24h                    # queued
 
+# People and back ends: an admin with two keys, one of them on another machine; a viewer who never logged in; one who is revoked;
+# an operator whose role is a policy; a service with a label.
+printf 'role = "installer"\nmay_give = ["topic:sites/a/#"]\n[[allow]]\nget = ["/v1/devices/#"]\n' >installer.toml
+"$ww" policy apply installer.toml
+login() ( # NAME MACHINE: redeems the link in the file link on a machine of its own
+  export HOME=$top/homes/$1-$2; unset WATCHWORD_DATA; mkdir -p "$HOME"
+  "$ww" login "$top/link" --context hub
+  "$ww" device list >/dev/null
+)
+"$ww" operator invite alice --role admin >link
+login alice laptop
+"$ww" operator link alice >link
+login alice desktop
+"$ww" operator invite vera --role viewer >link
+"$ww" operator invite rob --role operator >link
+login rob laptop
+"$ww" operator invite ines --role installer >link
+login ines tablet
+"$ww" operator revoke rob --reason left --yes
+"$ww" service create billing -l site=a >link
+"$ww" service enroll link --dir billing
+"$ww" operator list
+"$ww" service list
+
 "$ww" device suspend lamp-3 --reason 'on the bench'
 "$ww" device revoke lamp-4 --reason stolen --yes
 "$ww" device delete lamp-6 --yes
@@ -115,5 +139,5 @@ poll "&epoch=1&after=4" >/dev/null                                       # sent
 
 date +%s >made
 kill $server; wait $server || true
-rm -f data/LOCK lamp-*/LOCK data/server.json # made again at start
-tar --sort=name --owner=0 --group=0 --numeric-owner -czf "$out" made data lamp-1 lamp-2
+rm -rf data/LOCK lamp-*/LOCK data/server.json homes/*/.cache # made again at start
+tar --sort=name --owner=0 --group=0 --numeric-owner -czf "$out" made data lamp-1 lamp-2 homes billing
