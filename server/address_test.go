@@ -189,10 +189,8 @@ func (d *movingDevice) close() {
 // follow waits until the device has the address.
 func (d *movingDevice) follow(address string) {
 	d.m.Helper()
-	for end := time.Now().Add(20 * time.Second); d.Server() != address; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			d.m.Fatalf("%s is at %s, and did not follow to %s", d.ID(), d.Server(), address)
-		}
+	for wait := testwait.Within(); d.Server() != address; time.Sleep(time.Millisecond) {
+		wait.Check(d.m, fmt.Sprintf("%s, which is at %s, at %s", d.ID(), d.Server(), address))
 	}
 }
 

@@ -258,7 +258,7 @@ func TestABackupThatFailsLeavesNothing(t *testing.T) {
 	}
 	for n := range 2 { // without a server, and with one
 		want("no recipient", create(c, server.BackupKey{}), watchword.ConfigInvalid, "recipient")
-		want("a recipient that is none", create(c, server.BackupKey{Recipients: []string{"age1x"}}), watchword.ConfigInvalid, "age1x")
+		want("an invalid recipient", create(c, server.BackupKey{Recipients: []string{"age1x"}}), watchword.ConfigInvalid, "age1x")
 		want("an identity", create(c, server.BackupKey{Recipients: []string{"AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX"}}), watchword.ConfigInvalid, "private key")
 		want("a short passphrase", create(c, server.BackupKey{Passphrase: "short"}), watchword.ConfigInvalid, "12 characters")
 		kek := filepath.Join(c.Data, "keys", "kek")

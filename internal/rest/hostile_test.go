@@ -135,8 +135,8 @@ func TestUnauthenticatedAnswersAreNotTrusted(t *testing.T) {
 		}
 	}
 	answers["no HTTP"] = raw("fake fake fake\r\n\r\n")
-	answers["a status that is none"] = raw("HTTP/1.1 fake fake\r\n\r\n")
-	answers["a header that is none"] = raw("HTTP/1.1 200 OK\r\nfake fake fake\r\n\r\n")
+	answers["an invalid status"] = raw("HTTP/1.1 fake fake\r\n\r\n")
+	answers["an invalid header"] = raw("HTTP/1.1 200 OK\r\nfake fake fake\r\n\r\n")
 	answers["less than was said"] = raw("HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\nfake")
 	answers["nothing"] = raw("")
 	answers["headers without end"] = raw("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("fake", 1<<16) + "\r\n\r\n")

@@ -84,7 +84,7 @@ func TestFunctionsAreChecked(t *testing.T) {
 		"our own variable":    {func(f *Function) { f.Env = map[string]string{"WATCHWORD_BY": "x"} }, "WATCHWORD_BY"},
 		"a NUL":               {func(f *Function) { f.Env = map[string]string{"A": "\x00"} }, "cannot be set"},
 		"our own, passed on":  {func(f *Function) { f.Pass = []string{"WATCHWORD_BY"} }, "cannot be passed on"},
-		"a name that is none": {func(f *Function) { f.Pass = []string{"A=B"} }, "cannot be passed on"},
+		"an invalid name": {func(f *Function) { f.Pass = []string{"A=B"} }, "cannot be passed on"},
 	} {
 		f := good
 		tc.edit(&f)

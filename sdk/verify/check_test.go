@@ -77,10 +77,10 @@ func TestInvalidTokens(t *testing.T) {
 		{"an exp with a fraction", with("exp", 1.8e9+0.5), watchword.TokenMalformed},
 		{"without jti", with("jti", nil), watchword.TokenMalformed},
 		{"without perm", with("perm", nil), watchword.TokenMalformed},
-		{"a perm that is none", with("perm", "all"), watchword.TokenMalformed},
-		{"a perm with a filter that is none", with("perm", [][]any{{"topic:a/#/b", []string{"pub"}}}), watchword.TokenMalformed},
-		{"a deny that is none", with("deny", []any{"topic:#"}), watchword.TokenMalformed},
-		{"labels that are none", with("dev", map[string]any{"labels": map[string]any{"a/b": "c"}}), watchword.TokenMalformed},
+		{"an invalid perm", with("perm", "all"), watchword.TokenMalformed},
+		{"a perm with an invalid filter", with("perm", [][]any{{"topic:a/#/b", []string{"pub"}}}), watchword.TokenMalformed},
+		{"an invalid deny", with("deny", []any{"topic:#"}), watchword.TokenMalformed},
+		{"invalid labels", with("dev", map[string]any{"labels": map[string]any{"a/b": "c"}}), watchword.TokenMalformed},
 		{"bound to a key, as a bearer", signToken(t, key, noon, bound(other)), watchword.ProofRequired},
 	} {
 		for range 2 { // the second time from memory, if at all

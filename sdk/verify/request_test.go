@@ -89,7 +89,7 @@ func TestRefusalsSayWhatTheStandardsSay(t *testing.T) {
 		{"a bad token with a proof", dpop("abc", good()), 401, watchword.TokenMalformed, dpopWrong("invalid_token", watchword.TokenMalformed)},
 		{"no proof", []string{"Authorization: DPoP " + tied}, 401, watchword.DPoPInvalid, dpopWrong("invalid_dpop_proof", watchword.DPoPInvalid)},
 		{"two proofs", append(dpop(tied, good()), "DPoP: "+good()), 401, watchword.DPoPInvalid, dpopWrong("invalid_dpop_proof", watchword.DPoPInvalid)},
-		{"a proof that is none", dpop(tied, "abc"), 401, watchword.DPoPInvalid, dpopWrong("invalid_dpop_proof", watchword.DPoPInvalid)},
+		{"an invalid proof", dpop(tied, "abc"), 401, watchword.DPoPInvalid, dpopWrong("invalid_dpop_proof", watchword.DPoPInvalid)},
 		{"the thief's own proof", dpop(tied, proof(t, thief, "POST", uri, "", tied, noon)), 401, watchword.DPoPInvalid, dpopWrong("invalid_token", watchword.DPoPInvalid)},
 		{"a proof for another method", dpop(tied, proof(t, lamp, "GET", uri, "", tied, noon)), 401, watchword.DPoPInvalid, dpopWrong("invalid_dpop_proof", watchword.DPoPInvalid)},
 		{"a proof for another path", dpop(tied, proof(t, lamp, "POST", uri+"/1", "", tied, noon)), 401, watchword.DPoPInvalid, dpopWrong("invalid_dpop_proof", watchword.DPoPInvalid)},

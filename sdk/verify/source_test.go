@@ -137,7 +137,7 @@ func TestAnIssuerThatIsNotTheOneAskedForIsRefused(t *testing.T) {
 		{"a redirect", good, "application/json", string(jwks(key)), 302, watchword.Unavailable},
 		{"an error", good, "application/json", string(jwks(key)), 500, watchword.Unavailable},
 		{"keys that never end", good, "application/json", `{"keys":[` + strings.Repeat(" ", 64<<10) + `]}`, 200, watchword.Unavailable},
-		{"keys that are none", good, "application/json", `{"keys":[{"kty":"EC","crv":"P-256"}]}`, 200, watchword.KeyDamaged},
+		{"invalid keys", good, "application/json", `{"keys":[{"kty":"EC","crv":"P-256"}]}`, 200, watchword.KeyDamaged},
 	} {
 		asked := 0
 		rt := roundTrip(func(r *http.Request) (*http.Response, error) {
@@ -183,7 +183,7 @@ func TestOptionsThatDoNotFitAreRefused(t *testing.T) {
 		{"two ways to the keys", issuerID, []verify.Option{keys, verify.CAFile("x")}},
 		{"a cache of given keys", issuerID, []verify.Option{keys, verify.Cache("x")}},
 		{"an authority that is not there", issuerID, []verify.Option{verify.CAFile("/does/not/exist")}},
-		{"an address that is none", issuerID, []verify.Option{keys, verify.PublicURL("api.example")}},
+		{"an invalid address", issuerID, []verify.Option{keys, verify.PublicURL("api.example")}},
 		{"an address with a query", issuerID, []verify.Option{keys, verify.PublicURL("https://api.example/?a=b")}},
 		{"proofs for no address", issuerID, []verify.Option{keys, verify.ProofRequired()}},
 		{"a short secret", issuerID, []verify.Option{keys, verify.Nonces([]byte("short"))}},

@@ -90,7 +90,7 @@ func TestHostilePolicies(t *testing.T) {
 		"no TOML":                 "{\"for\": {}}",
 		"a proof of another word": "for = {}\nproof = \"maybe\"\n",
 		"depth":                   "for = {}\nx = " + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + "\n",
-		"a schema that is none":   "for = {}\n[[allow]]\ncall = [\"a\"]\non = {}\nargs = { level = { maximum = \"x\" } }\n",
+		"an invalid schema":       "for = {}\n[[allow]]\ncall = [\"a\"]\non = {}\nargs = { level = { maximum = \"x\" } }\n",
 		"a schema from afar":      "for = {}\n[[allow]]\ncall = [\"a\"]\non = {}\nargs = { level = { \"$ref\" = \"https://evil.example\" } }\n",
 	} {
 		bad[name] = text

@@ -19,6 +19,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
+	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/server"
@@ -42,17 +43,6 @@ func requestLogin(t *testing.T, url string, key *jose.PrivateKey) (shown chan to
 	return shown, done, got
 }
 
-func receive[T any](t *testing.T, what string, c <-chan T) T {
-	t.Helper()
-	select {
-	case v := <-c:
-		return v
-	case <-time.After(30 * time.Second):
-		t.Fatalf("%s did not come", what)
-		panic("unreachable")
-	}
-}
-
 func newLoginKey(t *testing.T) *jose.PrivateKey {
 	t.Helper()
 	k, err := jose.GenerateKey(jose.P256)
@@ -65,7 +55,7 @@ func TestRequestLogin(t *testing.T) {
 	srv := serve(t, func(c *server.Config) { c.Pairing.Interval.Duration = time.Millisecond; c.Limits.TokenRate = 1 << 20 })
 	key := newLoginKey(t)
 	shown, done, got := requestLogin(t, srv.url, key)
-	r := receive(t, "the code", shown)
+	r := testwait.For(t, "the code", shown)
 	parsed, err := token.ParseLoginLink(r.Link())
 	must(t, err)
 	if parsed != r || r.Key != key.Public().ID() || r.Server != srv.url {
@@ -76,7 +66,7 @@ func TestRequestLogin(t *testing.T) {
 	}
 	_, err = srv.admin.ApproveLogin(t.Context(), parsed, "vera", "viewer", "")
 	must(t, err)
-	must(t, receive(t, "the decision", done))
+	must(t, testwait.For(t, "the decision", done))
 	c, err := admin.New(*got)
 	must(t, err)
 	if self, err := c.Self(t.Context()); err != nil || self.ID != "vera" || self.Role != "viewer" {
@@ -85,16 +75,16 @@ func TestRequestLogin(t *testing.T) {
 
 	// Rejected; and a key that was used, which is never approved again.
 	shown, done, _ = requestLogin(t, srv.url, newLoginKey(t))
-	_, err = srv.admin.RejectLogin(t.Context(), receive(t, "the code", shown).UserCode)
+	_, err = srv.admin.RejectLogin(t.Context(), testwait.For(t, "the code", shown).UserCode)
 	must(t, err)
-	wants(t, "rejected", receive(t, "the decision", done), watchword.PairingRejected)
+	wants(t, "rejected", testwait.For(t, "the decision", done), watchword.PairingRejected)
 	_, err = srv.admin.Operators().Revoke(t.Context(), "vera", "left")
 	must(t, err)
 	_, done, _ = requestLogin(t, srv.url, key)
-	wants(t, "a revoked key", receive(t, "the end", done), watchword.Conflict)
+	wants(t, "a revoked key", testwait.For(t, "the end", done), watchword.Conflict)
 	for _, url := range []string{"http://localhost", "localhost:8443", srv.url + "/e#code=x", srv.url + "?a=b", "https://user@localhost", ""} {
 		_, done, _ = requestLogin(t, url, key)
-		wants(t, url, receive(t, "the end", done), watchword.BadRequest)
+		wants(t, url, testwait.For(t, "the end", done), watchword.BadRequest)
 	}
 }
 
@@ -151,7 +141,7 @@ func TestLoginThroughAManInTheMiddle(t *testing.T) {
 		return false
 	})
 	_, done, _ := requestLogin(t, relay, newLoginKey(t))
-	wants(t, "the true bundle, another certificate", receive(t, "the end", done), watchword.PeerUntrusted)
+	wants(t, "the true bundle, another certificate", testwait.For(t, "the end", done), watchword.PeerUntrusted)
 	if asked.Load() != 0 {
 		t.Errorf("%d requests were sent through an unknown certificate", asked.Load())
 	}
@@ -186,13 +176,13 @@ func TestLoginThroughAManInTheMiddle(t *testing.T) {
 	forged, err = token.SignTrust(bundle, signer)
 	must(t, err)
 	_, done, _ = requestLogin(t, url, newLoginKey(t))
-	wants(t, "passed on to the server", receive(t, "the end", done), watchword.ProofInvalid)
+	wants(t, "passed on to the server", testwait.For(t, "the end", done), watchword.ProofInvalid)
 
 	// It makes a request of its own at the server, and shows the person that code.
 	own := srv.newLoginClient(time.Now).ask()
 	fake.Store(&own.RequestLoginResponse)
 	shown, done, _ := requestLogin(t, url, newLoginKey(t))
-	r := receive(t, "the code", shown)
+	r := testwait.For(t, "the code", shown)
 	if r.UserCode != own.UserCode || r.Pin == pin || r.Key == own.sign.Public().ID() {
 		t.Fatalf("shown %+v", r)
 	}

@@ -311,7 +311,7 @@ publish = ["plant/a/secret"]
 		"an action of another kind": "call:topic:plant/a/lux",
 		"no action":                 ":topic:plant/a/lux",
 		"an action twice":           "pub,pub:topic:plant/a/lux",
-		"a filter that is none":     "pub:topic:plant/a#",
+		"an invalid filter":         "pub:topic:plant/a#",
 		"a path that climbs":        "get:api:v1/self",
 		"two spaces":                "get:api:/v1/self  get:api:/v1/self",
 		"a quote":                   `get:api:/v1/self"`,

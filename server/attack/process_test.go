@@ -402,7 +402,7 @@ func TestServeRefusesUnsafeConfiguration(t *testing.T) {
 			must(t, os.WriteFile(f, []byte("[token]\nlifetime = 7\n"), 0o600))
 			return nil, []string{"--config", f}
 		}, 2, "w.toml:2:"},
-		{"a variable that is none", func(*testing.T) ([]string, []string) {
+		{"an invalid variable", func(*testing.T) ([]string, []string) {
 			return []string{"WATCHWORD_LIMITS_CONNECTIONS=many"}, nil
 		}, 2, "WATCHWORD_LIMITS_CONNECTIONS"},
 	} {

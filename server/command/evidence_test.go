@@ -390,7 +390,7 @@ func TestIncompleteEvidenceIsRefused(t *testing.T) {
 		{"an order that was refused", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Outcome = audit.Refused }) }, "and must be of cmd_1"},
 		{"the cancelling in the place of the order", func(f *evidenceBuilder) { f.set(ordered, func(e *audit.Entry) { e.Kind = audit.CommandCancel }) }, "is command.cancel of cmd_1"},
 		{"the receipt in the place of the order", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Ordered = e.Settled } }, "is command.settle of cmd_1"},
-		{"a proof that is none", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Settled = "x" } }, "the receipt is not valid: log_invalid: the proof is malformed"},
+		{"an invalid proof", func(f *evidenceBuilder) { f.file = func(e *command.Evidence) { e.Settled = "x" } }, "the receipt is not valid: log_invalid: the proof is malformed"},
 		{"a proof of another entry's body", func(f *evidenceBuilder) {
 			f.file = func(e *command.Evidence) {
 				f.set(ordered, func(e *audit.Entry) { e.Actor = "mallory" })

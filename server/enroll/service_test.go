@@ -553,7 +553,7 @@ func TestApproveAndRejectPairing(t *testing.T) {
 		field string
 	}{
 		"an unknown code":                 {edit: func(a *enroll.PairingApproval) { a.UserCode = "BBBB-BBBB" }, code: watchword.NotFound},
-		"a code that is none":             {edit: func(a *enroll.PairingApproval) { a.UserCode = "AAAA" }, code: watchword.BadRequest, field: "user_code"},
+		"an invalid code":                 {edit: func(a *enroll.PairingApproval) { a.UserCode = "AAAA" }, code: watchword.BadRequest, field: "user_code"},
 		"another thumbprint":              {edit: func(a *enroll.PairingApproval) { a.Sign = newDevice(t).sign.Public().ID() }, code: watchword.Conflict, field: "sign"},
 		"half the thumbprint":             {edit: func(a *enroll.PairingApproval) { a.Sign = a.Sign[:20] }, code: watchword.Conflict, field: "sign"},
 		"no thumbprint":                   {edit: func(a *enroll.PairingApproval) { a.Sign = "" }, code: watchword.Conflict, field: "sign"},
@@ -691,10 +691,10 @@ func TestRekey(t *testing.T) {
 	rekey("no proof", id(d), r, watchword.ProofInvalid)
 	r = change(d, next)
 	r.Sign = []byte("{}")
-	rekey("a signing key that is none", id(d), r, watchword.BadRequest)
+	rekey("an invalid signing key", id(d), r, watchword.BadRequest)
 	r = change(d, next)
 	r.Seal = []byte("{}")
-	rekey("a sealing key that is none", id(d), r, watchword.BadRequest)
+	rekey("an invalid sealing key", id(d), r, watchword.BadRequest)
 	r = change(d, device{next.sign, next.sign.Public()})
 	rekey("one key for both", id(d), r, watchword.BadRequest)
 	s.wantChanged("what was refused")

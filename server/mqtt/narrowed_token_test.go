@@ -197,13 +197,13 @@ func TestRefusedConnectHasNoEffect(t *testing.T) {
 		reason packet.Reason
 		lasts  bool // the existing session is persistent
 	}{
-		{"a will on a topic that is none", nil, func(p *packet.Connect) { p.Will = &packet.Will{Topic: "$watchword/auth"} }, nil, packet.TopicNameInvalid, true},
+		{"a will on an invalid topic", nil, func(p *packet.Connect) { p.Will = &packet.Will{Topic: "$watchword/auth"} }, nil, packet.TopicNameInvalid, true},
 		{"a will on a topic that is the server's", nil, func(p *packet.Connect) { p.Will = &packet.Will{Topic: "devices/lamp/config"} }, nil, packet.NotAuthorized, true},
 		{"a will on a topic that the token does not give", nil, func(p *packet.Connect) { p.Will = &packet.Will{Topic: "c"} }, func(srv *testServer) string {
 			return srv.token("lamp", time.Hour, permission("topic:held", "pub", "sub"))
 		}, packet.NotAuthorized, true},
 		{"an expired token", nil, nil, func(srv *testServer) string { return srv.token("lamp", -time.Second) }, packet.NotAuthorized, true},
-		{"a token that is none", nil, nil, func(*testServer) string { return "token-x" }, packet.NotAuthorized, true},
+		{"an invalid token", nil, nil, func(*testServer) string { return "token-x" }, packet.NotAuthorized, true},
 		{"no more live sessions", fill, nil, nil, packet.QuotaExceeded, true},
 		{"no more sessions that last", func(srv *testServer) {
 			for n := range 8 {

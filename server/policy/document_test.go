@@ -359,7 +359,7 @@ func TestMistakesInJSONHaveNoPlace(t *testing.T) {
 		{"null", "null", []string{noSubjects, noList}},
 		{"an empty object", "{}", []string{noSubjects, noList}},
 		{"an unknown key", `{"for":{},"allow":[{"publsh":["a"],"get":["/"]}]}`, []string{`unknown key "publsh"; did you mean "publish"?`}},
-		{"a filter that is none", `{"for":{},"allow":[{"publish":["a/#/b"]}]}`, []string{"publish " + badEnd}},
+		{"an invalid filter", `{"for":{},"allow":[{"publish":["a/#/b"]}]}`, []string{"publish " + badEnd}},
 		{"both labels and subjects", `{"for":{},"subjects":["a"],"allow":[{"get":["/"]}]}`, []string{bothSubjects}},
 		{"a bad label", `{"for":{"site":"+"},"allow":[{"get":["/"]}]}`, []string{badLabel}},
 		{"a bad schema", `{"for":{},"allow":[{"call":["f"],"args":{"level":{"maximum":"80"}}}]}`, []string{`args.level must be a JSON Schema (draft 2020-12)`}},

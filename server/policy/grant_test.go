@@ -358,7 +358,7 @@ func TestMistakesSayWhere(t *testing.T) {
 		{"no subject it is for", "[[allow]]\nget = [\"/x\"]\n", 0, 0, "one of for, subjects and role is required"},
 		{"two ways to say whom", "for = {}\nsubjects = [\"a\"]\n[[allow]]\nget = [\"/x\"]\n", 1, 1, "only one of for, subjects and role must be given"},
 		{"a label that escapes", "for = { kind = \"a/b\" }\n[[allow]]\nget = [\"/x\"]\n", 1, 0, ""},
-		{"a filter that is none", "for = {}\n[[allow]]\npublish = [\"ok\", \"a/#/b\"]\n", 3, 18, "#"},
+		{"an invalid filter", "for = {}\n[[allow]]\npublish = [\"ok\", \"a/#/b\"]\n", 3, 18, "#"},
 		{"an unknown variable", "for = {}\n[[allow]]\npublish = [\"a/${ id }\"]\n", 3, 12, ""},
 		{"no rule", "for = {}\n", 0, 0, "at least one"},
 		{"an empty rule", "for = {}\n[[allow]]\n", 2, 3, "at least one of"},
