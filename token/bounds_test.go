@@ -109,7 +109,7 @@ func TestACommandAnswersTheNonceThatTheDeviceWaitsFor(t *testing.T) {
 		"epoch 0":                      {map[string]any{"epoch": 0}, watchword.TokenMalformed},
 		"number 0":                     {map[string]any{"seq": 0}, watchword.TokenMalformed},
 		"no function":                  {map[string]any{"cmd": nil}, watchword.TokenMalformed},
-		"an invalid function":      {map[string]any{"cmd": "a/b"}, watchword.TokenMalformed},
+		"an invalid function":          {map[string]any{"cmd": "a/b"}, watchword.TokenMalformed},
 		"no arguments":                 {map[string]any{"args": nil}, watchword.TokenMalformed},
 		"arguments that are no object": {map[string]any{"args": []int{1}}, watchword.TokenMalformed},
 		"arguments of 8 KiB":           {map[string]any{"args": large}, ""},

@@ -74,17 +74,17 @@ func TestFunctionsAreChecked(t *testing.T) {
 		edit func(*Function)
 		says string
 	}{
-		"a bad name":          {func(f *Function) { f.Name = "a/b" }, "a name must be"},
-		"no program":          {func(f *Function) { f.Run = nil }, "run is required"},
-		"a program nowhere":   {func(f *Function) { f.Run = []string{"no-such-program-here"} }, "run:"},
-		"no timeout":          {func(f *Function) { f.Timeout = 0 }, "timeout must be"},
-		"too long a timeout":  {func(f *Function) { f.Timeout = time.Hour + 1 }, "timeout must be"},
-		"too long a grace":    {func(f *Function) { f.Grace = 15*time.Second + 1 }, "grace must be"},
-		"a grace below 0":     {func(f *Function) { f.Grace = -1 }, "grace must be"},
-		"our own variable":    {func(f *Function) { f.Env = map[string]string{"WATCHWORD_BY": "x"} }, "WATCHWORD_BY"},
-		"a NUL":               {func(f *Function) { f.Env = map[string]string{"A": "\x00"} }, "cannot be set"},
-		"our own, passed on":  {func(f *Function) { f.Pass = []string{"WATCHWORD_BY"} }, "cannot be passed on"},
-		"an invalid name": {func(f *Function) { f.Pass = []string{"A=B"} }, "cannot be passed on"},
+		"a bad name":         {func(f *Function) { f.Name = "a/b" }, "a name must be"},
+		"no program":         {func(f *Function) { f.Run = nil }, "run is required"},
+		"a program nowhere":  {func(f *Function) { f.Run = []string{"no-such-program-here"} }, "run:"},
+		"no timeout":         {func(f *Function) { f.Timeout = 0 }, "timeout must be"},
+		"too long a timeout": {func(f *Function) { f.Timeout = time.Hour + 1 }, "timeout must be"},
+		"too long a grace":   {func(f *Function) { f.Grace = 15*time.Second + 1 }, "grace must be"},
+		"a grace below 0":    {func(f *Function) { f.Grace = -1 }, "grace must be"},
+		"our own variable":   {func(f *Function) { f.Env = map[string]string{"WATCHWORD_BY": "x"} }, "WATCHWORD_BY"},
+		"a NUL":              {func(f *Function) { f.Env = map[string]string{"A": "\x00"} }, "cannot be set"},
+		"our own, passed on": {func(f *Function) { f.Pass = []string{"WATCHWORD_BY"} }, "cannot be passed on"},
+		"an invalid name":    {func(f *Function) { f.Pass = []string{"A=B"} }, "cannot be passed on"},
 	} {
 		f := good
 		tc.edit(&f)

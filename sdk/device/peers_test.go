@@ -722,10 +722,10 @@ func TestEmptyPollsArePaced(t *testing.T) {
 				_, _ = io.WriteString(w, `{"commands":[]}`)
 			}
 		}},
-		"no list":                {"GET /v1/self/commands", say(200, `{}`)},
-		"nothing at all":         {"GET /v1/self/commands", say(204, "")},
-		"not modified":           {"GET /v1/self/commands", say(304, "")},
-		"no JSON":                {"GET /v1/self/commands", say(200, "commands")},
+		"no list":            {"GET /v1/self/commands", say(200, `{}`)},
+		"nothing at all":     {"GET /v1/self/commands", say(204, "")},
+		"not modified":       {"GET /v1/self/commands", say(304, "")},
+		"no JSON":            {"GET /v1/self/commands", say(200, "commands")},
 		"an invalid command": {"GET /v1/self/commands", say(200, `{"commands":[{"jwe":"x"}]}`)},
 		"one command, again and again": {"GET /v1/self/commands", func(t *testing.T, s *scene, d *Device) http.HandlerFunc {
 			return say(200, `{"commands":[{"jwe":"`+s.order(t, d)+`"}]}`)(t, s, d)

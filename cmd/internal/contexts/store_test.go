@@ -231,7 +231,7 @@ func TestContextsFileIsChecked(t *testing.T) {
 		"an unknown member":       {good + "password = \"x\"\n", 0o600, watchword.ConfigInvalid},
 		"a server without TLS":    {strings.Replace(good, "https://a", "http://a", 1), 0o600, watchword.ConfigInvalid},
 		"a name that is a path":   {strings.Replace(good, "contexts.a", "contexts.\"../a\"", 1), 0o600, watchword.ConfigInvalid},
-		"an invalid subject":  {strings.Replace(good, "alice", "a/b", 1), 0o600, watchword.ConfigInvalid},
+		"an invalid subject":      {strings.Replace(good, "alice", "a/b", 1), 0o600, watchword.ConfigInvalid},
 		"a member that is absent": {strings.Replace(good, "pin = \"p\"\n", "", 1), 0o600, watchword.ConfigInvalid},
 		"more than the limit":     {good + strings.Repeat("#", maxFile), 0o600, watchword.ConfigInvalid},
 	} {
