@@ -29,6 +29,14 @@ func (s *Server) operationsServer() *http.Server {
 		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "watchword_log_lines_left_out_total", Help: "Lines that were not printed, since their budget was used up."}, func() float64 {
 			return float64(s.o.budget.LeftOut())
 		}),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "watchword_store_statements_total", Help: "Queries that the store has run."}, func() float64 {
+			n, _ := s.store.Reads()
+			return float64(n)
+		}),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "watchword_store_rows_read_total", Help: "Rows that the queries of the store have returned."}, func() float64 {
+			_, n := s.store.Reads()
+			return float64(n)
+		}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_clock_trusted", Help: "1 while the clock of the machine is trusted, else 0."}, func() float64 {
 			if s.clock.Check() != nil {
 				return 0

@@ -59,6 +59,8 @@ func openLog(ctx context.Context, path, dsn string) (_ *LogFile, err error) {
 // Close closes the file.
 func (f *LogFile) Close() error { return errors.Join(f.conn.Close(), f.db.Close()) }
 
+func (f *LogFile) reads() *readCounts { return new(readCounts) } // a file without a server: its reads are not counted
+
 func (f *LogFile) query(ctx context.Context, q string, args ...any) (*sql.Rows, error) {
 	return f.conn.QueryContext(ctx, q, args...)
 }

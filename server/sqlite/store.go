@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	driver "modernc.org/sqlite" // registers "sqlite"; pure Go
@@ -37,7 +38,16 @@ type Store struct {
 	mu   sync.RWMutex
 	read map[string]*sql.Stmt // statements by their text, which is constant
 
+	counts  readCounts
 	upgrade *Upgrade
+}
+
+// readCounts counts what was read of a database.
+type readCounts struct{ statements, rows atomic.Int64 }
+
+// Reads returns how many queries were run since [Open], and how many rows they returned: also those of steps that write.
+func (s *Store) Reads() (statements, rows int64) {
+	return s.counts.statements.Load(), s.counts.rows.Load()
 }
 
 // Open opens the database file at path, creates it (mode 0600) if it does not exist, and migrates
@@ -66,7 +76,7 @@ func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	if s.upgrade, err = migrate(ctx, w, path); err != nil {
 		return nil, errors.Join(unavailable(err), w.Close())
 	}
-	if s.w, err = newWriter(ctx, w, o); err != nil {
+	if s.w, err = newWriter(ctx, w, o, &s.counts); err != nil {
 		return nil, errors.Join(unavailable(err), w.Close())
 	}
 	if s.db, err = sql.Open("sqlite", dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "cache_size(-8000)")); err != nil {
@@ -136,7 +146,10 @@ func (s *Store) stmt(ctx context.Context, query string) (*sql.Stmt, error) {
 // querier runs queries: a read connection, or the writer's transaction.
 type querier interface {
 	query(ctx context.Context, q string, args ...any) (*sql.Rows, error)
+	reads() *readCounts
 }
+
+func (s *Store) reads() *readCounts { return &s.counts }
 
 func (s *Store) query(ctx context.Context, q string, args ...any) (*sql.Rows, error) {
 	st, err := s.stmt(ctx, q)
@@ -156,8 +169,11 @@ func queryAll[T any](ctx context.Context, from querier, scan func(scanner) (T, e
 		return nil, unavailable(err)
 	}
 	defer rs.Close()
+	counts := from.reads()
+	counts.statements.Add(1)
 	var out []T
 	for rs.Next() {
+		counts.rows.Add(1)
 		v, err := scan(rs)
 		if err != nil {
 			return nil, unavailable(err)
@@ -174,7 +190,10 @@ func queryEach(ctx context.Context, from querier, f func(scanner) error, q strin
 		return unavailable(err)
 	}
 	defer rs.Close()
+	counts := from.reads()
+	counts.statements.Add(1)
 	for rs.Next() {
+		counts.rows.Add(1)
 		if err := f(rs); err != nil {
 			return unavailable(err)
 		}

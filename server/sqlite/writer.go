@@ -45,7 +45,10 @@ type tx struct {
 	consumed *consumedAssertions
 	merkle   *merkleLog
 	versions watchword.AuthorityVersions // versions that the step was compared with
+	counts   *readCounts
 }
+
+func (t *tx) reads() *readCounts { return t.counts }
 
 // memorySavepoint is how much the open transaction has added to the data in memory.
 type memorySavepoint struct{ consumed, log int }
@@ -60,13 +63,13 @@ func (t *tx) rollbackMemory(to memorySavepoint) {
 	t.merkle.undo(to.log)
 }
 
-func newWriter(ctx context.Context, db *sql.DB, o Options) (*writer, error) {
+func newWriter(ctx context.Context, db *sql.DB, o Options, counts *readCounts) (*writer, error) {
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		return nil, err
 	}
 	w := &writer{
-		db: db, conn: conn, maxGroup: o.MaxGroup, tx: tx{conn: conn, stmts: map[string]*sql.Stmt{}, consumed: newConsumedAssertions(), merkle: newLog(o.WithoutAuditLog)},
+		db: db, conn: conn, maxGroup: o.MaxGroup, tx: tx{conn: conn, counts: counts, stmts: map[string]*sql.Stmt{}, consumed: newConsumedAssertions(), merkle: newLog(o.WithoutAuditLog)},
 		jobs: make(chan *job), closing: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if err := errors.Join(w.tx.consumed.load(ctx, &w.tx), w.tx.merkle.load(ctx, &w.tx)); err != nil {
