@@ -38,8 +38,8 @@ type OfflineSession struct {
 	MQTT           ClientState         `json:"mqtt"`
 }
 
-// SessionList is the answer of GET /v1/sessions and GET /v1/self/sessions, in order of session id, then of client
-// identifier. The live sessions are those of the node that answers.
+// SessionList is the answer of GET /v1/sessions and GET /v1/self/sessions: live sessions in order of id, then offline
+// sessions in order of subject and of client identifier. The live sessions are those of the node that answers.
 type SessionList struct {
 	Sessions      []Session        `json:"sessions"`
 	Offline       []OfflineSession `json:"offline"`

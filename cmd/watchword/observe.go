@@ -14,6 +14,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/terminal"
+	"github.com/watchword-iot/watchword/sdk/admin"
 )
 
 func (a *app) twinCommand() *cobra.Command {
@@ -155,14 +156,8 @@ type sessionRow struct {
 	State string `json:"state"` // live, offline
 }
 
-func sessionRows(live []api.Session, offline []api.OfflineSession) (out []sessionRow) {
-	for _, s := range live {
-		out = append(out, sessionRow{s, "live"})
-	}
-	for _, s := range offline {
-		out = append(out, sessionRow{api.Session{ID: s.ID, Subject: s.Subject, Transport: "mqtt", Remote: "-", OpenedAt: s.DisconnectedAt, ExpiresAt: s.ExpiresAt, MQTT: &s.MQTT}, "offline"})
-	}
-	return out
+func offlineRow(s api.OfflineSession) sessionRow {
+	return sessionRow{api.Session{ID: s.ID, Subject: s.Subject, Transport: "mqtt", Remote: "-", OpenedAt: s.DisconnectedAt, ExpiresAt: s.ExpiresAt, MQTT: &s.MQTT}, "offline"}
 }
 
 // queued describes the messages that are queued for an MQTT client.
@@ -178,24 +173,45 @@ func (s sessionRow) queued() string {
 	return ""
 }
 
+// listSessions prints the sessions that f selects. Rows of a table are kept without their subscriptions, which it does not show; with
+// jsonl none is kept.
+func (a *app) listSessions(ctx context.Context, f admin.SessionFilter) error {
+	cl, err := a.client()
+	if err != nil {
+		return err
+	}
+	var rows []sessionRow
+	add := func(r sessionRow) error {
+		switch {
+		case a.format == "jsonl":
+			return a.print(r, nil)
+		case a.format == "table" && r.MQTT != nil:
+			r.MQTT.Subscriptions = nil
+		}
+		rows = append(rows, r)
+		return nil
+	}
+	if err := cl.EachSession(ctx, f, func(s api.Session) error { return add(sessionRow{s, "live"}) }, func(s api.OfflineSession) error { return add(offlineRow(s)) }); err != nil {
+		return err
+	}
+	return printList(a, rows, "ID\tSUBJECT\tTRANSPORT\tREMOTE\tSTATE\tOPENED\tEXPIRES\tQUEUED", func(w *terminal.Writer, s sessionRow) {
+		w.Printf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.Subject, s.Transport, s.Remote, s.State, formatTime(s.OpenedAt), formatTime(s.ExpiresAt), s.queued())
+	})
+}
+
 func (a *app) sessionCommand() *cobra.Command {
-	list := &cobra.Command{Use: "list [DEVICE]", Short: "List live sessions, and offline MQTT sessions", Args: positional(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs, RunE: func(c *cobra.Command, args []string) error {
-		cl, err := a.client()
-		if err != nil {
-			return err
-		}
-		var id watchword.SubjectID
+	list := &cobra.Command{Use: "list [SUBJECT]", Short: "List live sessions, and offline MQTT sessions", Args: positional(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs}
+	live := list.Flags().Bool("live", false, "live sessions only")
+	offline := list.Flags().Bool("offline", false, "offline MQTT sessions only")
+	transport := list.Flags().String("transport", "", "only this transport: mqtt, sse, poll, wait or request")
+	list.MarkFlagsMutuallyExclusive("live", "offline")
+	list.RunE = func(c *cobra.Command, args []string) error {
+		f := admin.SessionFilter{OnlyLive: *live, OnlyOffline: *offline, Transport: *transport}
 		if len(args) > 0 {
-			id = watchword.SubjectID(args[0])
+			f.Subject = watchword.SubjectID(args[0])
 		}
-		live, offline, err := cl.AllSessions(c.Context(), id)
-		if err != nil {
-			return err
-		}
-		return printList(a, sessionRows(live, offline), "ID\tSUBJECT\tTRANSPORT\tREMOTE\tSTATE\tOPENED\tEXPIRES\tQUEUED", func(w *terminal.Writer, s sessionRow) {
-			w.Printf("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.Subject, s.Transport, s.Remote, s.State, formatTime(s.OpenedAt), formatTime(s.ExpiresAt), s.queued())
-		})
-	}}
+		return a.listSessions(c.Context(), f)
+	}
 	end := &cobra.Command{Use: "close ID", Short: "Close a live session, or end an offline one", Args: positional(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {

@@ -51,9 +51,11 @@ type Dependencies struct {
 
 // Broker is the MQTT engine, as far as the HTTP API uses it.
 type Broker interface {
-	// SessionStates returns the Session State of each MQTT client of a subject ("": of all
-	// subjects), ordered by client identifier.
-	SessionStates(t watchword.TenantID, subject watchword.SubjectID) []session.State
+	// SessionState returns the Session State of a client identifier; ok is false if there is none.
+	SessionState(t watchword.TenantID, client string) (state session.State, ok bool)
+	// OfflineStates returns at most n Session States whose clients are not connected, in order of subject and of client
+	// identifier, from the given place on; of its subject alone if only is set. next is where the list continues: nil at its end.
+	OfflineStates(t watchword.TenantID, from session.OfflinePlace, only bool, n int) (page []session.State, next *session.OfflinePlace)
 	// Retained returns a page of at most n retained messages, ordered by topic, that come after the
 	// topic given. filter "" matches all topics, by "" all owners. next is the last topic of the
 	// page, "" at the end. Code: unavailable.
@@ -66,7 +68,7 @@ type Broker interface {
 	// EndOfflineSession ends the persistent session of an offline client. It calls log first and
 	// ends the session only where log returns nil; the client cannot reconnect in between. Codes:
 	// not_found where there is no such session or its client has reconnected; those of log.
-	EndOfflineSession(t watchword.TenantID, id watchword.SessionID, log func() error) error
+	EndOfflineSession(t watchword.TenantID, client string, id watchword.SessionID, log func() error) error
 }
 
 // Options holds the settings of an [API].

@@ -144,7 +144,7 @@ func (a *API) deviceRoutes() {
 				return nil, err
 			}
 			out.Body.Functions = viewFunctions(fs)
-			out.Body.Sessions = viewSessions(a.Guard.Sessions(c.Tenant(), in.ID), a.Now())
+			out.Body.Sessions = viewSessions(a.Guard.SubjectSessions(c.Tenant(), in.ID), a.Now())
 			return out, nil
 		})
 

@@ -159,7 +159,7 @@ func (a *API) subjectRoutes(base string, kind watchword.Kind) {
 		func(ctx context.Context, c *caller, in *DevicePath) (*subjectOut, error) {
 			out, err := subjectAnswer(a.subjectOf(ctx, c, kind, in.ID))
 			if err == nil {
-				out.Body.Sessions = viewSessions(a.Guard.Sessions(c.Tenant(), in.ID), a.Now())
+				out.Body.Sessions = viewSessions(a.Guard.SubjectSessions(c.Tenant(), in.ID), a.Now())
 			}
 			return out, err
 		})

@@ -111,7 +111,7 @@ func (a *API) diffPolicy(w http.ResponseWriter, r *http.Request, c *caller) erro
 			return watchword.Refuse(watchword.UnsupportedMediaType, "Content-Type must be %s", tomlType)
 		}
 	}
-	d, err := a.Registry.DiffPolicy(c.ctx, c.actor, name, source, a.Guard.Sessions)
+	d, err := a.Registry.DiffPolicy(c.ctx, c.actor, name, source, a.Guard.SubjectSessions)
 	if err != nil {
 		return err
 	}

@@ -15,90 +15,153 @@ import (
 	"github.com/watchword-iot/watchword/server/session"
 )
 
-// sessions returns the live sessions and the offline MQTT sessions of a subject ("": of all).
-func (a *API) sessions(t watchword.TenantID, subject watchword.SubjectID) (live []api.Session, offline []api.OfflineSession) {
-	live, offline = viewSessions(a.Guard.Sessions(t, subject), a.Now()), []api.OfflineSession{}
-	if a.Broker == nil {
-		return live, offline
-	}
-	at := make(map[watchword.SessionID]int, len(live))
-	for i := range live {
-		at[live[i].ID] = i
-	}
-	for _, s := range a.Broker.SessionStates(t, subject) {
-		c := api.ClientState{Client: s.Client, Subscriptions: s.Filters, Messages: s.Messages, Bytes: s.Bytes, Memory: s.MemoryBytes, Dropped: s.Dropped}
-		if c.Subscriptions == nil {
-			c.Subscriptions = []string{}
-		}
-		if i, ok := at[s.ID]; ok && s.Connected {
-			live[i].MQTT = &c
-		} else if !s.Connected {
-			offline = append(offline, api.OfflineSession{ID: s.ID, Subject: s.Subject, DisconnectedAt: s.DisconnectedAt.UTC(), ExpiresAt: s.ExpiresAt.UTC(), WillAt: optionalTime(s.WillDue), MQTT: c})
-		}
-	}
-	return live, offline
+// sessionFilter says which sessions a list has.
+type sessionFilter struct {
+	subject   watchword.SubjectID // "": all
+	online    string              // "true": live ones; "false": offline MQTT sessions; "": both
+	transport string              // "": all
 }
 
-// sessionPosition is where a list of sessions continues: after a live session, by its id, or, after
-// all of these, after an offline one, by its client identifier. If From is not 0, that session is
-// continued with its subscriptions from that index on.
+// sessionPosition is where a list of sessions continues: from a live session on, by its id, or, after all of these, from an
+// offline one on, by its subject and client identifier. If From is not 0, that session is continued with its subscriptions
+// from that index on.
 type sessionPosition struct {
-	Live    string `json:"l,omitempty"`
-	Offline string `json:"a,omitempty"`
-	From    int    `json:"f,omitempty"`
+	Live    watchword.SessionID   `json:"l,omitempty"`
+	Offline *session.OfflinePlace `json:"o,omitempty"`
+	From    int                   `json:"f,omitempty"`
 }
 
-// sessionPage returns one page of [API.sessions].
-func (a *API) sessionPage(t watchword.TenantID, subject watchword.SubjectID, in Page) (live []api.Session, offline []api.OfflineSession, next string, err error) {
+const (
+	// sessionBatch is the largest number of sessions that a page reads at once.
+	sessionBatch = 256
+	// sessionsExamined limits the sessions that one page looks at: where a filter matches few of them, a page is short, or
+	// empty, and the list goes on behind it.
+	sessionsExamined = 4096
+)
+
+// sessionPage returns one page of the live sessions and of the offline MQTT sessions that f selects. It reads the sessions of
+// the page and, with a filter, at most sessionsExamined others.
+func (a *API) sessionPage(t watchword.TenantID, f sessionFilter, in Page) (live []api.Session, offline []api.OfflineSession, next string, err error) {
 	var from sessionPosition
 	if in.Token != "" {
 		if err := decodePageToken(in.Token, &from); err != nil {
 			return nil, nil, "", err
 		}
 	}
-	allLive, allAway := a.sessions(t, subject)
 	p := sessionPager{room: pageBytes, left: in.Size, from: from.From}
 	live, offline = []api.Session{}, []api.OfflineSession{}
-	for _, s := range allLive {
-		if from.Offline != "" || !from.next(string(s.ID), from.Live) {
-			continue
-		}
-		whole := p.take(func(cut func(*api.ClientState) *api.ClientState) any {
-			s.MQTT = cut(s.MQTT)
-			return s
-		}, string(s.ID) == from.Live)
-		if p.complete {
-			live = append(live, s)
-			p.last = sessionPosition{Live: string(s.ID), From: p.at}
-		}
-		if !whole {
-			next, err = encodePageToken(p.last)
-			return live, offline, next, errors.Join(err, p.err)
-		}
+	var at *sessionPosition
+	if from.Offline == nil {
+		at = a.livePage(t, f, from.Live, &p, &live)
 	}
-	for _, s := range allAway {
-		if !from.next(s.MQTT.Client, from.Offline) {
-			continue
-		}
-		whole := p.take(func(cut func(*api.ClientState) *api.ClientState) any {
-			s.MQTT = *cut(&s.MQTT)
-			return s
-		}, s.MQTT.Client == from.Offline)
-		if p.complete {
-			offline = append(offline, s)
-			p.last = sessionPosition{Live: p.last.Live, Offline: s.MQTT.Client, From: p.at}
-		}
-		if !whole {
-			next, err = encodePageToken(p.last)
-			return live, offline, next, errors.Join(err, p.err)
-		}
+	if at == nil && f.online != "true" && a.Broker != nil && (f.transport == "" || f.transport == "mqtt") {
+		at = a.offlinePage(t, f, from.Offline, &p, &offline)
 	}
-	return live, offline, "", p.err
+	if p.err != nil || at == nil {
+		return live, offline, "", p.err
+	}
+	next, err = encodePageToken(at)
+	return live, offline, next, err
 }
 
-// next reports whether a session belongs to the page that begins after position from.
-func (from sessionPosition) next(id, last string) bool {
-	return id > last || id == last && from.From > 0
+// livePage adds live sessions from the given one on. It returns where the list continues; nil after all live ones.
+func (a *API) livePage(t watchword.TenantID, f sessionFilter, from watchword.SessionID, p *sessionPager, out *[]api.Session) *sessionPosition {
+	if f.online == "false" {
+		return nil
+	}
+	first := from
+	for {
+		n := p.batch()
+		var batch []*session.Session
+		if f.subject == "" {
+			batch = a.Guard.SessionPage(t, from, n+1)
+		} else { // their number has a limit of its own
+			batch = slices.DeleteFunc(a.Guard.SubjectSessions(t, f.subject), func(s *session.Session) bool { return s.ID() < from })
+		}
+		more := f.subject == "" && len(batch) > n
+		page := batch
+		if more {
+			page = batch[:n]
+		}
+		for _, s := range page {
+			if p.full() {
+				return &sessionPosition{Live: s.ID()}
+			}
+			p.examined++
+			v, listed := viewSession(s, a.Now())
+			if !listed || f.transport != "" && f.transport != v.Transport {
+				continue
+			}
+			if client := s.Client(); client != "" && a.Broker != nil {
+				if state, ok := a.Broker.SessionState(t, client); ok && state.Connected && state.ID == v.ID {
+					c := viewClientState(state)
+					v.MQTT = &c
+				}
+			}
+			whole := p.take(func(cut func(*api.ClientState) *api.ClientState) any {
+				v.MQTT = cut(v.MQTT)
+				return v
+			}, s.ID() == first)
+			if !p.complete {
+				return &sessionPosition{Live: s.ID()}
+			}
+			*out = append(*out, v)
+			if !whole {
+				return &sessionPosition{Live: s.ID(), From: p.at}
+			}
+		}
+		if !more {
+			return nil
+		}
+		from = batch[n].ID()
+	}
+}
+
+// offlinePage adds offline sessions from a place on; nil: from the first one on. It returns where the list continues; nil
+// at its end.
+func (a *API) offlinePage(t watchword.TenantID, f sessionFilter, from *session.OfflinePlace, p *sessionPager, out *[]api.OfflineSession) *sessionPosition {
+	place := session.OfflinePlace{Subject: f.subject}
+	first := from
+	if from != nil {
+		place = *from
+	}
+	for {
+		batch, next := a.Broker.OfflineStates(t, place, f.subject != "", p.batch())
+		for _, state := range batch {
+			here := &session.OfflinePlace{Subject: state.Subject, Client: state.Client}
+			if p.full() {
+				return &sessionPosition{Offline: here}
+			}
+			p.examined++
+			v := api.OfflineSession{
+				ID: state.ID, Subject: state.Subject, DisconnectedAt: state.DisconnectedAt.UTC(), ExpiresAt: state.ExpiresAt.UTC(),
+				WillAt: optionalTime(state.WillDue), MQTT: viewClientState(state),
+			}
+			whole := p.take(func(cut func(*api.ClientState) *api.ClientState) any {
+				v.MQTT = *cut(&v.MQTT)
+				return v
+			}, first != nil && *first == *here)
+			if !p.complete {
+				return &sessionPosition{Offline: here}
+			}
+			*out = append(*out, v)
+			if !whole {
+				return &sessionPosition{Offline: here, From: p.at}
+			}
+		}
+		if next == nil {
+			return nil
+		}
+		place = *next
+	}
+}
+
+func viewClientState(s session.State) api.ClientState {
+	c := api.ClientState{Client: s.Client, Subscriptions: s.Filters, Messages: s.Messages, Bytes: s.Bytes, Memory: s.MemoryBytes, Dropped: s.Dropped}
+	if c.Subscriptions == nil {
+		c.Subscriptions = []string{}
+	}
+	return c
 }
 
 // sessionPager fills one page.
@@ -107,10 +170,18 @@ type sessionPager struct {
 	left int // sessions left
 	from int // index of the first subscription of the first session
 
-	complete bool // the last session is on the page completely
-	at       int  // index of the subscription that the next page continues with; 0: none
-	last     sessionPosition
-	err      error
+	examined int   // sessions that were looked at
+	complete bool  // the last session is on the page, as far as its subscriptions fit
+	at       int   // index of the subscription that the next page continues with; 0: none
+	err      error // of encoding an item
+}
+
+// batch returns how many sessions are read at once: no more than the page may take.
+func (p *sessionPager) batch() int { return min(sessionBatch, max(1, p.left)) }
+
+// full reports whether the page takes and examines no more sessions.
+func (p *sessionPager) full() bool {
+	return p.left == 0 || p.room <= 0 || p.examined >= sessionsExamined
 }
 
 // take adds a session to the page, with as many of its subscriptions as fit, and reports whether
@@ -155,31 +226,40 @@ const longRequest = time.Second
 func viewSessions(ss []*session.Session, now time.Time) []api.Session {
 	out := []api.Session{}
 	for _, s := range ss {
-		a := s.Authority()
-		if a == nil || s.Class() == session.ClassAnswer && now.Sub(s.Opened()) < longRequest {
-			continue // not open yet, or an ordinary request
+		if v, listed := viewSession(s, now); listed {
+			out = append(out, v)
 		}
-		out = append(out, api.Session{
-			ID: s.ID(), Subject: a.Subject(), Transport: s.Transport(), Remote: s.Remote(), OpenedAt: s.Opened().UTC(), ExpiresAt: a.Expires().UTC(),
-		})
 	}
-	slices.SortFunc(out, func(a, b api.Session) int { return cmp.Compare(a.ID, b.ID) })
 	return out
+}
+
+// viewSession returns what lists show of a session. listed is false for one that is not open yet, and for an ordinary request.
+func viewSession(s *session.Session, now time.Time) (v api.Session, listed bool) {
+	a := s.Authority()
+	if a == nil || s.Class() == session.ClassAnswer && now.Sub(s.Opened()) < longRequest {
+		return v, false
+	}
+	return api.Session{
+		ID: s.ID(), Subject: a.Subject(), Transport: s.Transport(), Remote: s.Remote(), OpenedAt: s.Opened().UTC(), ExpiresAt: a.Expires().UTC(),
+	}, true
 }
 
 // endOfflineSession ends a persistent session whose client is offline.
 func (a *API) endOfflineSession(ctx context.Context, c *caller, id watchword.SessionID) error {
-	_, offline := a.sessions(c.Tenant(), "")
-	i := slices.IndexFunc(offline, func(s api.OfflineSession) bool { return s.ID == id && id != "" })
-	if i < 0 {
+	s := a.Guard.OfflineSession(c.Tenant(), id)
+	if s == nil || s.Client() == "" || a.Broker == nil {
 		return watchword.Refuse(watchword.NotFound, "no open session has this id")
 	}
-	by, err := a.Registry.MayActOn(ctx, c.actor, offline[i].Subject)
+	state, ok := a.Broker.SessionState(c.Tenant(), s.Client())
+	if !ok || state.ID != id || state.Connected {
+		return watchword.Refuse(watchword.NotFound, "no open session has this id")
+	}
+	by, err := a.Registry.MayActOn(ctx, c.actor, state.Subject)
 	if err != nil {
 		return err
 	}
-	e := by.DoneEntry(audit.SessionClose, string(id), a.Now(), map[string]string{"subject": string(offline[i].Subject), "client": offline[i].MQTT.Client})
-	return a.Broker.EndOfflineSession(c.Tenant(), id, func() error { return a.Entries.AddEntry(ctx, e) })
+	e := by.DoneEntry(audit.SessionClose, string(id), a.Now(), map[string]string{"subject": string(state.Subject), "client": state.Client})
+	return a.Broker.EndOfflineSession(c.Tenant(), state.Client, id, func() error { return a.Entries.AddEntry(ctx, e) })
 }
 
 func (a *API) sessionRoutes() {
@@ -189,13 +269,20 @@ func (a *API) sessionRoutes() {
 	}
 	type sessionListIn struct {
 		Page
-		Device watchword.SubjectID `query:"device" maxLength:"64"`
+		Subject   watchword.SubjectID `query:"subject" maxLength:"64" doc:"sessions of this device, operator or service"`
+		Device    watchword.SubjectID `query:"device" maxLength:"64" doc:"as subject"`
+		Online    string              `query:"online" enum:"true,false" doc:"true: live sessions only; false: offline MQTT sessions only"`
+		Transport string              `query:"transport" enum:"mqtt,sse,poll,wait,request" doc:"offline MQTT sessions have the transport mqtt"`
 	}
-	register(a, operation{method: http.MethodGet, path: "/v1/sessions", summary: "List live sessions on this node, and offline MQTT sessions"},
+	register(a, operation{method: http.MethodGet, path: "/v1/sessions", summary: "List live sessions on this node, and offline MQTT sessions, of all subjects or of one"},
 		func(ctx context.Context, c *caller, in *sessionListIn) (*sessionListOut, error) {
+			f := sessionFilter{subject: cmp.Or(in.Subject, in.Device), online: in.Online, transport: in.Transport}
+			if in.Device != "" && in.Device != f.subject {
+				return nil, watchword.RefuseField("device", "must be absent, or equal subject")
+			}
 			out := &sessionListOut{}
 			var err error
-			out.Body.Sessions, out.Body.Offline, out.Body.NextPageToken, err = a.sessionPage(c.Tenant(), in.Device, in.Page)
+			out.Body.Sessions, out.Body.Offline, out.Body.NextPageToken, err = a.sessionPage(c.Tenant(), f, in.Page)
 			return out, err
 		})
 	register(a, operation{method: http.MethodDelete, path: "/v1/sessions/{id}", summary: "Close a live session, or delete an offline session", status: http.StatusNoContent},
@@ -220,7 +307,7 @@ func (a *API) sessionRoutes() {
 		func(ctx context.Context, c *caller, in *Page) (*sessionListOut, error) {
 			out := &sessionListOut{}
 			var err error
-			out.Body.Sessions, out.Body.Offline, out.Body.NextPageToken, err = a.sessionPage(c.Tenant(), c.Subject(), *in)
+			out.Body.Sessions, out.Body.Offline, out.Body.NextPageToken, err = a.sessionPage(c.Tenant(), sessionFilter{subject: c.Subject()}, *in)
 			return out, err
 		})
 	type sessionRefreshOut struct{ Body api.SessionRefresh }

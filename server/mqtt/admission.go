@@ -62,7 +62,7 @@ func (c *conn) admit(ctx context.Context, p *packet.Connect, credentials session
 		return err
 	}
 	ad.reserved, err = c.broker.deps.Guard.Reserve(credentials, session.Options{
-		Transport: "mqtt", Remote: c.remote, Changed: c.authorityChanged, Ended: c.closeOnLostAuthority, Covers: c.checkRefreshCovers, Replaces: replaces,
+		Transport: "mqtt", Remote: c.remote, Client: ad.clientID, Changed: c.authorityChanged, Ended: c.closeOnLostAuthority, Covers: c.checkRefreshCovers, Replaces: replaces,
 	})
 	if err != nil {
 		c.broker.wills.releaseQuota(ad.will)

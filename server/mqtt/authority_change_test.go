@@ -39,7 +39,7 @@ func TestLostAuthorityClosesConnectionWithReason(t *testing.T) {
 		"a key retired":       {func(srv *testServer) { srv.retireKey("lamp-7") }, packet.NotAuthorized},
 		"a subscription lost": {func(srv *testServer) { srv.policy(`subscribe = ["b"]`) }, packet.NotAuthorized},
 		"closed by an operator": {func(srv *testServer) {
-			for _, s := range srv.guard.Sessions(watchword.DefaultTenant, "lamp-7") {
+			for _, s := range srv.guard.SubjectSessions(watchword.DefaultTenant, "lamp-7") {
 				s.End(watchword.Refuse(watchword.SessionClosed, "closed"))
 			}
 		}, packet.AdministrativeAction},

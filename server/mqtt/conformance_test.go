@@ -96,7 +96,7 @@ func TestMalformedConnectClosesConnection(t *testing.T) {
 					}
 				}
 				c.wantClosed()
-				if n := len(srv.guard.Sessions(watchword.DefaultTenant, "lamp-7")); n != 0 {
+				if n := len(srv.guard.SubjectSessions(watchword.DefaultTenant, "lamp-7")); n != 0 {
 					t.Errorf("%d sessions", n)
 				}
 			})

@@ -54,7 +54,7 @@ func TestConnectIsRefusedWithTheRightCode(t *testing.T) {
 					if _, open := <-cl.got; open {
 						t.Error("the connection goes on")
 					}
-					if n := len(srv.guard.Sessions(watchword.DefaultTenant, "")); n != 0 {
+					if n := len(srv.guard.SessionPage(watchword.DefaultTenant, "", 1<<20)); n != 0 {
 						t.Errorf("%d sessions left", n)
 					}
 				})
@@ -366,7 +366,7 @@ func TestTakeoverIsNotHeldUpByAStalledPeer(t *testing.T) {
 		if s := srv.broker.Stats(); s.Connections != 1 || s.Clients != 1 || s.Takeovers != 1 {
 			t.Errorf("%+v", s)
 		}
-		if n := len(srv.guard.Sessions(watchword.DefaultTenant, "lamp-7")); n != 1 {
+		if n := len(srv.guard.SubjectSessions(watchword.DefaultTenant, "lamp-7")); n != 1 {
 			t.Errorf("%d sessions", n)
 		}
 	})

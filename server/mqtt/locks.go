@@ -21,6 +21,7 @@ type (
 	brokerLock     struct{} // Broker.mu: the tenants, and connections before CONNECT
 	tenantLock     struct{} // tenant.mu: the sessions by client identifier
 	sessionLock    struct{} // sessionState.mu: the Session State, and the outgoing side of its connection
+	offlineLock    struct{} // offlineList.mu: the sessions without a connection, in order
 	willsLock      struct{} // willStore.mu
 	committerLock  struct{} // committer.mu: what is collected for the next write
 	pumpLock       struct{} // commandPump.mu: delivery of a device's commands
@@ -47,6 +48,11 @@ func (tenantLock) LockInfo() lockrank.Info { return lockrank.Info{Name: "mqtt te
 // LockInfo is [lockrank.Kind]'s.
 func (sessionLock) LockInfo() lockrank.Info {
 	return lockrank.Info{Name: "mqtt sessionState.mu", Rank: 160}
+}
+
+// LockInfo is [lockrank.Kind]'s.
+func (offlineLock) LockInfo() lockrank.Info {
+	return lockrank.Info{Name: "mqtt offlineList.mu", Rank: 165}
 }
 
 // LockInfo is [lockrank.Kind]'s.

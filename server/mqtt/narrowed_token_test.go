@@ -67,7 +67,7 @@ func TestANewSessionNeedsARightToSomeTopic(t *testing.T) {
 						return
 					}
 					srv.refusedConnect(v, "lamp", token, packet.NotAuthorized)
-					if n := len(srv.guard.Sessions(watchword.DefaultTenant, "lamp")); n > 0 {
+					if n := len(srv.guard.SubjectSessions(watchword.DefaultTenant, "lamp")); n > 0 {
 						t.Errorf("%d sessions are left of what was refused", n)
 					}
 				})
@@ -263,7 +263,7 @@ func TestTakeoverNeedsNoExtraQuota(t *testing.T) {
 			srv.connect(packet.V5, "lamp/3", srv.token("lamp", time.Hour)) // and begins anew
 			synctest.Wait()
 		}
-		if n := len(srv.guard.Sessions(watchword.DefaultTenant, "lamp")); n != 8 {
+		if n := len(srv.guard.SubjectSessions(watchword.DefaultTenant, "lamp")); n != 8 {
 			t.Errorf("%d sessions, want 8", n)
 		}
 	})
@@ -280,7 +280,7 @@ func TestNarrowedTokenDoesNotRefreshSession(t *testing.T) {
 						t.Errorf("reason %#x", r)
 					}
 				}
-				s := srv.guard.Sessions(watchword.DefaultTenant, "lamp")[0]
+				s := srv.guard.SubjectSessions(watchword.DefaultTenant, "lamp")[0]
 				if left := time.Until(s.Authority().Expires()); left > 2*time.Hour {
 					t.Errorf("refreshed: %v are left", left)
 				}

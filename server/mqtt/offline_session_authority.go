@@ -22,7 +22,7 @@ func (st *sessionState) watchAuthority(ctx context.Context, generation int) {
 		}
 	}
 	offlineSession := st.broker.deps.Guard.OpenOffline(ctx, session.Credentials{Tenant: tenant, Subject: owner.subject, Incarnation: owner.incarnation}, session.Options{
-		Transport: "mqtt",
+		Transport: "mqtt", Client: st.id,
 		Changed: func(a *session.Authority) {
 			var redistributions []redistribution
 			still(func(per *persistent) {

@@ -109,6 +109,7 @@ func (l *restorer) restoreSession(s mqttstore.Session) error {
 	st.persistent.rowChanged.filters = nil // what was loaded is in the store
 	b.persistentCount.Add(1)
 	st.tenant.putClient(st)
+	st.tenant.offline.add(st)
 	l.clients[s.ID] = st
 	l.maxClientNumber = max(l.maxClientNumber, s.ID)
 	l.inflight[s.ID] = p.Inflight

@@ -90,6 +90,9 @@ func (st *sessionState) endSessionIf(may func() error) error {
 		st.dropPersistentState()
 	}
 	st.removed = true
+	if st.tenant != nil {
+		st.tenant.offline.remove(st)
+	}
 	st.mu.Unlock()
 	if offlineSession != nil {
 		offlineSession.End(nil)

@@ -1,7 +1,6 @@
 package mqtt
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 	"unsafe"
@@ -11,22 +10,36 @@ import (
 	"github.com/watchword-iot/watchword/server/session"
 )
 
-// SessionStates returns the sessions of a tenant, or of one subject, by client identifier.
-func (b *Broker) SessionStates(t watchword.TenantID, subject watchword.SubjectID) []session.State {
-	tn := b.tenant(t)
-	tn.mu.Lock()
-	all := slices.Collect(maps.Values(tn.clients))
-	tn.mu.Unlock()
-	out := []session.State{}
-	for _, st := range all {
+// SessionState returns the session of a client identifier. ok is false if there is none.
+func (b *Broker) SessionState(t watchword.TenantID, client string) (state session.State, ok bool) {
+	st := b.tenant(t).client(client)
+	if st == nil {
+		return state, false
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.removed {
+		return state, false
+	}
+	return st.sessionState(), true
+}
+
+// OfflineStates returns at most n sessions whose clients are not connected, in order of subject and of client identifier,
+// from the given place on; of one subject alone if only is set. It looks at no others. next is where the list continues: nil
+// at its end.
+func (b *Broker) OfflineStates(t watchword.TenantID, from session.OfflinePlace, only bool, n int) (out []session.State, next *session.OfflinePlace) {
+	page := b.tenant(t).offline.page(from, only, n+1)
+	if len(page) > n {
+		next, page = &session.OfflinePlace{Subject: page[n].owner.subject, Client: page[n].id}, page[:n]
+	}
+	for _, st := range page {
 		st.mu.Lock()
-		if !st.removed && (subject == "" || subject == st.owner.subject) {
+		if !st.removed && st.conn == nil {
 			out = append(out, st.sessionState())
 		}
 		st.mu.Unlock()
 	}
-	slices.SortFunc(out, func(a, b session.State) int { return cmp.Compare(a.Client, b.Client) })
-	return out
+	return out, next
 }
 
 // sessionState describes the session for lists. mu is held.
@@ -72,21 +85,16 @@ func (st *sessionState) memoryUse() int {
 	return n
 }
 
-// EndOfflineSession ends a persistent session whose client is not connected; id is that of [session.State]. log
+// EndOfflineSession ends the persistent session of a client that is not connected; id is that of [session.State]. log
 // records that first, and may wait for a store: meanwhile the client cannot resume the session, and
 // nothing ends where log returns an error. Codes: not_found where there is no such session, or its client
 // is connected; log's.
-func (b *Broker) EndOfflineSession(t watchword.TenantID, id watchword.SessionID, log func() error) error {
-	tn := b.tenant(t)
-	tn.mu.Lock()
-	all := slices.Collect(maps.Values(tn.clients))
-	tn.mu.Unlock()
-	for _, st := range all {
-		if st.isOffline(id) {
-			return st.endByOperator(id, log)
-		}
+func (b *Broker) EndOfflineSession(t watchword.TenantID, client string, id watchword.SessionID, log func() error) error {
+	st := b.tenant(t).client(client)
+	if st == nil || !st.isOffline(id) {
+		return errNoSession
 	}
-	return errNoSession
+	return st.endByOperator(id, log)
 }
 
 var errNoSession = watchword.Refuse(watchword.NotFound, "no open session has this id")

@@ -119,6 +119,7 @@ func (c *conn) resume(prev *sessionState, ad *admission) (bool, error) {
 	}
 	offlineSession := prev.persistent.resumed(ad.expiry)
 	prev.conn = c
+	prev.tenant.offline.remove(prev)
 	prev.restoreInflight()
 	prev.updateLoad()
 	prev.markChanged()

@@ -66,6 +66,7 @@ func (c *conn) detachSession(cause error) (td teardown) {
 	c.session.conn = nil
 	c.session.updateLoad()
 	td.generation = c.session.persistent.disconnected(now)
+	c.session.tenant.offline.add(c.session)
 	c.session.markChanged()
 	c.session.startTimers(now)
 	return td

@@ -7,6 +7,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/lockrank"
 	"github.com/watchword-iot/watchword/server/bus"
+	"github.com/watchword-iot/watchword/server/internal/sorted"
 )
 
 // tenant holds the sessions, subscriptions and retained messages of one tenant.
@@ -17,6 +18,8 @@ type tenant struct {
 	mu         lockrank.Mutex[tenantLock]
 	clients    map[string]*sessionState // by client identifier
 	persistent map[watchword.SubjectID]int
+
+	offline offlineList
 }
 
 // tenant returns the state of a tenant.
@@ -25,7 +28,7 @@ func (b *Broker) tenant(t watchword.TenantID) *tenant {
 	defer b.mu.Unlock()
 	tn := b.tenants[t]
 	if tn == nil {
-		tn = &tenant{id: t, bus: b.deps.Bus.Tenant(t), clients: map[string]*sessionState{}, persistent: map[watchword.SubjectID]int{}}
+		tn = &tenant{id: t, bus: b.deps.Bus.Tenant(t), clients: map[string]*sessionState{}, persistent: map[watchword.SubjectID]int{}, offline: offlineList{all: sorted.NewSet(compareOffline)}}
 		b.tenants[t] = tn
 	}
 	return tn
@@ -35,6 +38,13 @@ func (b *Broker) allTenants() []*tenant {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Collect(maps.Values(b.tenants))
+}
+
+// client returns the session of a client identifier; nil if there is none.
+func (tn *tenant) client(id string) *sessionState {
+	tn.mu.Lock()
+	defer tn.mu.Unlock()
+	return tn.clients[id]
 }
 
 // putClient registers st under its client identifier. mu is held.

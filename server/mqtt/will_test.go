@@ -41,7 +41,7 @@ func (srv *testServer) stop() {
 
 func (srv *testServer) session(id watchword.SubjectID) *session.Session {
 	srv.t.Helper()
-	all := srv.guard.Sessions(watchword.DefaultTenant, id)
+	all := srv.guard.SubjectSessions(watchword.DefaultTenant, id)
 	if len(all) != 1 {
 		srv.t.Fatalf("%d sessions of %s", len(all), id)
 	}
@@ -351,16 +351,16 @@ func TestTheWillOfASessionThatAnOperatorEnds(t *testing.T) {
 			t.Fatalf("%+v", states)
 		}
 		refused := errors.New("not written down")
-		if err := srv.broker.EndOfflineSession(watchword.DefaultTenant, states[0].ID, func() error { return refused }); err != refused {
+		if err := srv.broker.EndOfflineSession(watchword.DefaultTenant, states[0].Client, states[0].ID, func() error { return refused }); err != refused {
 			t.Fatal(err)
 		}
 		if n := len(srv.broker.SessionStates(watchword.DefaultTenant, "lamp")); n != 1 {
 			t.Fatalf("what was not written down was done: %d sessions", n)
 		}
-		if err := srv.broker.EndOfflineSession(watchword.DefaultTenant, states[0].ID, func() error { return nil }); err != nil {
+		if err := srv.broker.EndOfflineSession(watchword.DefaultTenant, states[0].Client, states[0].ID, func() error { return nil }); err != nil {
 			t.Fatal(err)
 		}
-		if err := srv.broker.EndOfflineSession(watchword.DefaultTenant, states[0].ID, func() error { t.Error("it was written down twice"); return nil }); watchword.CodeOf(err) != watchword.NotFound {
+		if err := srv.broker.EndOfflineSession(watchword.DefaultTenant, states[0].Client, states[0].ID, func() error { t.Error("it was written down twice"); return nil }); watchword.CodeOf(err) != watchword.NotFound {
 			t.Fatalf("it is there still: %v", err)
 		}
 		from := time.Now()
@@ -554,7 +554,7 @@ func TestReconnectDuringSessionEnd(t *testing.T) {
 				c, p := h.dialRaw(packet.V5), hello(packet.V5, "lamp", h.token("lamp", time.Hour))
 				p.CleanStart = false
 				p.Properties.SetNumber(packet.SessionExpiryInterval, 3600)
-				err := h.broker.EndOfflineSession(watchword.DefaultTenant, states[0].ID, func() error {
+				err := h.broker.EndOfflineSession(watchword.DefaultTenant, states[0].Client, states[0].ID, func() error {
 					c.send(p)
 					if now := h.broker.SessionStates(watchword.DefaultTenant, "lamp"); len(now) != 1 || now[0].Connected {
 						t.Errorf("while it is recorded: %+v", now)

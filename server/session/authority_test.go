@@ -1,9 +1,11 @@
 package session_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -244,9 +246,21 @@ func TestSessionList(t *testing.T) {
 		subject watchword.SubjectID
 		want    int
 	}{{watchword.DefaultTenant, "", 3}, {watchword.DefaultTenant, "lamp-2", 2}, {watchword.DefaultTenant, "lamp-3", 0}, {"other", "", 0}, {"other", "lamp-1", 0}} {
-		if got := len(g.Sessions(q.tenant, q.subject)); got != q.want {
+		list := g.SessionPage(q.tenant, "", 10)
+		if q.subject != "" {
+			list = g.SubjectSessions(q.tenant, q.subject)
+		}
+		if got := len(list); got != q.want {
 			t.Errorf("%q of %q: %d sessions, want %d", q.subject, q.tenant, got, q.want)
 		}
+	}
+	all := []*session.Session{a, b, c}
+	slices.SortFunc(all, func(x, y *session.Session) int { return cmp.Compare(x.ID(), y.ID()) })
+	if got := g.SessionPage(watchword.DefaultTenant, "", 10); !slices.Equal(got, all) {
+		t.Errorf("the sessions of a tenant: %v, want them in order of id: %v", got, all)
+	}
+	if got := g.SessionPage(watchword.DefaultTenant, all[1].ID(), 1); !slices.Equal(got, all[1:2]) {
+		t.Errorf("a page of one session from the second one on: %v, want %v", got, all[1:2])
 	}
 	if g.Session(watchword.DefaultTenant, a.ID()) != a || g.Session("other", a.ID()) != nil || g.Session(watchword.DefaultTenant, "ses_x") != nil {
 		t.Error("a session is not found by its tenant and id alone")
@@ -409,7 +423,7 @@ func TestEndedSessionsReleaseMemory(t *testing.T) {
 		t.Errorf("while they live: %s, want %s", got, want)
 	}
 	a.End(nil)
-	if got := len(g.Sessions(watchword.DefaultTenant, "lamp-1")); got != 1 {
+	if got := len(g.SubjectSessions(watchword.DefaultTenant, "lamp-1")); got != 1 {
 		t.Errorf("%d sessions of the subject are left, want the other", got)
 	}
 	g.TokenRevoked(watchword.DefaultTenant, "lamp-1", "t1")

@@ -22,6 +22,13 @@ type State struct {
 	Dropped        int64     // messages dropped because its queue was full, since the last report to the client
 }
 
+// OfflinePlace is a place in the list of offline sessions, which is in order of subject and of client identifier. With an empty
+// Client it is before all sessions of the subject.
+type OfflinePlace struct {
+	Subject watchword.SubjectID
+	Client  string
+}
+
 // Retained is the retained message of one topic (MQTT 5.0 §3.3.1.3) on this node.
 type Retained struct {
 	Topic       string

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/clockjump"
+	"github.com/watchword-iot/watchword/server/internal/sorted"
 	"github.com/watchword-iot/watchword/server/policy"
 )
 
@@ -59,6 +61,7 @@ type Guard struct {
 
 	mu               sync.Mutex
 	sessions         map[watchword.SessionID]*Session
+	byID             map[watchword.TenantID]*sorted.Set[*Session] // the same, of each tenant in order of id, for lists
 	subjects         map[subjectKey][]*Session
 	offline          map[watchword.SessionID]*Session // sessions without a connection
 	offlineBySubject map[subjectKey][]*Session        // the same, by subject
@@ -79,7 +82,7 @@ func NewGuard(d Directory, o GuardOptions) *Guard {
 	g := &Guard{
 		directory: d, now: o.Now, total: o.Total, maxPerSubject: [classCount]int{ClassConnection: o.PerSubject, ClassWait: o.PerSubjectWaits, ClassAnswer: o.PerSubjectAnswers}, issuerRevoked: o.Revoked,
 		opened: o.Opened, ended: o.Ended,
-		sessions: map[watchword.SessionID]*Session{}, subjects: map[subjectKey][]*Session{}, index: newIndex(), policySets: map[watchword.TenantID][]*policy.Set{},
+		sessions: map[watchword.SessionID]*Session{}, byID: map[watchword.TenantID]*sorted.Set[*Session]{}, subjects: map[subjectKey][]*Session{}, index: newIndex(), policySets: map[watchword.TenantID][]*policy.Set{},
 		offline: map[watchword.SessionID]*Session{}, offlineBySubject: map[subjectKey][]*Session{},
 	}
 	if g.now == nil {
@@ -209,6 +212,10 @@ func (g *Guard) add(s *Session) error {
 		g.answerCount++
 	}
 	g.sessions[s.id] = s
+	if g.byID[k.tenant] == nil {
+		g.byID[k.tenant] = sorted.NewSet(compareIDs)
+	}
+	g.byID[k.tenant].Add(s)
 	g.subjects[k] = append(g.subjects[k], s)
 	g.index.markUnindexed(s)
 	return nil
@@ -225,10 +232,15 @@ func (g *Guard) remove(s *Session) {
 		g.answerCount--
 	}
 	delete(all, s.id)
+	k := subjectKey{s.credentials.Tenant, s.credentials.Subject}
+	if listed := g.byID[k.tenant]; !s.offline && listed != nil {
+		if listed.Remove(s); listed.Len() == 0 {
+			delete(g.byID, k.tenant)
+		}
+	}
 	if !s.offline && len(all) == 0 {
 		g.clockWatch.Stop()
 	}
-	k := subjectKey{s.credentials.Tenant, s.credentials.Subject}
 	if i := slices.Index(of[k], s); i >= 0 {
 		of[k] = slices.Delete(of[k], i, i+1)
 	}
@@ -252,21 +264,35 @@ func (g *Guard) Session(t watchword.TenantID, id watchword.SessionID) *Session {
 	return nil
 }
 
-// Sessions returns the live sessions of the tenant, or of one subject.
-func (g *Guard) Sessions(t watchword.TenantID, subject watchword.SubjectID) []*Session {
+// OfflineSession returns a session of [Guard.OpenOffline] that has that id and belongs to that tenant; nil if there is none.
+func (g *Guard) OfflineSession(t watchword.TenantID, id watchword.SessionID) *Session {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if subject != "" {
-		return slices.Clone(g.subjects[subjectKey{t, subject}])
+	if s := g.offline[id]; s != nil && s.credentials.Tenant == t {
+		return s
 	}
-	var out []*Session
-	for _, s := range g.sessions {
-		if s.credentials.Tenant == t {
-			out = append(out, s)
-		}
-	}
-	return out
+	return nil
 }
+
+// SubjectSessions returns the live sessions of one subject, in order of id.
+func (g *Guard) SubjectSessions(t watchword.TenantID, subject watchword.SubjectID) []*Session {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.SortedFunc(slices.Values(g.subjects[subjectKey{t, subject}]), compareIDs)
+}
+
+// SessionPage returns at most n live sessions of the tenant, in order of id, from the given id on. It reads no others.
+func (g *Guard) SessionPage(t watchword.TenantID, from watchword.SessionID, n int) []*Session {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	all := g.byID[t]
+	if all == nil {
+		return nil
+	}
+	return all.Page(func(s *Session) bool { return s.id < from }, n)
+}
+
+func compareIDs(a, b *Session) int { return cmp.Compare(a.id, b.id) }
 
 // Count returns the number of live sessions, without sessions of class ClassAnswer.
 func (g *Guard) Count() int {

@@ -157,7 +157,7 @@ func TestOpenRefusesInvalidCredentials(t *testing.T) {
 			c.edit(r, &p)
 			_, err := g.Open(t.Context(), p, session.Options{})
 			wantCode(t, err, c.want)
-			if n := len(g.Sessions(watchword.DefaultTenant, "")); n != 0 {
+			if n := len(g.SessionPage(watchword.DefaultTenant, "", 1<<20)); n != 0 {
 				t.Errorf("%d sessions left in the index", n)
 			}
 		})
@@ -342,7 +342,7 @@ func TestManyChangesAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := len(g.Sessions(watchword.DefaultTenant, "")); n != 0 {
+	if n := len(g.SessionPage(watchword.DefaultTenant, "", 1<<20)); n != 0 {
 		t.Errorf("%d sessions left", n)
 	}
 }

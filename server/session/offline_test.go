@@ -38,7 +38,7 @@ func TestOfflineSessionFollowsPolicyAndSubject(t *testing.T) {
 	edit(`subscribe = ["plant/#"]`) // unsettled, it is asked whatever changes
 	subject(func(s *watchword.Subject) { s.State = watchword.Active })
 	subject(func(s *watchword.Subject) { s.Incarnation = 2 })
-	if n := len(g.Sessions(watchword.DefaultTenant, "lamp-7")); n != 0 {
+	if n := len(g.SubjectSessions(watchword.DefaultTenant, "lamp-7")); n != 0 {
 		t.Errorf("%d sessions listed", n)
 	}
 	s.End(nil)

@@ -102,7 +102,7 @@ func TestRevokedTokenEndsOnlyItsSessions(t *testing.T) {
 	if moved.Ended() || kept.Ended() {
 		t.Error("a session on another token went with it")
 	}
-	for _, s := range g.Sessions(watchword.DefaultTenant, "lamp-7") {
+	for _, s := range g.SubjectSessions(watchword.DefaultTenant, "lamp-7") {
 		if s != moved && s != kept {
 			t.Errorf("one is left on the revoked token: over %v", s.Ended())
 		}

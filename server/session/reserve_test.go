@@ -55,8 +55,8 @@ func TestReservationPrecedesSessionStart(t *testing.T) {
 	r.edit(func(r *fakeDirectory) { r.subject.State = watchword.Suspended })
 	g.SubjectChanged(t.Context(), watchword.DefaultTenant, "lamp-7")
 	wantCode(t, s.Start(t.Context()), watchword.SubjectSuspended)
-	if ended != 1 || len(g.Sessions(watchword.DefaultTenant, "lamp-7")) != 0 {
-		t.Errorf("ended %d times; %d are left", ended, len(g.Sessions(watchword.DefaultTenant, "lamp-7")))
+	if ended != 1 || len(g.SubjectSessions(watchword.DefaultTenant, "lamp-7")) != 0 {
+		t.Errorf("ended %d times; %d are left", ended, len(g.SubjectSessions(watchword.DefaultTenant, "lamp-7")))
 	}
 }
 

@@ -28,6 +28,7 @@ const (
 type Options struct {
 	Transport string // "poll", "sse", "mqtt", later "websocket"
 	Remote    string // address of the peer, shown in lists
+	Client    string // MQTT client identifier; empty for other transports, and for wills
 	Class     Class  // decides which limits apply
 	// Changed, if not nil, is called after each change of authority that does not end the session,
 	// with the session locked. The transport must stop what is no longer allowed. It must not
@@ -84,6 +85,9 @@ func (s *Session) Transport() string { return s.options.Transport }
 
 // Remote returns the peer's address.
 func (s *Session) Remote() string { return s.options.Remote }
+
+// Client returns the MQTT client identifier; empty for other transports, and for wills.
+func (s *Session) Client() string { return s.options.Client }
 
 // IsConnection reports whether it is a long-lived connection.
 func (s *Session) IsConnection() bool {

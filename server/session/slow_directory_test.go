@@ -408,7 +408,7 @@ func TestChangeReachesOpeningSessions(t *testing.T) {
 	}
 	cancel()
 	testwait.All(t, "the end of the changes", &wg)
-	if n := len(g.Sessions(watchword.DefaultTenant, "")); n != 0 {
+	if n := len(g.SessionPage(watchword.DefaultTenant, "", 1<<20)); n != 0 {
 		t.Errorf("%d sessions are left", n)
 	}
 }
