@@ -23,7 +23,7 @@ const runningFile = "running"
 // written after the last checkpoint is lost: that is a warning. Without that file nothing is known of the loss. Code: log_invalid.
 func (s *Server) checkWriteAheadLog(ctx context.Context) error {
 	in := func(name string) string { return filepath.Join(s.cfg.Data, name) }
-	if !exists(in(runningFile)) || !exists(in(databaseFile)) || exists(in(databaseFile+"-wal")) {
+	if !lacksWriteAheadLog(s.cfg.Data) {
 		return nil
 	}
 	s.walMissing = true
@@ -34,6 +34,12 @@ func (s *Server) checkWriteAheadLog(ctx context.Context) error {
 	s.o.Log.ErrorContext(ctx, "the last server did not end cleanly, and the write-ahead log with its last writes is missing: changes after the last checkpoint of the log may be lost, such as a revocation",
 		slog.String("missing", in(databaseFile+"-wal")))
 	return nil
+}
+
+// lacksWriteAheadLog reports whether the last end on a data folder was not clean, and the write-ahead log of then is not there.
+func lacksWriteAheadLog(dir string) bool {
+	in := func(name string) string { return filepath.Join(dir, name) }
+	return exists(in(runningFile)) && exists(in(databaseFile)) && !exists(in(databaseFile+"-wal"))
 }
 
 // markRunning marks the folder as open.

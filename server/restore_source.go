@@ -258,6 +258,7 @@ func (s *Server) readOldFolder(ctx context.Context, dir string, m backup.Manifes
 		return r.out, err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
+	lacks := lacksWriteAheadLog(dir) // before SQLite makes files there
 	f, err := sqlite.OpenLog(ctx, filepath.Join(dir, databaseFile))
 	if err != nil {
 		return r.out, err
@@ -274,6 +275,8 @@ func (s *Server) readOldFolder(ctx context.Context, dir string, m backup.Manifes
 			return r.out, err
 		}
 		r.out.Damage = err.Error()
+	} else if lacks {
+		r.out.Damage = "its last server did not end cleanly, and " + databaseFile + "-wal, with its last writes, is missing"
 	}
 	if _, err := r.finish(); err != nil {
 		return r.out, err

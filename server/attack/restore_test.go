@@ -291,6 +291,10 @@ func TestSourcesOfARestore(t *testing.T) {
 	damaged := filepath.Join(t.TempDir(), "damaged")
 	must(t, os.CopyFS(damaged, os.DirFS(old)))
 	must(t, os.Chmod(damaged, 0o700))
+	crashed := filepath.Join(t.TempDir(), "crashed") // a copy of its files without the write-ahead log
+	must(t, os.CopyFS(crashed, os.DirFS(old)))
+	must(t, os.Chmod(crashed, 0o700))
+	must(t, os.WriteFile(filepath.Join(crashed, "running"), nil, 0o600))
 	journalBeside := func(name string, b []byte) string {
 		to := t.TempDir()
 		must(t, os.CopyFS(to, os.DirFS(journal)))
@@ -322,6 +326,8 @@ func TestSourcesOfARestore(t *testing.T) {
 		{"a mirror", filepath.Join(dir, "mirror"), false, 0, watchword.Conflict, ""},
 		{"a damaged folder", damaged, false, 0, watchword.Conflict, ""},
 		{"a damaged folder, accepted", damaged, true, 0, "", "revoked - active - 0"},
+		{"a folder without its write-ahead log", crashed, false, 0, watchword.Conflict, ""},
+		{"a folder without its write-ahead log, accepted", crashed, true, 0, "", "revoked two - active 1"},
 		{"the folder of another server", foreign, true, 0, watchword.LogInvalid, ""},
 		{"the journal", journal, false, 0, "", "revoked two - active 1"},
 		{"the journal beside what is not one", foreignJournal, false, 0, watchword.Conflict, ""},

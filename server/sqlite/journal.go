@@ -4,7 +4,9 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/backup"
 )
@@ -152,6 +154,10 @@ func (t *tx) journaledColumns() (map[string][]string, error) {
 
 func (t *tx) applyObject(o backup.Object) error {
 	return t.withSecureDelete(func() error { // private keys may be erased
+		before, err := t.incarnation(o)
+		if err != nil {
+			return err
+		}
 		tables := journaled[o.Kind]
 		for _, j := range tables {
 			where, args := j.where(o.Ref)
@@ -173,12 +179,13 @@ func (t *tx) applyObject(o backup.Object) error {
 		if o.Kind != backup.SubjectObject {
 			return nil
 		}
-		for _, q := range []string{ // what endAccess deletes besides
-			`DELETE FROM twins WHERE tenant = ?1 AND device = ?2 AND EXISTS (` + ended + `)`,
-			`DELETE FROM functions WHERE tenant = ?1 AND device = ?2 AND EXISTS (` + ended + `)`,
-			`DELETE FROM idempotency WHERE tenant = ?1 AND caller = ?2 AND EXISTS (` + ended + `)`,
-		} {
-			if _, err := t.exec(q, string(o.Tenant), o.ID); err != nil {
+		after, err := t.incarnation(o)
+		if err != nil {
+			return err
+		}
+		// A subject that was revoked and enrolled again between two records is active in both, and of another incarnation.
+		if after.ended || after.number != before.number {
+			if err := t.endIncarnation(o.Tenant, watchword.SubjectID(o.ID), after.changed); err != nil {
 				return err
 			}
 		}
@@ -186,7 +193,29 @@ func (t *tx) applyObject(o backup.Object) error {
 	})
 }
 
-const ended = `SELECT 1 FROM subjects WHERE tenant = ?1 AND id = ?2 AND (state = 'revoked' OR deleted = 1)`
+// incarnation is the incarnation of a subject that the store has, and whether it ended.
+type incarnation struct {
+	number  int64
+	ended   bool
+	changed time.Time
+}
+
+// incarnation returns that of a journaled subject; the zero one for another object, and for a subject that does not exist.
+func (t *tx) incarnation(o backup.Object) (incarnation, error) {
+	if o.Kind != backup.SubjectObject {
+		return incarnation{}, nil
+	}
+	found, err := queryAll(context.Background(), t, func(r scanner) (is incarnation, err error) {
+		var changed int64
+		err = r.Scan(&is.number, &is.ended, &changed)
+		is.changed = fromMillis(changed)
+		return is, err
+	}, `SELECT incarnation, state = 'revoked' OR deleted = 1, changed FROM subjects WHERE tenant = ? AND id = ?`, string(o.Tenant), o.ID)
+	if err != nil || len(found) == 0 {
+		return incarnation{}, err
+	}
+	return found[0], nil
+}
 
 // restoreVersion writes the authority version of a subject again, which triggers raise with each of its keys.
 func (t *tx) restoreVersion(o backup.Object) error {

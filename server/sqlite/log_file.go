@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"io/fs"
 	"math"
 	"os"
 
@@ -20,13 +21,17 @@ type LogFile struct {
 	conn *sql.Conn
 }
 
-// OpenLog opens the log in the database at path. Codes: not_found, folder_newer, unavailable.
+// OpenLog opens the log in the database at path. On a medium on which nothing can be written, it reads the database file alone, as a
+// clean end leaves it. Codes: not_found, folder_newer, unavailable; also for a write-ahead log on such a medium.
 func OpenLog(ctx context.Context, path string) (_ *LogFile, err error) {
 	if _, err := os.Stat(path); err != nil {
 		return nil, watchword.Wrap(err, watchword.NotFound, "the database %s does not exist", path)
 	}
 	f, err := openLog(ctx, path, dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "cache_size(-16000)"))
 	if err != nil && watchword.CodeOf(err) != watchword.FolderNewer { // read-only medium
+		if info, werr := os.Stat(path + "-wal"); !errors.Is(werr, fs.ErrNotExist) && (werr != nil || info.Size() > 0) {
+			return nil, watchword.Wrap(errors.Join(err, werr), watchword.Unavailable, "the database %s cannot be read together with its write-ahead log, which has its last writes: SQLite needs to write beside them; copy the whole folder to where files can be written", path)
+		}
 		still, again := openLog(ctx, path, dsn(path, "ro", "query_only(1)")+"&immutable=1")
 		if again != nil {
 			return nil, unavailable(errors.Join(err, again))

@@ -342,13 +342,25 @@ func (t *tx) endAccess(before, after watchword.Subject, now time.Time) error {
 	for _, q := range []string{
 		`UPDATE subject_keys SET state = 'revoked' WHERE tenant = ? AND subject = ?`,
 		`DELETE FROM codes INDEXED BY codes_of WHERE tenant = ? AND subject = ?`,
-		`DELETE FROM twins WHERE tenant = ? AND device = ?`,
-		`DELETE FROM functions WHERE tenant = ? AND device = ?`,
-		`DELETE FROM idempotency WHERE tenant = ? AND caller = ?`,
 	} {
 		if _, err := t.exec(q, after.Tenant, after.ID); err != nil {
 			return err
 		}
 	}
-	return t.abandonCommands(after.Tenant, after.ID, now)
+	return t.endIncarnation(after.Tenant, after.ID, now)
+}
+
+// endIncarnation deletes what a subject has besides its row, labels, keys and codes, and abandons its commands: an id that enrolls
+// again begins without it.
+func (t *tx) endIncarnation(tenant watchword.TenantID, id watchword.SubjectID, now time.Time) error {
+	for _, q := range []string{
+		`DELETE FROM twins WHERE tenant = ? AND device = ?`,
+		`DELETE FROM functions WHERE tenant = ? AND device = ?`,
+		`DELETE FROM idempotency WHERE tenant = ? AND caller = ?`,
+	} {
+		if _, err := t.exec(q, tenant, id); err != nil {
+			return err
+		}
+	}
+	return t.abandonCommands(tenant, id, now)
 }
