@@ -119,6 +119,25 @@ func (f *certFiles) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return f.pair, nil
 }
 
+// reload reads both files at once, whether or not they changed, so that it also finds a change of owner or mode. On an error the old
+// pair stays in use.
+func (f *certFiles) reload() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at, err := f.times()
+	if err != nil {
+		return err
+	}
+	pair, err := f.read()
+	if err != nil {
+		f.bad = at
+		return err
+	}
+	f.pair, f.written, f.looked = &pair, at, f.now()
+	f.checkValidity()
+	return nil
+}
+
 // verifyName returns an error if the certificate is not for a name.
 func (f *certFiles) verifyName(name string) error {
 	f.mu.Lock()

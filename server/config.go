@@ -143,10 +143,12 @@ type AuditConfig struct {
 	Quorum int `toml:"quorum"`
 }
 
-// LogConfig sets the process log: level debug, info, warn or error; format text or json.
+// LogConfig sets the process log: level debug, info, warn or error; format text or json; the absolute path of the file, or empty
+// for standard error.
 type LogConfig struct {
 	Level  string `toml:"level"`
 	Format string `toml:"format"`
+	File   string `toml:"file"`
 }
 
 // MetricsConfig sets the address of the metrics listener.
@@ -395,6 +397,9 @@ func (c Config) checkLog() error {
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		return configError("log.format", "must be text or json")
+	}
+	if f := c.Log.File; f != "" && !filepath.IsAbs(f) {
+		return configError("log.file", "must be an absolute path")
 	}
 	return nil
 }

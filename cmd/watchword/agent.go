@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,6 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/sdk/agent"
 	"github.com/watchword-iot/watchword/sdk/device"
+	"github.com/watchword-iot/watchword/server"
 	"github.com/watchword-iot/watchword/token"
 )
 
@@ -153,15 +155,21 @@ func (a *app) agentAssertion() *cobra.Command {
 }
 
 func (a *app) agentRun() *cobra.Command {
-	c := &cobra.Command{Use: "run --dir DIR", Short: "Keep a session open, execute commands, publish lines", Args: positional(cobra.NoArgs)}
+	c := &cobra.Command{
+		Use: "run --dir DIR", Short: "Keep a session open, execute commands, publish lines", Args: positional(cobra.NoArgs),
+		Long: "Keep a session open, execute commands and publish lines until SIGTERM or SIGINT. SIGHUP reads the functions file again and\n" +
+			"opens the log file again.",
+	}
 	dir := dirFlag(c)
 	functions := c.Flags().String("functions", "", "TOML file that maps functions to programs")
 	stream := c.Flags().String("stdin", "", "publish each line of standard input as an event of this stream, until it ends")
 	every := c.Flags().Duration("rekey-every", 0, "change both keys when they reach this age, for example 720h; 0: never")
 	logged := c.Flags().Bool("require-log-proof", false, "execute only commands that come with a proof that the server's audit log contains them")
 	renamedFlag(c, "logged-only", "--require-log-proof")
+	logFile := c.Flags().String("log-file", "", "absolute path of a file for the log, which SIGHUP opens again (default: standard error)")
 	noClock := clockFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		hup := hangups()
 		if *every != 0 && *every < rekeyShortest {
 			return usage("--rekey-every must be %s or more", rekeyShortest)
 		}
@@ -169,6 +177,13 @@ func (a *app) agentRun() *cobra.Command {
 			if err := checkStream(*stream); err != nil {
 				return err
 			}
+		}
+		if *logFile != "" && !filepath.IsAbs(*logFile) {
+			return usage("--log-file must be an absolute path")
+		}
+		log, err := a.openLog(server.LogConfig{Level: "info", File: *logFile})
+		if err != nil {
+			return err
 		}
 		d, err := device.OpenWith(*dir, device.Options{NoClock: *noClock, RequireLogProof: *logged, Connected: func(over string) { slog.Info("connected", slog.String("over", over)) }})
 		if err != nil {
@@ -178,14 +193,27 @@ func (a *app) agentRun() *cobra.Command {
 		if !d.Enrolled() {
 			return usage("%s is not enrolled; see %s agent enroll --help", *dir, program())
 		}
+		reload := func(context.Context) error { return log.reopen() }
 		if *functions != "" {
 			fs, err := readFunctions(*functions)
 			if err != nil {
 				return err
 			}
-			agent.Register(d, fs, agent.Options{Dedicated: true})
+			programs := agent.Register(d, fs, agent.Options{Dedicated: true})
+			reload = func(context.Context) error {
+				fs, err := readFunctions(*functions)
+				if err == nil {
+					programs.Replace(fs)
+				}
+				return errors.Join(log.reopen(), err)
+			}
 		}
-		return withRekey(c.Context(), d, *every, func(ctx context.Context) error { return a.runAgent(ctx, d, *stream) })
+		ready := make(chan struct{})
+		close(ready) // a device works without a connection too: it keeps its receipts and connects when it can
+		s := supervised{ready: ready, status: "runs " + string(d.ID()) + " of " + d.Server(), reload: reload, alive: func(context.Context) { d.Position() }}
+		return supervise(c.Context(), hup, s, func(ctx context.Context) error {
+			return withRekey(ctx, d, *every, func(ctx context.Context) error { return a.runAgent(ctx, d, *stream) })
+		})
 	}
 	return c
 }

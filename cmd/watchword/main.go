@@ -28,9 +28,8 @@ func main() {
 
 // run runs a command line until it ends or ctx does, and returns the exit status.
 func run(ctx context.Context, args []string, out, errs *terminal.Writer) int {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	ctx, stop := untilSignal(ctx)
 	defer stop()
-	context.AfterFunc(ctx, stop)                              // the second signal ends the process
 	slog.SetDefault(slog.New(slog.NewTextHandler(errs, nil))) // serve sets its own
 	a := &app{out: out, err: errs}
 	root := a.root()
@@ -43,6 +42,39 @@ func run(ctx context.Context, args []string, out, errs *terminal.Writer) int {
 		return 1
 	}
 	return a.report(err)
+}
+
+// untilSignal returns a context that ends at the first SIGINT or SIGTERM. The second one ends the process at once, as if it were not
+// handled.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	c := make(chan os.Signal, 2)
+	signal.Notify(c, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-c:
+			cancel()
+		case <-ctx.Done():
+		}
+		signal.Stop(c) // from now on the system's default applies
+		select {
+		case s := <-c: // it came before
+			endBySignal(s)
+		default:
+		}
+	}()
+	return ctx, cancel
+}
+
+// endBySignal ends the process by a signal that is not handled any more.
+func endBySignal(s os.Signal) {
+	p, err := os.FindProcess(os.Getpid())
+	if err == nil {
+		err = p.Signal(s)
+	}
+	if err != nil { // a process cannot signal itself on Windows
+		os.Exit(1)
+	}
 }
 
 // exitError is an error with a given exit status, whose message, if any, was already printed.

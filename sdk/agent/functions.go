@@ -95,16 +95,36 @@ type runner struct {
 	noCgroup bool // behave as if no control group can be created
 }
 
+// Programs are the programs that [Register] registered with a device.
+type Programs struct {
+	device *device.Device
+	runner *runner
+}
+
 // Register registers the programs of fs, which must have passed [Function.Check], as the device's functions. If programs
 // have control groups (Linux), it kills programs that an earlier agent left when it was killed.
-func Register(d *device.Device, fs []Function, o Options) {
-	r := newRunner(o)
+func Register(d *device.Device, fs []Function, o Options) *Programs {
+	p := &Programs{d, newRunner(o)}
 	sweepCgroups()
 	for _, f := range fs {
-		d.HandleFunction(device.Function{Name: f.Name, Schema: f.Schema}, func(ctx context.Context, c *device.Command) (any, error) {
-			return r.execute(ctx, f, c)
-		})
+		d.HandleFunction(device.Function{Name: f.Name, Schema: f.Schema}, p.handler(f))
 	}
+	return p
+}
+
+// Replace replaces all functions of the device by fs, which must have passed [Function.Check]. A program that runs goes on.
+func (p *Programs) Replace(fs []Function) {
+	byName := map[string]Function{}
+	var list []device.Function
+	for _, f := range fs {
+		byName[f.Name] = f
+		list = append(list, device.Function{Name: f.Name, Schema: f.Schema})
+	}
+	p.device.ReplaceFunctions(list, func(f device.Function) device.Handler { return p.handler(byName[f.Name]) })
+}
+
+func (p *Programs) handler(f Function) device.Handler {
+	return func(ctx context.Context, c *device.Command) (any, error) { return p.runner.execute(ctx, f, c) }
 }
 
 func newRunner(o Options) *runner {

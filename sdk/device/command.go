@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -72,11 +73,12 @@ type Function struct {
 }
 
 type handlers struct {
-	mu       sync.RWMutex
-	byName   map[string]Handler
-	fallback Handler
-	list     []Function
-	config   func(context.Context, Config) error
+	mu        sync.RWMutex
+	byName    map[string]Handler
+	fallback  Handler
+	list      []Function
+	config    func(context.Context, Config) error
+	announcer *task // of the last Run; nil before
 }
 
 // Handle registers the handler of a function. Run announces it to the server when it starts. Handle panics if the name is
@@ -85,18 +87,46 @@ func (d *Device) Handle(function string, h Handler) { d.HandleFunction(Function{
 
 // HandleFunction is [Device.Handle] with a JSON Schema, which the server applies to the arguments of each command.
 func (d *Device) HandleFunction(f Function, h Handler) {
-	if !watchword.ValidName(f.Name) {
-		panic(fmt.Sprintf("device: %q cannot be the name of a function", f.Name))
+	checkFunctionName(f.Name)
+	d.handlers.mu.Lock()
+	defer d.handlers.mu.Unlock()
+	d.handlers.add(f, h)
+}
+
+// add registers a handler in place of an earlier one of that name. It is called with mu held.
+func (hs *handlers) add(f Function, h Handler) {
+	if hs.byName == nil {
+		hs.byName = map[string]Handler{}
+	}
+	if i := slices.IndexFunc(hs.list, func(of Function) bool { return of.Name == f.Name }); i >= 0 {
+		hs.list[i] = f
+	} else {
+		hs.list = append(hs.list, f)
+	}
+	hs.byName[f.Name] = h
+}
+
+// ReplaceFunctions replaces all functions and their handlers but that of [Device.HandleAny]; handler returns the handler of each. A
+// handler that runs goes on. During [Device.Run] the new functions are announced to the server. It panics if a name is invalid.
+func (d *Device) ReplaceFunctions(fs []Function, handler func(Function) Handler) {
+	for _, f := range fs {
+		checkFunctionName(f.Name)
 	}
 	d.handlers.mu.Lock()
 	defer d.handlers.mu.Unlock()
-	if d.handlers.byName == nil {
-		d.handlers.byName = map[string]Handler{}
+	d.handlers.byName, d.handlers.list = nil, nil
+	for _, f := range fs {
+		d.handlers.add(f, handler(f))
 	}
-	if _, known := d.handlers.byName[f.Name]; !known {
-		d.handlers.list = append(d.handlers.list, f)
+	if d.handlers.announcer != nil {
+		d.handlers.announcer.trigger()
 	}
-	d.handlers.byName[f.Name] = h
+}
+
+func checkFunctionName(name string) {
+	if !watchword.ValidName(name) {
+		panic(fmt.Sprintf("device: %q cannot be the name of a function", name))
+	}
 }
 
 // HandleAny registers the handler of all functions without a handler of their own. With it the device announces no

@@ -117,6 +117,9 @@ func (r *run) runAll(ctx context.Context) error {
 	handlers, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer context.AfterFunc(ctx, func() { stop(ErrStopping) })()
 	defer stop(ErrStopping)
+	r.handlers.mu.Lock()
+	r.handlers.announcer = r.functions
+	r.handlers.mu.Unlock()
 	var tasks sync.WaitGroup
 	for _, t := range r.tasks() {
 		of := ctx
