@@ -102,7 +102,7 @@ const (
 	// SessionClosed means an operator closed this session; its token is still valid.
 	SessionClosed Code = "session_closed"
 
-	// CodeInvalid means an enrollment code that is unknown, used or expired.
+	// CodeInvalid means an enrollment code that is unknown, used, expired or void.
 	CodeInvalid Code = "code_invalid"
 	// ProofInvalid means the proof of an enrollment or key change does not fit its code or keys.
 	ProofInvalid Code = "proof_invalid"

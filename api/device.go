@@ -23,6 +23,15 @@ type Device struct {
 	Keys        []DeviceKey         `json:"keys,omitempty"`       // at most 32 of them; not in lists
 	Functions   []Function          `json:"functions,omitempty"`  // in the answer of GET /v1/devices/{id} alone
 	Sessions    []Session           `json:"sessions,omitempty"`   // live ones, of the node that answers; as Functions
+	PendingLink *PendingLink        `json:"pending_link,omitempty"`
+}
+
+// PendingLink is the one-time link of a subject that was not used yet: part of the answer of GET /v1/devices/{id},
+// /v1/operators/{id} and /v1/services/{id}. The link itself is not shown again.
+type PendingLink struct {
+	CreatedBy watchword.SubjectID `json:"created_by,omitempty" doc:"who made it; absent for a link that was made on the server's machine"`
+	ExpiresAt time.Time           `json:"expires_at"`
+	KeyEndsAt *time.Time          `json:"key_ends_at,omitempty" doc:"end of the key that enrolls with the link"`
 }
 
 // Enrollment is a one-time enrollment link: part of the answer of POST /v1/devices, POST /v1/operators and POST /v1/services, and

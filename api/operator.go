@@ -22,6 +22,7 @@ type Subject struct {
 	Enrollment  *Enrollment         `json:"enrollment,omitempty"` // in the answer of POST alone
 	Keys        []DeviceKey         `json:"keys,omitempty"`       // at most 32 of them; not in lists
 	Sessions    []Session           `json:"sessions,omitempty"`   // live ones, of the node that answers; in the answer of GET for one alone
+	PendingLink *PendingLink        `json:"pending_link,omitempty"`
 }
 
 // OperatorList is the answer of GET /v1/operators, in order of ID.

@@ -222,7 +222,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	semaphore := fair.NewSemaphore()
 	s.enrollment = enroll.New(s.store, enroll.Options{
 		PublicURL: s.info.URL, Issuers: s.keys.Issuers, TrustPin: func() string { return token.TrustPin(s.keys.Root()) }, TrustPins: s.trustPins,
-		CheckGiven: reg.CheckGiven, CheckActOn: reg.CheckActOn, Live: s.live, PairingLifetime: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Semaphore: semaphore,
+		CheckGiven: reg.CheckGiven, CheckActOn: reg.CheckActOn, RunFor: s.guard.RunFor, Live: s.live, PairingLifetime: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Semaphore: semaphore,
 	})
 	credentials, err := authn.New(s.keys.Issuer(), s.keys, directory, s.store, s.live,
 		authn.Options{Issuers: s.keys.Issuers, Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Semaphore: semaphore, IssueRate: float64(s.cfg.Limits.IssueRate)})

@@ -54,7 +54,7 @@ func addOwner(t *testing.T, dir string, tenant watchword.TenantID, k *jose.Priva
 		return watchword.Key{ID: p.ID(), Purpose: of, JWK: p.JWK(), State: watchword.KeyActive, Added: now}
 	}
 	_, _, err = st.RedeemCode(t.Context(), enroll.Redemption{Tenant: tenant, Hash: hash, Sign: key(k.Public(), watchword.Sign), Seal: key(seal.Public(), watchword.Seal)},
-		now, audit.FixedEntry[watchword.Subject](entry(audit.DeviceEnroll)))
+		watchword.AuthorityVersions{}, now, audit.FixedEntry[watchword.Subject](entry(audit.DeviceEnroll)))
 	must(err)
 	s, err := k.Signer()
 	must(err)

@@ -205,6 +205,7 @@ func showDevice(w *terminal.Writer, d api.Device) {
 	}
 	w.Printf("id\t%s\nstate\t%s\nlabels\t%s\nrequire proof\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, proof, d.Version, formatTime(d.CreatedAt), formatTime(d.ChangedAt))
 	showKeys(w, d.Keys)
+	showPendingLink(w, d.PendingLink)
 	for _, f := range d.Functions {
 		schema := ""
 		if len(f.Schema) > 0 {

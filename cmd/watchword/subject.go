@@ -113,6 +113,7 @@ func (a *app) subjectShow(k subjectKind) *cobra.Command {
 				}
 				w.Printf("labels\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", s.Labels, s.Version, formatTime(s.CreatedAt), formatTime(s.ChangedAt))
 				showKeys(w, s.Keys)
+				showPendingLink(w, s.PendingLink)
 				showSessions(w, s.Sessions)
 			})
 		},
@@ -133,6 +134,22 @@ func showKeys(w *terminal.Writer, keys []api.DeviceKey) {
 		}
 		w.Printf("\n")
 	}
+}
+
+func showPendingLink(w *terminal.Writer, l *api.PendingLink) {
+	if l == nil {
+		return
+	}
+	w.Printf("link\tnot used yet, until %s", formatTime(l.ExpiresAt))
+	if l.CreatedBy == "" {
+		w.Printf(", made on the server's machine")
+	} else {
+		w.Printf(", made by %s", l.CreatedBy)
+	}
+	if l.KeyEndsAt != nil {
+		w.Printf(", for a key until %s", formatTime(*l.KeyEndsAt))
+	}
+	w.Printf("\n")
 }
 
 func showSessions(w *terminal.Writer, sessions []api.Session) {

@@ -125,7 +125,7 @@ func (s *setup) subject(id watchword.SubjectID, kind watchword.Kind, labels watc
 	must(s.t, s.store.CreateSubject(s.t.Context(), watchword.Subject{Tenant: tenant, ID: id, Kind: kind, State: watchword.New, Labels: labels, Created: s.now(), Changed: s.now()},
 		&enroll.Code{Tenant: tenant, Hash: hash, Subject: id, Expires: s.now().Add(time.Hour), CreatedBy: "alice"}, s.entry(created, string(id), nil)))
 	sign, seal := s.newKeys(id)
-	_, _, err := s.store.RedeemCode(s.t.Context(), enroll.Redemption{Tenant: tenant, Hash: hash, Sign: sign, Seal: seal}, s.now(),
+	_, _, err := s.store.RedeemCode(s.t.Context(), enroll.Redemption{Tenant: tenant, Hash: hash, Sign: sign, Seal: seal}, watchword.AuthorityVersions{}, s.now(),
 		audit.FixedEntry[watchword.Subject](s.entry(audit.DeviceEnroll, string(id), map[string]string{"sign": string(sign.ID), "sign_jwk": string(sign.JWK)})))
 	must(s.t, err)
 	s.changed(id)

@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"maps"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -9,18 +10,38 @@ import (
 // Code is a one-time code as the store keeps it: Hash is the SHA-256 of the
 // code's 22 characters; the code itself is nowhere.
 type Code struct {
-	Tenant    watchword.TenantID
-	Hash      [32]byte
-	Subject   watchword.SubjectID
-	Expires   time.Time
-	CreatedBy watchword.SubjectID // creator of the link
-	KeyEnds   time.Time           // end of the key that is enrolled with it, in whole seconds; zero for none
+	Tenant  watchword.TenantID
+	Hash    [32]byte
+	Subject watchword.SubjectID
+	Expires time.Time
+	// CreatedBy made the code, with the key CreatedByKey. Both are empty for a code of the server's machine.
+	CreatedBy    watchword.SubjectID
+	CreatedByKey watchword.KeyID
+	KeyEnds      time.Time // end of the key that is enrolled with it, in whole seconds; zero for none
 	// Sign and Seal are the keys with which the code was redeemed; empty until then.
 	Sign, Seal watchword.KeyID
 }
 
-// ErrCode is the refusal of a code that is unknown, used or expired. It does not say which.
-var ErrCode = watchword.Refuse(watchword.CodeInvalid, "the code is unknown, used or expired")
+// ErrCode is the refusal of a code that is unknown, used, expired or void. It does not say which.
+var ErrCode = watchword.Refuse(watchword.CodeInvalid, "the code is unknown, used, expired or void")
+
+// VoidsCodesFor reports whether a change of a subject makes the unused codes for it void: it has another role, other labels or
+// another required proof, so a code would give what its maker did not decide on; or it is revoked, or has enrolled otherwise. A
+// subject that is suspended cannot use its code until it is resumed.
+func VoidsCodesFor(before, after watchword.Subject) bool {
+	enrolled := after.State == watchword.Active && (before.State == watchword.New || before.State == watchword.Revoked)
+	return enrolled || after.State == watchword.Revoked || before.Proof != after.Proof || before.Role != after.Role || !maps.Equal(before.Labels, after.Labels)
+}
+
+// VoidsCodesOfKey reports whether a key that has changed makes the unused codes void that were made with it, and those for its
+// subject: it is revoked, and a thief of the key may have made them.
+func VoidsCodesOfKey(k watchword.Key) bool { return k.State == watchword.KeyRevoked }
+
+// VoidsCodesBy reports whether a change of a subject makes the unused codes void that it has made: it is suspended or revoked, or has
+// another role or other labels. A change of policy is compared when a code is redeemed (see [Service.Enroll]).
+func VoidsCodesBy(before, after watchword.Subject) bool {
+	return after.State == watchword.Suspended || after.State == watchword.Revoked || before.Role != after.Role || !maps.Equal(before.Labels, after.Labels)
+}
 
 // ErrCodeExists says that the tenant has a code of this hash.
 var ErrCodeExists = watchword.Refuse(watchword.Conflict, "this code exists")

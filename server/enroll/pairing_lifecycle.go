@@ -81,10 +81,6 @@ func (p Pairing) Approve(a Approval, by watchword.SubjectID, s watchword.Subject
 	return p, s, nil
 }
 
-// LinkEnds reports whether the approval of a pairing ends the link that was made for a subject. That of a subject without a key
-// ends, because the subject has these keys; that for a further key of an active operator stays. before is the subject as it was.
-func LinkEnds(before watchword.Subject) bool { return before.State != watchword.Active }
-
 // Reject turns a pending pairing down. Code: conflict where it is decided.
 func (p Pairing) Reject(by watchword.SubjectID, now time.Time) (Pairing, error) {
 	if err := p.CheckPending(); err != nil {

@@ -19,7 +19,11 @@ type Store interface {
 	AddCode(ctx context.Context, c Code, e audit.Entry) error
 	// Recover stores the code and the notice of r, and adds its owner unless there is one of that id: r.Check decides on that one.
 	Recover(ctx context.Context, by audit.Actor, r Recovery, entries func(created bool) []audit.Entry) (watchword.Subject, error)
-	RedeemCode(ctx context.Context, r Redemption, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
+	// Code returns a code by its hash. PendingCode returns the one that a subject can enroll with. Code: code_invalid.
+	Code(ctx context.Context, t watchword.TenantID, hash [32]byte) (Code, error)
+	PendingCode(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time) (Code, error)
+	// RedeemCode compares maker, the versions that the redemption was decided on: those of the maker of the code and of its subject.
+	RedeemCode(ctx context.Context, r Redemption, maker watchword.AuthorityVersions, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
 	RekeyStore
 	PairingStore
 }
@@ -35,6 +39,8 @@ type Options struct {
 	// not give what it would have. CheckActOn refuses an act on a subject that has more than the actor. Code: exceeds_own.
 	CheckGiven func(ctx context.Context, by session.Actor, s watchword.Subject) error
 	CheckActOn func(ctx context.Context, by session.Actor, s watchword.Subject) error
+	// RunFor runs an act under what policy gives a subject now, which ordered the act earlier. It is [session.Guard.RunFor].
+	RunFor func(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, do func(context.Context, session.Actor) error) error
 	// Live applies the change of each subject that has changed in the store, before the answer. It is a [session.Live].
 	Live interface {
 		Apply(ctx context.Context, c watchword.Change) error
@@ -196,7 +202,11 @@ func (svc *Service) newCode(by session.Actor, id watchword.SubjectID, l Lifetime
 	}
 	code := watchword.NewNonce()
 	link := newLink(svc.url(by.Tenant), code, svc.opts.TrustPin(), expires, keyEnds)
-	return Code{Tenant: by.Tenant, Hash: token.CodeDigest(code), Subject: id, Expires: expires, CreatedBy: by.Subject, KeyEnds: keyEnds}, link, nil
+	c := Code{Tenant: by.Tenant, Hash: token.CodeDigest(code), Subject: id, Expires: expires, KeyEnds: keyEnds}
+	if by.Versions.Compared() {
+		c.CreatedBy, c.CreatedByKey = by.Subject, by.Key
+	}
+	return c, link, nil
 }
 
 // EnrollRequest is what a device presents: the code, its two public keys as JWK, and
@@ -211,7 +221,8 @@ type EnrollRequest struct {
 
 // Enroll turns the holder of a code into an active subject, or gives an active operator or service a further key. Everything that
 // needs no store is checked first. The same code with the same keys gets the
-// same answer until the code expires.
+// same answer until the code expires. A code is void if its maker could not make it now: because the maker is not active any more,
+// or may not give what the subject has by now.
 //
 // Codes: rate_limited, busy, bad_request, proof_invalid (and the codes of
 // [token.VerifyEnrollment] behind it), code_invalid, conflict.
@@ -239,7 +250,7 @@ func (svc *Service) Enroll(ctx context.Context, t watchword.TenantID, r EnrollRe
 			return e
 		}
 		var replay bool
-		if s, replay, err = svc.store.RedeemCode(ctx, redemption, now, entry); err == nil {
+		if s, replay, err = svc.redeem(ctx, redemption, now, entry); err == nil {
 			if !replay {
 				err = svc.opts.Live.Apply(ctx, watchword.SubjectChange(&s))
 			}
@@ -252,9 +263,51 @@ func (svc *Service) Enroll(ctx context.Context, t watchword.TenantID, r EnrollRe
 	return watchword.Subject{}, err
 }
 
+// redeem consumes a code under the present authority of its maker. Codes: code_invalid, and those of [Redemption.Redeem].
+func (svc *Service) redeem(ctx context.Context, r Redemption, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error) {
+	c, err := svc.store.Code(ctx, r.Tenant, r.Hash)
+	if err != nil {
+		return s, false, err
+	}
+	if c.CreatedBy == "" || c.Sign != "" { // made on the server's machine, or used before
+		return svc.store.RedeemCode(ctx, r, watchword.AuthorityVersions{}, now, entry)
+	}
+	err = svc.opts.RunFor(ctx, r.Tenant, c.CreatedBy, func(ctx context.Context, maker session.Actor) error {
+		maker, err := svc.checkMaker(ctx, maker, c)
+		if err != nil {
+			return err
+		}
+		s, replay, err = svc.store.RedeemCode(ctx, r, maker.Versions, now, entry)
+		return err
+	})
+	switch watchword.CodeOf(err) {
+	case watchword.NotFound, watchword.SubjectNew, watchword.SubjectSuspended, watchword.SubjectRevoked, watchword.TokenRevoked, watchword.ExceedsOwn:
+		err = watchword.Wrap(err, watchword.CodeInvalid, "the code is unknown, used, expired or void")
+	}
+	return s, replay, err
+}
+
+// checkMaker refuses a code that its maker could not make now, and returns the maker with the version of the code's subject. Codes:
+// not_found, exceeds_own, token_too_large.
+func (svc *Service) checkMaker(ctx context.Context, maker session.Actor, c Code) (session.Actor, error) {
+	s, err := svc.store.Subject(ctx, c.Tenant, c.Subject)
+	if err != nil {
+		return maker, err
+	}
+	if maker = maker.On(&s); c.CreatedBy == c.Subject { // a further key of its own gives it nothing
+		return maker, nil
+	}
+	return maker, svc.checkComesBack(ctx, maker, s)
+}
+
+// PendingCode returns the unused code of a subject, without the characters of its link. Code: code_invalid where there is none.
+func (svc *Service) PendingCode(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time) (Code, error) {
+	return svc.store.PendingCode(ctx, t, id, now)
+}
+
 func (svc *Service) verifyRequest(ctx context.Context, t watchword.TenantID, r EnrollRequest, now time.Time) (Redemption, error) {
 	if !token.WellFormedCode(r.Code) {
-		return Redemption{}, watchword.Refuse(watchword.CodeInvalid, "the code is unknown, used or expired")
+		return Redemption{}, ErrCode
 	}
 	if err := watchword.CheckKeyName(r.Name); err != nil {
 		return Redemption{}, err

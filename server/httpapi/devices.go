@@ -145,7 +145,8 @@ func (a *API) deviceRoutes() {
 			}
 			out.Body.Functions = viewFunctions(fs)
 			out.Body.Sessions = viewSessions(a.Guard.SubjectSessions(c.Tenant(), in.ID), a.Now())
-			return out, nil
+			out.Body.PendingLink, err = a.pendingLink(ctx, c, in.ID)
+			return out, err
 		})
 
 	type deviceLabelsIn struct {

@@ -40,6 +40,18 @@ func (a *API) subjectOf(ctx context.Context, c *caller, kind watchword.Kind, id 
 	return s, err
 }
 
+// pendingLink returns what is known of the unused link of a subject; nil for none. Code: unavailable.
+func (a *API) pendingLink(ctx context.Context, c *caller, id watchword.SubjectID) (*api.PendingLink, error) {
+	code, err := a.Enrollment.PendingCode(ctx, c.Tenant(), id, a.Now())
+	switch watchword.CodeOf(err) {
+	case "":
+		return &api.PendingLink{CreatedBy: code.CreatedBy, ExpiresAt: code.Expires.UTC(), KeyEndsAt: optionalTime(code.KeyEnds)}, nil
+	case watchword.CodeInvalid:
+		return nil, nil
+	}
+	return nil, err
+}
+
 // listSubjects returns a page of the subjects of one kind, without their keys.
 func (a *API) listSubjects(ctx context.Context, c *caller, kind watchword.Kind, labels []string, state watchword.State, page Page) (out []api.Subject, next string, err error) {
 	sel, err := parseSelector(labels)
@@ -160,6 +172,7 @@ func (a *API) subjectRoutes(base string, kind watchword.Kind) {
 			out, err := subjectAnswer(a.subjectOf(ctx, c, kind, in.ID))
 			if err == nil {
 				out.Body.Sessions = viewSessions(a.Guard.SubjectSessions(c.Tenant(), in.ID), a.Now())
+				out.Body.PendingLink, err = a.pendingLink(ctx, c, in.ID)
 			}
 			return out, err
 		})

@@ -74,7 +74,7 @@ func withCommands(t *testing.T, f func(t *testing.T, srv *testServer, o *command
 		}
 		must(st.CreateSubject(t.Context(), watchword.Subject{Tenant: watchword.DefaultTenant, ID: "lamp-7", Kind: watchword.Device, State: watchword.New, Created: now, Changed: now},
 			&enroll.Code{Tenant: watchword.DefaultTenant, Hash: hash, Subject: "lamp-7", Expires: now.Add(time.Hour)}, entry(audit.DeviceCreate)))
-		_, _, err = st.RedeemCode(t.Context(), enroll.Redemption{Tenant: watchword.DefaultTenant, Hash: hash, Sign: key(sign, watchword.Sign), Seal: key(seal, watchword.Seal)}, now, audit.FixedEntry[watchword.Subject](entry(audit.DeviceEnroll)))
+		_, _, err = st.RedeemCode(t.Context(), enroll.Redemption{Tenant: watchword.DefaultTenant, Hash: hash, Sign: key(sign, watchword.Sign), Seal: key(seal, watchword.Seal)}, watchword.AuthorityVersions{}, now, audit.FixedEntry[watchword.Subject](entry(audit.DeviceEnroll)))
 		must(err)
 		directory := registry.NewDirectory(st)
 		all, err := policy.FromPermissions([]watchword.Permission{{Resource: "fn:*/*", Actions: []string{"call"}}}, nil)

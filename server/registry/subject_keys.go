@@ -11,7 +11,7 @@ import (
 	"github.com/watchword-iot/watchword/server/session"
 )
 
-// RevokeKey revokes one signing key of an operator or a service, and its pending enrollment links. When it returns, nothing that
+// RevokeKey revokes one signing key of an operator or a service, and the pending enrollment links for the subject and of that key. When it returns, nothing that
 // was issued to the key passes any more; tokens and sessions of the other keys stay. Codes: not_found; conflict for a device, and
 // for the last key without an end of the last owner; exceeds_own.
 func (r *Registry) RevokeKey(ctx context.Context, by session.Actor, id watchword.SubjectID, key watchword.KeyID, now time.Time) (watchword.Subject, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/audit"
 )
 
 // maxDecisions limits how often one act is decided again because authority changed in the meantime.
@@ -33,6 +34,26 @@ func (g *Guard) RunAuthorized(ctx context.Context, a *Authority, may func(*Autho
 	return runAuthorized(ctx, may, do, func() (*Authority, error) { return g.Check(ctx, p) }, func(ctx context.Context) error {
 		return g.directory.Refresh(ctx, p.Tenant, p.Subject, "", "")
 	})
+}
+
+// RunFor is [Session.RunAuthorized] for an act that a subject ordered earlier, such as an enrollment with a link that it made: do runs
+// under what policy gives the subject now. Codes: subject_new, subject_suspended; subject_revoked, also for one that was deleted;
+// busy; those of do and of [Directory.Refresh].
+func (g *Guard) RunFor(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, do func(context.Context, Actor) error) error {
+	current := func() (*Authority, error) {
+		who, err := g.directory.Principal(ctx, t, id)
+		switch {
+		case watchword.CodeOf(err) == watchword.NotFound:
+			return nil, watchword.Refuse(watchword.SubjectRevoked, "subject %q was deleted", id)
+		case err != nil:
+			return nil, err
+		}
+		return g.Check(ctx, KeyCredentials(t, id, who.Subject.Incarnation, ""))
+	}
+	act := func(ctx context.Context, a *Authority) error {
+		return do(ctx, Actor{Actor: audit.Actor{Tenant: t, Subject: id, Versions: a.Versions()}, Policy: a.Policy()})
+	}
+	return runAuthorized(ctx, nil, act, current, func(ctx context.Context) error { return g.directory.Refresh(ctx, t, id, "", "") })
 }
 
 func runAuthorized(ctx context.Context, may func(*Authority) error, do func(context.Context, *Authority) error, current func() (*Authority, error), renew func(context.Context) error) error {

@@ -44,7 +44,7 @@ func TestConsumedAssertionsSurviveRestart(t *testing.T) {
 	if err := s.CreateSubject(ctx, watchword.Subject{Tenant: here, ID: "lamp-1", Kind: watchword.Device, State: watchword.New, Created: now, Changed: now}, &code, e); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.RedeemCode(ctx, enroll.Redemption{Tenant: here, Hash: code.Hash, Sign: key("sign", watchword.Sign), Seal: key("seal", watchword.Seal)}, now, audit.FixedEntry[watchword.Subject](e)); err != nil {
+	if _, _, err := s.RedeemCode(ctx, enroll.Redemption{Tenant: here, Hash: code.Hash, Sign: key("sign", watchword.Sign), Seal: key("seal", watchword.Seal)}, watchword.AuthorityVersions{}, now, audit.FixedEntry[watchword.Subject](e)); err != nil {
 		t.Fatal(err)
 	}
 	issue := func(jti, spent string) error {

