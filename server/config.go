@@ -77,6 +77,8 @@ type TokenConfig struct {
 type CommandConfig struct {
 	TTL      Duration `toml:"ttl"` // 1s to 24h, whole seconds
 	MaxBytes int      `toml:"max_bytes"`
+	// Retain is how long a command is stored after its end, with what was handed over and its receipt; 0: forever.
+	Retain Duration `toml:"retain"`
 }
 
 // PairingConfig sets how long a pairing request waits for an operator, and how often the device
@@ -188,7 +190,7 @@ func Defaults() Config {
 		Store:   StoreConfig{URL: "sqlite"},
 		Keys:    KeysConfig{RotateEvery: Duration{720 * time.Hour}, Overlap: Duration{48 * time.Hour}},
 		Token:   TokenConfig{Lifetime: Duration{10 * time.Minute}},
-		Command: CommandConfig{TTL: Duration{2 * time.Minute}, MaxBytes: watchword.MaxArgs},
+		Command: CommandConfig{TTL: Duration{2 * time.Minute}, MaxBytes: watchword.MaxArgs, Retain: Duration{30 * 24 * time.Hour}},
 		Pairing: PairingConfig{Lifetime: Duration{enroll.DefaultPairingLifetime}, Interval: Duration{enroll.DefaultPairingInterval}},
 		Limits: LimitsConfig{
 			Connections: 10_000, PerAddress: 5_000, TokenRate: 500, PublishRate: 1_000, ControlRate: 200, RequestRate: 2_000, IssueRate: 20, PacketBytes: 64 << 10, QueueMessages: 10_000, QueueBytes: 1 << 20,
@@ -310,6 +312,9 @@ func (c Config) checkTimes() error {
 		if v := d.value.Duration; v < d.min || v > d.max {
 			return configError(d.key, "must be from %s to %s", d.min, d.max)
 		}
+	}
+	if r := c.Command.Retain.Duration; r != 0 && (r < 48*time.Hour || r > 100*365*24*time.Hour) { // idempotency keys refer to commands for 48 hours
+		return configError("command.retain", "must be from 48h to 100 years, or 0s for unlimited")
 	}
 	if every := c.Keys.RotateEvery.Duration; every > 0 && every <= c.Keys.Overlap.Duration {
 		return configError("keys.rotate_every", "must be longer than keys.overlap, or 0s for rotation by hand only")

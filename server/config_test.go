@@ -62,6 +62,7 @@ func TestInvalidConfigurationHasAPosition(t *testing.T) {
 		{"an invalid duration", "[token]\nlifetime = \"soon\"\n", ":2:12:"},
 		{"a duration as a number", "[token]\nlifetime = 600\n", ":2:1:"},
 		{"a token that lives too long", "[token]\nlifetime = \"48h\"\n", "token.lifetime"},
+		{"a retention that is shorter than idempotency keys", "[command]\nretain = \"47h\"\n", "command.retain"},
 		{"half a second of a command", "[command]\nttl = \"1500ms\"\n", "command.ttl"},
 		{"a pairing that lives too long", "[pairing]\nlifetime = \"2h\"\n", "pairing.lifetime"},
 		{"a pairing that lives by half seconds", "[pairing]\nlifetime = \"60500ms\"\n", "pairing.lifetime"},

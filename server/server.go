@@ -230,7 +230,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		return err
 	}
 	s.commands = command.New(s.store, directory, s.keys, s.keys, command.Options{
-		Issuers: s.keys.Issuers, Epoch: s.keys.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Log: s.checkpoints, Now: s.o.Now,
+		Issuers: s.keys.Issuers, Epoch: s.keys.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Retain: s.cfg.Command.Retain.Duration, Log: s.checkpoints, Now: s.o.Now,
 		Bounds: command.Bounds{PerOrderer: int64(s.cfg.Limits.SubjectCommands), Total: int64(s.cfg.Limits.Commands)},
 	})
 	controls := ratelimit.NewShared[quota.Key](float64(s.cfg.Limits.ControlRate), "too many connections, state reports or receipts of this subject (limits.control_rate)")
@@ -359,7 +359,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer unlog()
 	signed := make(chan error, 1)
 	go func() { signed <- s.checkpoints.Run(logged) }()
-	for _, part := range append([]func(context.Context) error{s.commands.Run, s.recorder.Run, s.o.budget.Run, s.maintain, s.watchClock, s.scheduleBackups, s.keepJournal}, s.background...) {
+	for _, part := range append([]func(context.Context) error{s.commands.Run, s.commands.RunRetention, s.recorder.Run, s.o.budget.Run, s.maintain, s.watchClock, s.scheduleBackups, s.keepJournal}, s.background...) {
 		g.Go(func() error { return part(gctx) })
 	}
 	g.Go(func() error {

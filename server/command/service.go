@@ -34,6 +34,9 @@ type Store interface {
 	CancelCommand(ctx context.Context, by audit.Actor, id watchword.CommandID, now time.Time, entry audit.EntryOf[Row]) (Row, error)
 	ExpireCommands(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[Row]) ([]Row, error)
 	NextExpiry(ctx context.Context) (time.Time, error)
+	// DeleteSettledCommands deletes at most limit commands that ended before a time, oldest first, with what was handed over,
+	// and returns how many.
+	DeleteSettledCommands(ctx context.Context, before time.Time, limit int) (int, error)
 	Functions(ctx context.Context, t watchword.TenantID, device watchword.SubjectID) ([]twin.Function, error)
 }
 
@@ -79,8 +82,9 @@ type Options struct {
 	Epoch   int64
 	TTL     time.Duration // of a command that asks for none; 0 means 120 s
 	Log     Log
-	MaxArgs int    // bytes of a command's arguments; 0 means 8 KiB, the most
-	Bounds  Bounds // of unfinished commands
+	Retain  time.Duration // how long a command is stored after its end; 0: forever
+	MaxArgs int           // bytes of a command's arguments; 0 means 8 KiB, the most
+	Bounds  Bounds        // of unfinished commands
 	Now     func() time.Time
 }
 

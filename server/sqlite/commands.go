@@ -138,9 +138,24 @@ func (u unpreparedQueries) query(ctx context.Context, q string, args ...any) (*s
 
 // Commands lists commands, newest first.
 func (s *Store) Commands(ctx context.Context, t watchword.TenantID, f command.Filter, before watchword.CommandID, limit int) ([]command.Row, error) {
+	q, args := commandsQuery(t, f, before, limit)
+	return queryAll(ctx, unpreparedQueries{s}, scanCommand, q, args...)
+}
+
+// commandsQuery selects by the index of the device, else of the orderer, else of the state.
+func commandsQuery(t watchword.TenantID, f command.Filter, before watchword.CommandID, limit int) (query string, args []any) {
 	var q strings.Builder
-	q.WriteString(`SELECT ` + commandColumns + ` FROM commands WHERE tenant = ?`)
-	args := []any{t}
+	by := ""
+	switch {
+	case f.Device != "":
+		by = " INDEXED BY commands_device"
+	case f.By != "":
+		by = " INDEXED BY commands_by"
+	case f.State != "":
+		by = " INDEXED BY commands_state"
+	}
+	q.WriteString(`SELECT ` + commandColumns + ` FROM commands` + by + ` WHERE tenant = ?`)
+	args = []any{t}
 	for _, c := range []struct {
 		column string
 		value  string
@@ -151,7 +166,7 @@ func (s *Store) Commands(ctx context.Context, t watchword.TenantID, f command.Fi
 		}
 	}
 	q.WriteString(` ORDER BY id DESC LIMIT ?`)
-	return queryAll(ctx, unpreparedQueries{s}, scanCommand, q.String(), append(args, limit)...)
+	return q.String(), append(args, limit)
 }
 
 // Pending returns the commands to be delivered to a device, in order.
@@ -382,6 +397,33 @@ func (s *Store) ExpireCommands(ctx context.Context, now time.Time, limit int, en
 			out = append(out, after)
 		}
 		return out, nil
+	})
+}
+
+// DeleteSettledCommands deletes commands that ended before a time, oldest first, at most limit of them, with what was handed over.
+func (s *Store) DeleteSettledCommands(ctx context.Context, before time.Time, limit int) (int, error) {
+	return write(ctx, s, func(t *tx) (int, error) {
+		type key struct {
+			tenant watchword.TenantID
+			id     watchword.CommandID
+		}
+		due, err := queryAll(context.Background(), t, func(r scanner) (k key, err error) { return k, r.Scan(&k.tenant, &k.id) },
+			`SELECT tenant, id FROM commands INDEXED BY commands_settled WHERE settled_at > 0 AND settled_at < ? AND state NOT IN ('queued', 'sent', 'delivered', 'accepted')
+				ORDER BY settled_at LIMIT ?`, toMillis(before), limit)
+		if err != nil {
+			return 0, err
+		}
+		for _, k := range due {
+			for _, q := range []string{
+				`DELETE FROM handovers WHERE tenant = ? AND command = ?`,
+				`DELETE FROM commands WHERE tenant = ? AND id = ?`,
+			} {
+				if _, err := t.exec(q, k.tenant, k.id); err != nil {
+					return 0, err
+				}
+			}
+		}
+		return len(due), nil
 	})
 }
 

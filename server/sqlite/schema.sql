@@ -1,4 +1,4 @@
--- The schema after migration 25, for new databases. Written by: go test ./server/sqlite -run NewDatabase -update
+-- The schema after migration 35, for new databases. Written by: go test ./server/sqlite -run NewDatabase -update
 
 CREATE TABLE "instance" (
   one    INTEGER PRIMARY KEY CHECK (one = 1),
@@ -389,6 +389,28 @@ CREATE TABLE "bundles" (
   expires INTEGER NOT NULL,
   PRIMARY KEY (epoch, version)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE issuers (
+  n      INTEGER PRIMARY KEY,
+  issuer TEXT NOT NULL UNIQUE,
+  until  INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE issuer_use (
+  tenant  TEXT NOT NULL,
+  subject TEXT NOT NULL,
+  issuer  TEXT NOT NULL,
+  at      INTEGER NOT NULL,
+  PRIMARY KEY (tenant, subject)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX subjects_state ON subjects (tenant, kind, state, id) WHERE deleted = 0;
+
+CREATE INDEX subjects_kind ON subjects (tenant, kind, id) WHERE deleted = 0;
+
+CREATE INDEX commands_state ON commands (tenant, state, id);
+
+CREATE INDEX commands_settled ON commands (settled_at) WHERE settled_at > 0;
 
 INSERT INTO audit_pruned VALUES (1, 0, 0, X'0000000000000000000000000000000000000000000000000000000000000000');
 

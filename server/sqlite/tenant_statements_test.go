@@ -21,6 +21,7 @@ var ofAllTenants = map[string]string{
 	"mqtt_wills WHERE id = ?":                                   "likewise",
 	"FROM subject_keys INDEXED BY keys_ending":                  "keys of all tenants end",
 	"DELETE FROM tokens WHERE max(expires":                      "records of all tenants expire",
+	"FROM commands INDEXED BY commands_settled":                 "the retention of commands is that of all tenants",
 	"FROM consumed_jtis":                                        "all are read at the start, each with its tenant",
 	"assertion_expires FROM tokens":                             "likewise",
 	"FROM mqtt_sessions ORDER BY id":                            "likewise",

@@ -79,6 +79,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"commands end on time", expiring},
 		{"a command ends with its device's incarnation", incarnations},
 		{"lists of commands", commandLists},
+		{"commands are deleted after their end", commandRetention},
 		{"functions and twins", twins},
 		{"walls between tenants", tenantIsolation},
 		{"the log has no gaps", entries},

@@ -126,6 +126,8 @@ type Store interface {
 	// DeleteExpired forgets, of the log's checkpoints of an hour or two before `before`, all but the last of each hour; and spent assertions, token records, codes, pairings and idempotency rows that ended before `before`, at most
 	// limit of each, and returns how many went.
 	DeleteExpired(ctx context.Context, before time.Time, limit int) (int, error)
+	// DeleteSettledCommands deletes commands that ended before a time, oldest first, at most limit of them, with their versions.
+	DeleteSettledCommands(ctx context.Context, before time.Time, limit int) (int, error)
 
 	// Policies returns all, by name.
 	Policies(ctx context.Context, t watchword.TenantID) ([]policy.Stored, error)
