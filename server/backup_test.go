@@ -15,10 +15,12 @@ import (
 	"filippo.io/age"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/server"
 	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/backup"
+	"github.com/watchword-iot/watchword/server/keyring"
 	"github.com/watchword-iot/watchword/server/sqlite"
 )
 
@@ -36,7 +38,7 @@ func restored(t *testing.T, file string, id age.Identity) (dir string, m backup.
 	must(t, err)
 	defer f.Close()
 	dir = t.TempDir()
-	m, err = backup.Extract(f, []age.Identity{id}, dir)
+	m, err = backup.Extract(f, []age.Identity{id}, "", dir)
 	must(t, err)
 	return filepath.Join(dir, "data"), m
 }
@@ -44,7 +46,7 @@ func restored(t *testing.T, file string, id age.Identity) (dir string, m backup.
 func verifies(t *testing.T, file string, id age.Identity) server.BackupCheck {
 	t.Helper()
 	scratch := t.TempDir()
-	v, err := server.VerifyBackup(t.Context(), file, []age.Identity{id}, scratch, quiet)
+	v, err := server.VerifyBackup(t.Context(), file, []age.Identity{id}, "", scratch, quiet)
 	if err != nil {
 		t.Fatalf("%s: %v", file, err)
 	}
@@ -310,6 +312,7 @@ func TestABackupDoesNotUpgradeTheFolder(t *testing.T) {
 	own, err := sqlite.SchemaVersion()
 	must(t, err)
 	id, key := newIdentity(t)
+	older := false
 	for _, archive := range archives {
 		dir := t.TempDir()
 		unpack(t, archive, dir)
@@ -326,12 +329,16 @@ func TestABackupDoesNotUpgradeTheFolder(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "b")
 		_, err := server.CreateBackup(t.Context(), c, quiet, file, false, key)
 		must(t, err)
-		if after := schema(); after != before || before >= own {
+		if after := schema(); after != before {
 			t.Errorf("%s: migration %d, after the backup %d", archive, before, after)
 		}
+		older = older || before < own
 		if v := verifies(t, file, id); v.Manifest.Schema != before {
 			t.Errorf("%s: the backup has migration %d", archive, v.Manifest.Schema)
 		}
+	}
+	if !older {
+		t.Error("no archive has an earlier schema")
 	}
 }
 
@@ -349,7 +356,7 @@ func TestADamagedBackupIsRefused(t *testing.T) {
 	verify := func(what string, b []byte, ids ...age.Identity) {
 		t.Helper()
 		must(t, os.WriteFile(file, b, 0o600))
-		if _, err := server.VerifyBackup(t.Context(), file, ids, scratch, quiet); watchword.CodeOf(err) != watchword.BackupInvalid {
+		if _, err := server.VerifyBackup(t.Context(), file, ids, "", scratch, quiet); watchword.CodeOf(err) != watchword.BackupInvalid {
 			t.Errorf("%s: %v", what, err)
 		}
 		empty(t, scratch)
@@ -364,10 +371,11 @@ func TestADamagedBackupIsRefused(t *testing.T) {
 	verify("another identity", good, other)
 	// An archive with hashes that fit, but not with the database that its manifest describes.
 	data, m := restored(t, file, id)
+	logKey := logKeyOf(t, data)
 	for what, edit := range map[string]func(m *backup.Manifest, db []byte) []byte{
 		"fewer rows":         func(m *backup.Manifest, db []byte) []byte { m.Tables["subjects"]++; return db },
 		"another log":        func(m *backup.Manifest, db []byte) []byte { m.Log.Size++; return db },
-		"another root":       func(m *backup.Manifest, db []byte) []byte { m.Root = "x"; return db },
+		"another epoch":      func(m *backup.Manifest, db []byte) []byte { m.Epoch++; return db },
 		"no database at all": func(_ *backup.Manifest, db []byte) []byte { return bytes.Repeat([]byte("x"), len(db)) },
 		"half a database":    func(_ *backup.Manifest, db []byte) []byte { return db[:len(db)/2] },
 	} {
@@ -383,7 +391,7 @@ func TestADamagedBackupIsRefused(t *testing.T) {
 		kek, err := os.ReadFile(filepath.Join(data, "keys", "kek"))
 		must(t, err)
 		must(t, errors.Join(a.AddBytes(backup.Database, db), a.AddBytes(backup.KEK, kek), a.AddBytes(backup.Effective, nil)))
-		_, err = a.Finish(n)
+		_, err = a.Finish(n, logKey)
 		must(t, err)
 		verify(what, out.Bytes(), id)
 	}
@@ -422,18 +430,126 @@ func TestAFullDiskIsNamed(t *testing.T) {
 	}
 }
 
-// After a restore the log has another origin: backups and journals name that one.
+// After a restore the log has another origin: backups and journals name that one. Root and issuer are the same.
 func TestABackupNamesTheOriginOfTheLogOfToday(t *testing.T) {
 	c := config(t, filepath.Join(t.TempDir(), "data"))
 	once(t, c)
-	db, err := sql.Open("sqlite", "file:"+filepath.Join(c.Data, "watchword.db"))
+	id, key := newIdentity(t)
+	dir := t.TempDir()
+	first, err := server.CreateBackup(t.Context(), c, quiet, filepath.Join(dir, "b"), false, key)
 	must(t, err)
-	_, err = db.ExecContext(t.Context(), `UPDATE instance SET log_origin = 'hub.example/log/2'`)
-	must(t, errors.Join(err, db.Close()))
+	r := server.RestoreOptions{File: first.File, Identities: []age.Identity{id}, Root: first.Manifest.Root, Data: filepath.Join(dir, "new"), AcceptLoss: true}
+	done, err := server.RestoreBackup(t.Context(), r, quiet)
+	must(t, err)
+	c.Data = r.Data
+	f, err := server.CreateBackup(t.Context(), c, quiet, filepath.Join(dir, "b2"), false, key)
+	must(t, err)
+	if f.Manifest.Log.Origin != done.Origin || f.Manifest.Log.Origin == first.Manifest.Log.Origin || f.Manifest.Root != first.Manifest.Root {
+		t.Errorf("the manifest names the log %s and the root %s", f.Manifest.Log.Origin, f.Manifest.Root)
+	}
+	verifies(t, f.File, id)
+	verifies(t, first.File, id) // its log key is revoked since
+}
+
+// logKeyOf is the active log key of a folder without a server.
+func logKeyOf(t *testing.T, dir string) *jose.Signer {
+	t.Helper()
+	kek, err := keyring.OpenKEK(filepath.Join(dir, "keys", "kek"), false)
+	must(t, err)
+	f, err := sqlite.OpenLog(t.Context(), filepath.Join(dir, "watchword.db"))
+	must(t, err)
+	defer f.Close()
+	sealed, err := f.ServerKeys(t.Context())
+	must(t, err)
+	k, err := keyring.OpenLogKey(kek, sealed)
+	must(t, err)
+	return k
+}
+
+// A backup names its root, and is refused where another one is demanded. Its key is the log key of then, whatever became of it.
+func TestABackupIsComparedWithARoot(t *testing.T) {
+	c := config(t, filepath.Join(t.TempDir(), "data"))
+	runningAt(t, c, quiet)
+	a, err := admin.Local(c.Data)
+	must(t, err)
+	pin, err := a.TrustPin(t.Context())
+	must(t, err)
+	id, key := newIdentity(t)
+	dir, scratch := t.TempDir(), t.TempDir()
+	verify := func(file, root string) error {
+		v, err := server.VerifyBackup(t.Context(), file, []age.Identity{id}, root, scratch, quiet)
+		if err == nil && len(v.Warnings) > 0 {
+			t.Errorf("%s: %v", file, v.Warnings)
+		}
+		empty(t, scratch)
+		return err
+	}
+	create := func(name string) string {
+		f, err := server.CreateBackup(t.Context(), c, quiet, filepath.Join(dir, name), false, key)
+		must(t, err)
+		return f.File
+	}
+	first := create("first")
+	must(t, verify(first, pin))
+	before := logKeyOf(t, c.Data).Public().ID()
+	_, err = a.RotateKey(t.Context(), "log", true)
+	must(t, err)
+	if logKeyOf(t, c.Data).Public().ID() == before {
+		t.Fatal("the log key is the same")
+	}
+	second := create("second")
+	must(t, verify(second, pin))
+	_, err = a.RevokeKey(t.Context(), before, "stolen")
+	must(t, err)
+	must(t, verify(first, pin))
+	must(t, verify(create("third"), pin))
+	_, err = a.RotateKey(t.Context(), "root", true)
+	must(t, err)
+	after, err := a.TrustPin(t.Context())
+	must(t, err)
+	fourth := create("fourth")
+	must(t, verify(fourth, after))
+	must(t, verify(fourth, pin)) // the former root signs the bundles too until it is revoked
+	other := strings.Repeat("A", 43)
+	for what, err := range map[string]error{"another root": verify(second, other), "a root of after the backup": verify(first, after)} {
+		if watchword.CodeOf(err) != watchword.PinMismatch || !strings.Contains(err.Error(), pin) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := verify(first, "A"); watchword.CodeOf(err) != watchword.BadRequest {
+		t.Errorf("a pin that is none: %v", err)
+	}
+	r := server.RestoreOptions{File: first, Identities: []age.Identity{id}, Root: other, Data: filepath.Join(dir, "new"), AcceptLoss: true}
+	if _, err := server.RestoreBackup(t.Context(), r, quiet); watchword.CodeOf(err) != watchword.PinMismatch {
+		t.Errorf("a restore of another root: %v", err)
+	}
+	if left, err := filepath.Glob(r.Data + "*"); err != nil || len(left) > 0 {
+		t.Errorf("the restore left %v (%v)", left, err)
+	}
+}
+
+// A server with the root and the bundles of another one, which are public, has no log key that these introduce: it makes no backup.
+// Package backup holds that a reader refuses what another program makes in its place.
+func TestNoBackupOfAServerWithTheRootOfAnother(t *testing.T) {
+	theirs, mine := config(t, filepath.Join(t.TempDir(), "data")), config(t, filepath.Join(t.TempDir(), "data"))
+	once(t, theirs)
+	once(t, mine)
 	_, key := newIdentity(t)
-	f, err := server.CreateBackup(t.Context(), c, quiet, filepath.Join(t.TempDir(), "b"), false, key)
+	must(t, os.Remove(filepath.Join(mine.Data, "log.checkpoint")))
+	// The forger's database gets the public root and the public bundle.
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(mine.Data, "watchword.db"))
 	must(t, err)
-	if f.Manifest.Log.Origin != "hub.example/log/2" {
-		t.Errorf("the manifest names the log %s", f.Manifest.Log.Origin)
+	defer db.Close()
+	_, err = db.ExecContext(t.Context(), `ATTACH ? AS theirs`, filepath.Join(theirs.Data, "watchword.db"))
+	must(t, err)
+	for _, q := range []string{
+		`DELETE FROM server_keys WHERE role = 'root'`, `DELETE FROM bundles`, `INSERT INTO bundles SELECT * FROM theirs.bundles`, `UPDATE instance SET issuer = (SELECT issuer FROM theirs.instance)`,
+		`INSERT INTO server_keys SELECT n + 100, id, role, state, public, x'', cert, created, starts, ends, origin FROM theirs.server_keys WHERE role = 'root'`,
+	} {
+		_, err := db.ExecContext(t.Context(), q)
+		must(t, err)
+	}
+	if _, err := server.CreateBackup(t.Context(), mine, quiet, filepath.Join(t.TempDir(), "b"), false, key); watchword.CodeOf(err) != watchword.KeyMissing {
+		t.Errorf("a backup whose key no bundle names: %v", err)
 	}
 }

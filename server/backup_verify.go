@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"maps"
 	"os"
@@ -33,13 +35,17 @@ type BackupCheck struct {
 }
 
 // VerifyBackup restores a backup into a new folder below scratch (empty: the system's folder for temporary files), opens it as a server
-// would, without serving, and removes the folder again, whatever it finds. It checks every file's hash, the database, the whole
-// audit log, that the key-encryption key decrypts the server's keys, the trust bundles and the policies.
+// would, without serving, and removes the folder again, whatever it finds. It checks the signature, every file's hash, the database, the
+// whole audit log, that the key-encryption key decrypts the server's keys, the trust bundles and the policies. root is the pin of the
+// root that the server must have; empty: any.
 //
-// Codes: backup_invalid; log_invalid, key_unwrap, key_damaged or policy_invalid for a backup that was damaged before it was made;
+// Codes: backup_invalid; bad_request for a root that is no pin; pin_mismatch for another root; log_invalid, key_unwrap, key_damaged or policy_invalid for a backup that was damaged before it was made;
 // not_found, unavailable.
-func VerifyBackup(ctx context.Context, file string, identities []age.Identity, scratch string, o Options) (out BackupCheck, err error) {
+func VerifyBackup(ctx context.Context, file string, identities []age.Identity, root, scratch string, o Options) (out BackupCheck, err error) {
 	start := time.Now()
+	if err := checkPin(root); err != nil {
+		return out, err
+	}
 	f, err := os.Open(file)
 	if err != nil {
 		return out, watchword.Wrap(err, watchword.NotFound, "the backup %s cannot be read", file)
@@ -55,7 +61,7 @@ func VerifyBackup(ctx context.Context, file string, identities []age.Identity, s
 		return out, watchword.Wrap(err, watchword.Unavailable, "no folder to restore into can be made; --scratch names another place")
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if out.Manifest, err = backup.Extract(&contextReader{ctx, f}, identities, dir); err != nil {
+	if out.Manifest, err = backup.Extract(&contextReader{ctx, f}, identities, root, dir); err != nil {
 		return out, err
 	}
 	if err := checkRestored(ctx, dir, o, &out); err != nil {
@@ -63,6 +69,14 @@ func VerifyBackup(ctx context.Context, file string, identities []age.Identity, s
 	}
 	out.Took = time.Since(start)
 	return out, nil
+}
+
+// checkPin refuses a text that is not the pin of a root key ([token.TrustPin]) nor empty. Code: bad_request.
+func checkPin(pin string) error {
+	if b, err := base64.RawURLEncoding.Strict().DecodeString(pin); pin != "" && (err != nil || len(b) != sha256.Size) {
+		return watchword.RefuseField("--root", "must be the pin of a root key, 43 characters of base64url, as watchword trust pin prints it")
+	}
+	return nil
 }
 
 // contextReader ends with its context.
@@ -90,6 +104,11 @@ func checkRestored(ctx context.Context, dir string, o Options, out *BackupCheck)
 	if err := checkRestoredConfig(dir, out); err != nil {
 		return err
 	}
+	return checkStarts(ctx, data, o, out)
+}
+
+// checkStarts opens a data folder as a start would, and closes it again.
+func checkStarts(ctx context.Context, data string, o Options, out *BackupCheck) error {
 	s := &Server{cfg: Config{Data: data}, o: o.filled()}
 	defer s.close()
 	return s.checkRestored(ctx, out)
@@ -143,6 +162,9 @@ func checkRestoredConfig(dir string, out *BackupCheck) error {
 	}
 	if err != nil {
 		out.Warnings = append(out.Warnings, "this version refuses the configuration: "+err.Error())
+	}
+	if err := out.Manifest.CheckTimes(); err != nil {
+		out.Warnings = append(out.Warnings, err.Error())
 	}
 	if len(out.Manifest.Missing) > 0 {
 		out.Warnings = append(out.Warnings, "these files were not there: "+strings.Join(out.Manifest.Missing, ", "))

@@ -36,7 +36,8 @@ var derivedFiles = []string{
 // The key-encryption key never changes, and the checkpoint in the archive is that of the same transaction, since the file beside the
 // database may be newer than it.
 //
-// Codes: config_invalid without a recipient or for a certificate that does not fit its key; key_missing, key_unwrap, key_damaged;
+// Codes: config_invalid without a recipient or for a certificate that does not fit its key; key_missing, also before the root signed a
+// bundle that names the log key; key_unwrap, key_damaged;
 // log_invalid where the folder's log lacks entries; unavailable.
 func writeBackup(ctx context.Context, w io.Writer, cfg Config, o Options, recipients []age.Recipient) (m backup.Manifest, err error) {
 	// The file is read before the database, so that it cannot be newer.
@@ -60,6 +61,10 @@ func writeBackup(ctx context.Context, w io.Writer, cfg Config, o Options, recipi
 	if err != nil {
 		return m, err
 	}
+	logKey, err := signerOfBackup(ctx, db, cfg, o.Now(), &m)
+	if err != nil {
+		return m, err
+	}
 	a, err := backup.NewWriter(w, o.Now(), recipients)
 	if err != nil {
 		return m, err
@@ -76,7 +81,7 @@ func writeBackup(ctx context.Context, w io.Writer, cfg Config, o Options, recipi
 	if err := a.AddFunc(backup.Database, size, func(w io.Writer) error { return db.WriteDatabase(ctx, w) }); err != nil {
 		return m, err
 	}
-	return a.Finish(m)
+	return a.Finish(m, logKey)
 }
 
 // describeSnapshot fills in what a manifest says of the database.
@@ -155,9 +160,6 @@ func smallMembers(ctx context.Context, db *sqlite.Snapshot, cfg Config, m *backu
 	if err != nil {
 		return nil, err
 	}
-	if err := checkKEK(ctx, db, cfg); err != nil {
-		return nil, err
-	}
 	out = append(out, smallMember{backup.KEK, kek})
 	for _, f := range []struct{ name, path string }{
 		{backup.OperatorKey, filepath.Join(cfg.Data, operatorFile)}, {backup.CA, filepath.Join(cfg.Data, caFile)},
@@ -200,27 +202,43 @@ func smallMembers(ctx context.Context, db *sqlite.Snapshot, cfg Config, m *backu
 	return out, err
 }
 
-// checkKEK refuses a key-encryption key that does not open the database's data key. Codes: key_unwrap, key_damaged.
-func checkKEK(ctx context.Context, db *sqlite.Snapshot, cfg Config) error {
+// signerOfBackup returns the active log key, which signs the backup, and puts the trust bundle that introduces it into the manifest: the
+// newest that names it and the active root. Codes: key_unwrap, key_damaged; key_missing if no bundle names the key.
+func signerOfBackup(ctx context.Context, db *sqlite.Snapshot, cfg Config, now time.Time, m *backup.Manifest) (*jose.Signer, error) {
 	kek, err := keyring.OpenKEK(kekPath(cfg), false)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	sealed, err := db.ServerKeys(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for _, k := range sealed {
-		if k.Role != keyring.Data || k.State != keyring.Active {
+	logKey, err := keyring.OpenLogKey(kek, sealed)
+	if err != nil {
+		return nil, err
+	}
+	bundles, err := db.Bundles(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range slices.Backward(bundles) {
+		t, err := token.ReadTrust(string(b.JWS))
+		if err != nil {
+			return nil, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %s is damaged", b.Version)
+		}
+		if !slices.ContainsFunc(t.Log, func(k *jose.PublicKey) bool { return k.ID() == logKey.Public().ID() }) ||
+			!slices.ContainsFunc(t.Roots, func(k *jose.PublicKey) bool { return token.TrustPin(k) == m.Root }) {
 			continue
 		}
-		if k.ID != kek.ID() {
-			return watchword.Refuse(watchword.KeyUnwrap, "the key-encryption key is %s, and must be %s, which sealed the keys", kek.ID(), k.ID)
+		m.Trust = string(b.JWS)
+		if !b.Starts.After(now) { // else it was signed for a later time: an older one comes first
+			break
 		}
-		_, err := kek.Unwrap(k.Private)
-		return err
 	}
-	return watchword.Refuse(watchword.KeyDamaged, "the database has no data key")
+	if m.Trust == "" {
+		return nil, watchword.Refuse(watchword.KeyMissing, "no trust bundle names the log key %s, so a backup that it signs could not be verified: after a restore with an offline root, import the bundle that the root signed first", logKey.Public().ID())
+	}
+	return logKey, nil
 }
 
 // readCertificate reads server.tls_cert and server.tls_key, which another program may be renewing. Code: config_invalid.

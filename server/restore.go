@@ -27,6 +27,7 @@ import (
 type RestoreOptions struct {
 	File       string
 	Identities []age.Identity
+	Root       string // pin of the root that the server must have; empty: any
 	Data       string // the folder to restore to, absent or empty
 	// Source has what was done after the backup: the old data folder, the folder of its journals, an export of the log, or, for
 	// their number alone, a mirror of the log or one of its checkpoints. Empty: none.
@@ -68,6 +69,9 @@ func nextEpoch(known, least int64, now time.Time) int64 {
 // may be lost and AcceptLoss is not set; backup_invalid and the others of [VerifyBackup]; log_invalid for a source that does not follow the
 // backup; clock_untrusted, unavailable.
 func RestoreBackup(ctx context.Context, r RestoreOptions, o Options) (out RestoredBackup, err error) {
+	if err := checkPin(r.Root); err != nil {
+		return out, err
+	}
 	if err := checkTarget(r.Data); err != nil {
 		return out, err
 	}
@@ -91,6 +95,9 @@ func RestoreBackup(ctx context.Context, r RestoreOptions, o Options) (out Restor
 	data := filepath.Join(dir, backup.DataFolder)
 	if err := r.step(ctx, data, sum, o, &out); err != nil {
 		return out, err
+	}
+	if err := checkStarts(ctx, data, o, &check); err != nil {
+		return out, watchword.Wrap(err, watchword.CodeOf(err), "the restored folder would not start: %s", err)
 	}
 	if err := moveRestored(dir, r.Data, &out); err != nil {
 		return out, err
@@ -121,7 +128,7 @@ func (r RestoreOptions) extract(ctx context.Context, dir string, out *RestoredBa
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	h := sha256.New()
-	if out.Manifest, err = backup.Extract(io.TeeReader(&contextReader{ctx, f}, h), r.Identities, dir); err != nil {
+	if out.Manifest, err = backup.Extract(io.TeeReader(&contextReader{ctx, f}, h), r.Identities, r.Root, dir); err != nil {
 		return "", err
 	}
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)), nil

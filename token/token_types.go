@@ -24,6 +24,7 @@ const (
 	TypDPoP       = "dpop+jwt"
 	TypTime       = "vnd.watchword.time+jwt"
 	TypRekey      = "vnd.watchword.rekey+jwt"
+	TypBackup     = "vnd.watchword.backup+jwt" // the manifest of a backup: package server/backup
 )
 
 // The maximum lifetime of each kind, from iat to exp.

@@ -94,6 +94,29 @@ func SignTrust(t Trust, roots ...*jose.Signer) (string, error) {
 // TrustPayload returns the bytes that the roots of t sign, for an offline root.
 func TrustPayload(t Trust) ([]byte, error) { return t.payload() }
 
+// CheckTrustPayload verifies the output of [TrustPayload] as a device would verify the bundle once its roots have signed it: its form
+// and size, that it follows known, and that a root of known is among those that must sign. Codes: as [VerifyNextTrust].
+func CheckTrustPayload(payload []byte, known Trust) error {
+	t, err := parseTrust(payload)
+	if err != nil {
+		return err
+	}
+	const others = 512 // bytes of the header and signature of each root, at most
+	if len(t.Roots)*(base64.RawURLEncoding.EncodedLen(len(payload))+others) > watchword.MaxBundle {
+		return watchword.Refuse(watchword.TooLarge, "a trust bundle must have at most 64 KiB")
+	}
+	if err := t.CheckFollows(known); err != nil {
+		return err
+	}
+	roots := NewKeySet(known.Roots...)
+	for _, r := range t.Roots {
+		if roots[r.ID()] != nil {
+			return nil
+		}
+	}
+	return watchword.Refuse(watchword.KeyUnknown, "the trust bundle is not signed by a known root")
+}
+
 // SignTrustPayload signs the output of [TrustPayload]. One signer gives a compact JWS, two a JSON array. Codes: bad_request
 // for more signers; bad_request and too_large if devices would refuse the bundle; unavailable.
 func SignTrustPayload(payload []byte, roots ...*jose.Signer) (string, error) {

@@ -129,3 +129,58 @@ func TestABundleNamesTheOriginOfTheLog(t *testing.T) {
 		}
 	}
 }
+
+// What an offline root will sign is verified before it does.
+func TestAPlannedBundleIsCheckedBeforeItIsSigned(t *testing.T) {
+	signer := func() *jose.Signer {
+		k, err := jose.GenerateKey(jose.P256)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := k.Signer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	root, other := signer(), signer()
+	now := time.Now().Truncate(time.Second)
+	bundle := func(issuer string, epoch int64, certificate int, roots ...*jose.Signer) token.Trust {
+		b := token.Trust{Issuer: issuer, Version: 1, Epoch: epoch, Issued: now, Expires: now.Add(time.Hour), CAs: [][]byte{make([]byte, certificate)}}
+		for _, r := range roots {
+			b.Roots = append(b.Roots, r.Public())
+		}
+		return b
+	}
+	const w = "https://w.example"
+	known := bundle(w, 2, 1, root)
+	for _, tc := range []struct {
+		name string
+		next token.Trust
+		want watchword.Code
+	}{
+		{"a higher epoch", bundle(w, 3, 1, root), ""},
+		{"the same root and another", bundle(w, 3, 1, root, other), ""},
+		{"a lower epoch", bundle(w, 1, 1, root), watchword.BundleInvalid},
+		{"another issuer", bundle("https://v.example", 3, 1, root), watchword.BundleInvalid},
+		{"another root", bundle(w, 3, 1, other), watchword.KeyUnknown},
+		{"a certificate that fits", bundle(w, 3, 34<<10, root), ""},
+		{"a certificate that fits once and not twice", bundle(w, 3, 34<<10, root, other), watchword.TooLarge},
+		{"a certificate that does not fit", bundle(w, 3, 40<<10, root), watchword.TooLarge},
+		{"an epoch that readers refuse", bundle(w, 1<<53, 1, root), watchword.TokenMalformed},
+	} {
+		payload, err := token.TrustPayload(tc.next)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := token.CheckTrustPayload(payload, known); watchword.CodeOf(err) != tc.want {
+			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
+		}
+		if tc.want == "" {
+			signers := []*jose.Signer{root, other}[:len(tc.next.Roots)]
+			if _, err := token.SignTrust(tc.next, signers...); err != nil {
+				t.Errorf("%s cannot be signed: %v", tc.name, err)
+			}
+		}
+	}
+}

@@ -59,6 +59,8 @@ func (a *app) backupCreate() *cobra.Command {
 type verifiedBackup struct {
 	OK       bool            `json:"ok"`
 	File     string          `json:"file"`
+	Root     string          `json:"root"`
+	Compared bool            `json:"root_compared"` // with --root
 	Size     int64           `json:"size"`
 	Keys     int             `json:"keys"`
 	Bundles  int             `json:"bundles"`
@@ -70,25 +72,30 @@ type verifiedBackup struct {
 func (a *app) backupVerify() *cobra.Command {
 	c := &cobra.Command{
 		Use: "verify FILE", Short: "Restore a backup into a temporary folder and check everything in it", Args: positional(cobra.ExactArgs(1)),
-		Long: "It decrypts FILE, restores it into a new folder (mode 0700) that it removes again, and opens that as a server would: every hash, the database, the whole audit log, that the key-encryption key opens the server's keys, the trust bundles and the policies. Compare server and root with the server that you mean: a backup made by another one is valid too. The temporary folder needs as much space as the backup, and holds all secrets meanwhile.",
+		Long: "It decrypts FILE, restores it into a new folder (mode 0700) that it removes again, and opens that as a server would: the signature, every hash, the database, the whole audit log, that the key-encryption key opens the server's keys, the trust bundles and the policies. A backup is signed by its server, whose key the root introduces: --root refuses one of another root; without it compare the root that is printed with the pin that devices have, since a backup made by another server is valid too. The temporary folder needs as much space as the backup, and holds all secrets meanwhile.",
 	}
 	open := identityFlags(c)
+	root := rootFlag(c)
 	scratch := c.Flags().String("scratch", "", "folder in which the temporary folder is made (default: that of the system)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		ids, err := open()
 		if err != nil {
 			return err
 		}
-		v, err := server.VerifyBackup(c.Context(), args[0], ids, *scratch, server.Options{})
+		pin, err := root()
+		if err != nil {
+			return err
+		}
+		v, err := server.VerifyBackup(c.Context(), args[0], ids, pin, *scratch, server.Options{})
 		if err != nil {
 			return err
 		}
 		m := v.Manifest
-		out := verifiedBackup{true, args[0], v.Size, v.Keys, v.Bundles, v.Took.Seconds(), append([]string{}, v.Warnings...), m}
+		out := verifiedBackup{true, args[0], m.Root, pin != "", v.Size, v.Keys, v.Bundles, v.Took.Seconds(), append([]string{}, v.Warnings...), m}
 		return a.print(out, func(w *terminal.Writer) {
 			w.Printf("backup    %s, made %s (%s ago) by version %s\n", args[0], formatTime(m.Made), time.Since(m.Made).Round(time.Second), m.Version)
 			w.Printf("server    %s, epoch %d, tables of migration %d\n", m.Issuer, m.Epoch, m.Schema)
-			w.Printf("root      %s\n", m.Root)
+			w.Printf("root      %s\n", rootText(m.Root, out.Compared))
 			w.Printf("log       %s: %d entries, all verified\n", m.Log.Origin, m.Log.Size)
 			w.Printf("subjects  %d, with %d keys; %d policies; %d commands\n", m.Tables["subjects"], m.Tables["subject_keys"], m.Tables["policies"], m.Tables["commands"])
 			w.Printf("keys      %d of the server decrypted, %d trust bundles verified\n", v.Keys, v.Bundles)
@@ -129,6 +136,28 @@ func identityFlags(c *cobra.Command) func() ([]age.Identity, error) {
 		}
 		return out, nil
 	}
+}
+
+// rootFlag adds the flag that says which root the backup must have; the result reads it: a pin, empty without the flag.
+func rootFlag(c *cobra.Command) func() (string, error) {
+	root := c.Flags().String("root", "", "pin of the root that the backup must have, as watchword trust pin prints it and devices check the server by, or a file with the root's public key")
+	return func() (string, error) {
+		if *root == "" && c.Flags().Changed("root") {
+			return "", watchword.RefuseField("--root", "must not be empty")
+		}
+		if *root == "" {
+			return "", nil
+		}
+		return readRootPin(*root)
+	}
+}
+
+// rootText is what the output says of the root of a backup.
+func rootText(pin string, confirmed bool) string {
+	if confirmed {
+		return pin + ", as given"
+	}
+	return pin + ": not compared; it must be the pin that devices have (watchword trust pin), and --root refuses another"
 }
 
 // readError says which file does not exist.

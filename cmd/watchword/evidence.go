@@ -122,6 +122,11 @@ func (a *app) rootPin(ctx context.Context, root string) (string, error) {
 		}
 		return token.TrustPin(t.Roots[len(t.Roots)-1]), nil
 	}
+	return readRootPin(root)
+}
+
+// readRootPin returns the pin that root is, or that of the public key in the file of that name.
+func readRootPin(root string) (string, error) {
 	if _, err := os.Stat(root); err != nil && len(root) == 43 { // a pin has 43 characters
 		return root, nil
 	}

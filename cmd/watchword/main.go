@@ -243,7 +243,7 @@ var hintByCode = map[watchword.Code]string{
 	watchword.Superseded:      "use the server that was restored, and stop this one",
 	watchword.CodeInvalid:     "a link is valid once, and for a limited time: watchword device link ID, watchword operator link NAME and watchword service link NAME make a new one",
 	watchword.ClientInvalid:   "the key may have been revoked, or have ended: watchword operator link NAME, service link NAME or device link ID makes a link for a new one",
-	watchword.PinMismatch:     "make a new link (watchword device link ID, watchword operator link NAME), and check which server answers at that address",
+	watchword.PinMismatch:     "with a link, make a new one (watchword device link ID, watchword operator link NAME), and check which server answers at that address; with a backup, compare --root with the pin that your devices have",
 	watchword.PairingExpired:  "run watchword agent pair or watchword login again; it keeps the same keys",
 	watchword.FunctionUnknown: "watchword device show ID lists what the device announced",
 	watchword.RateLimited:     "wait a moment and try again",

@@ -21,6 +21,8 @@ type restoredBackup struct {
 	Config    string            `json:"config,omitempty"`
 	Made      string            `json:"made"`
 	Issuer    string            `json:"issuer"`
+	Root      string            `json:"root"`
+	Compared  bool              `json:"root_compared"` // with --root
 	Epoch     int64             `json:"epoch"`
 	LogOrigin string            `json:"log_origin"`
 	LogKey    string            `json:"log_key"`
@@ -49,7 +51,7 @@ func (a *app) restoreCommand() *cobra.Command {
 		Long: "Restores FILE to the folder of --data, which must be absent or empty, and makes it the server of its devices: it gets a higher epoch, new keys and a new log, and tokens, sessions and one-time links of before are void. Devices come back by themselves. " +
 			"--log names what has the changes after the backup, which are applied again: the old data folder, its journals (backup.journal: their folder, or one file), or an export of its log (watchword audit export). A mirror of the log or a checkpoint only says how many entries are missing. What is lost or may be lost needs --accept-loss. Nothing is written to --data if it fails.",
 	}
-	open := identityFlags(c)
+	open, root := identityFlags(c), rootFlag(c)
 	r := server.RestoreOptions{}
 	f := c.Flags()
 	f.StringVar(&r.Source, "log", "", "old data folder, folder of journals, export of the log, mirror of the log or checkpoint: what was done after the backup")
@@ -62,6 +64,9 @@ func (a *app) restoreCommand() *cobra.Command {
 		if r.Identities, err = open(); err != nil {
 			return err
 		}
+		if r.Root, err = root(); err != nil {
+			return err
+		}
 		if c.Flags().Changed("epoch") && r.Epoch < 1 {
 			return watchword.RefuseField("--epoch", "must be 1 or more")
 		}
@@ -70,7 +75,7 @@ func (a *app) restoreCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		out := newRestoredBackup(r.Data, done)
+		out := newRestoredBackup(r, done)
 		if done.Plan != nil {
 			if out.Plan = *plan; out.Plan == "" {
 				out.Plan = r.Data + ".plan.json"
@@ -84,9 +89,9 @@ func (a *app) restoreCommand() *cobra.Command {
 	return c
 }
 
-func newRestoredBackup(data string, done server.RestoredBackup) restoredBackup {
+func newRestoredBackup(r server.RestoreOptions, done server.RestoredBackup) restoredBackup {
 	out := restoredBackup{
-		Data: data, Config: done.Config, Made: formatTime(done.Manifest.Made), Issuer: done.Manifest.Issuer, Epoch: done.Epoch, LogOrigin: done.Origin, LogKey: done.LogKey,
+		Data: r.Data, Config: done.Config, Made: formatTime(done.Manifest.Made), Issuer: done.Manifest.Issuer, Root: done.Manifest.Root, Compared: r.Root != "", Epoch: done.Epoch, LogOrigin: done.Origin, LogKey: done.LogKey,
 		Source: string(done.Found.Kind), SourceTo: done.Found.To, Missing: done.Found.Missing, Damage: done.Found.Damage, Stored: done.Found.Kind,
 		Applied: []replayedEntry{}, Unapplied: []replayedEntry{}, Warnings: slices.Concat([]string{}, done.Warnings, done.Found.Warnings),
 		Voided: map[string]int64{"commands": done.Done.Commands, "links": done.Done.Codes, "pairings": done.Done.Pairings, "sessions": done.Done.Sessions},
@@ -124,6 +129,7 @@ func (r restoredBackup) table(w *terminal.Writer) {
 	if r.Config != "" {
 		w.Printf("config    %s: the configuration in the backup, with its secrets\n", r.Config)
 	}
+	w.Printf("root      %s\n", rootText(r.Root, r.Compared))
 	w.Printf("epoch     %d\nlog       %s\nlog key   %s\n", r.Epoch, r.LogOrigin, r.LogKey)
 	switch r.Stored {
 	case server.NoSource:

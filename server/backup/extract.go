@@ -23,12 +23,14 @@ const maxTrailer = 64 << 10
 
 // Extract writes the members of an archive to dir, an empty folder of the caller, and returns its manifest. What it wrote (files of
 // mode 0600 in folders of mode 0700) is durable and complete when it returns no error; else the caller removes it. It writes no more
-// bytes than r has, and only the files that this package names. A member that fails does not reach the caller unnoticed: every hash is compared.
+// bytes than r has, and only the files that this package names. Every hash is compared with the manifest, and the manifest is signed
+// by a server of the root that it names. root is the pin of the root that it must be ([token.TrustPin]); empty: any, which the
+// caller must show to the person who decides, since anyone can make a backup of a server of their own.
 //
-// Codes: backup_invalid for an archive that was changed, cut off or was not made by a [Writer], or that no identity opens; unavailable
-// where a file cannot be read or written.
-func Extract(r io.Reader, identities []age.Identity, dir string) (Manifest, error) {
-	x := extraction{dir: dir, found: map[string]Member{}}
+// Codes: backup_invalid for an archive that was changed, cut off or was not made by a [Writer], or that no identity opens; pin_mismatch
+// for one of another root; unavailable where a file cannot be read or written.
+func Extract(r io.Reader, identities []age.Identity, root, dir string) (Manifest, error) {
+	x := extraction{dir: dir, root: root, found: map[string]Member{}}
 	m, err := x.extract(r, identities)
 	if err == nil {
 		return m, nil
@@ -48,6 +50,7 @@ func invalid(err error, format string, a ...any) error {
 
 type extraction struct {
 	dir     string
+	root    string // pin; empty: any
 	found   map[string]Member
 	read    counter // of the plaintext
 	written int64
@@ -92,12 +95,19 @@ func (x *extraction) extract(r io.Reader, identities []age.Identity) (m Manifest
 			if err := decode(t, &f); err != nil {
 				return m, err
 			}
-			if f.Format < 1 || f.Format > Format {
-				return m, watchword.Refuse(watchword.BackupInvalid, "the backup has format %d, and this version reads formats up to %d: use a newer version", f.Format, Format)
+			if f.Format < Format {
+				return m, watchword.Refuse(watchword.BackupInvalid, "the backup has format %d, of an earlier build, which did not sign backups: make a new backup with this build", f.Format)
+			}
+			if f.Format > Format {
+				return m, watchword.Refuse(watchword.BackupInvalid, "the backup has format %d, and this version reads format %d: use a newer version", f.Format, Format)
 			}
 			x.found[h.Name] = Member{}
 		case manifestMember:
-			if err := decode(t, &m); err != nil {
+			signed, err := io.ReadAll(t) // check has limited it
+			if err != nil {
+				return m, err
+			}
+			if m, err = openManifest(string(signed), x.root); err != nil {
 				return m, err
 			}
 			if err := x.ended(t); err != nil {

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -48,7 +47,7 @@ func written(t *testing.T, to ...age.Recipient) (archive, database []byte) {
 	must(t, a.AddBytes(backup.KEK, []byte("kek")))
 	must(t, a.AddBytes(backup.Effective, []byte("[server]\n")))
 	must(t, a.Add(backup.Database, int64(len(database)), bytes.NewReader(database)))
-	_, err = a.Finish(backup.Manifest{Issuer: "https://hub.example"})
+	_, err = a.Finish(hub.manifest(), hub.log)
 	must(t, err)
 	return b.Bytes(), database
 }
@@ -58,7 +57,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 	archive, database := written(t, one.Recipient(), two.Recipient())
 	for _, id := range []age.Identity{one, two} {
 		dir := t.TempDir()
-		m, err := backup.Extract(bytes.NewReader(archive), []age.Identity{id}, dir)
+		m, err := backup.Extract(bytes.NewReader(archive), []age.Identity{id}, hub.pin(), dir)
 		must(t, err)
 		if m.Format != backup.Format || !m.Made.Equal(made) || m.Issuer != "https://hub.example" || len(m.Members) != 3 {
 			t.Errorf("manifest %+v", m)
@@ -79,7 +78,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 // refused extracts an archive that must be refused, and returns the error.
 func refused(t *testing.T, what string, archive []byte, ids ...age.Identity) error {
 	t.Helper()
-	_, err := backup.Extract(bytes.NewReader(archive), ids, t.TempDir())
+	_, err := backup.Extract(bytes.NewReader(archive), ids, "", t.TempDir())
 	if watchword.CodeOf(err) != watchword.BackupInvalid {
 		t.Errorf("%s: %v", what, err)
 	}
@@ -114,7 +113,7 @@ func TestAPassphraseOpensABackup(t *testing.T) {
 	archive, _ := written(t, r)
 	good, err := backup.PassphraseIdentity("correct horse battery")
 	must(t, err)
-	_, err = backup.Extract(bytes.NewReader(archive), []age.Identity{good}, t.TempDir())
+	_, err = backup.Extract(bytes.NewReader(archive), []age.Identity{good}, "", t.TempDir())
 	must(t, err)
 	bad, err := backup.PassphraseIdentity("correct horse batteries")
 	must(t, err)
@@ -142,13 +141,12 @@ func file(name, body string) entry {
 
 // manifestOf is the manifest of entries.
 func manifestOf(es ...entry) entry {
-	var m backup.Manifest
+	m := hub.manifest()
 	for _, e := range es {
 		sum := sha256.Sum256([]byte(e.body))
 		m.Members = append(m.Members, backup.Member{Name: e.header.Name, Size: int64(len(e.body)), SHA256: hex.EncodeToString(sum[:])})
 	}
-	b, _ := json.Marshal(m) // it has only strings and numbers
-	return file("manifest.json", string(b))
+	return file("manifest.jws", hub.signed(m))
 }
 
 func sealed(t *testing.T, to age.Recipient, tail string, es ...entry) []byte {
@@ -178,11 +176,11 @@ func sealed(t *testing.T, to age.Recipient, tail string, es ...entry) []byte {
 // A recipient's public key is no secret, so anyone can make an archive that opens.
 func TestAHostileArchiveIsRefused(t *testing.T) {
 	id := identity(t)
-	begin, kek, db, config := file("format.json", `{"format":1}`), file("data/keys/kek", "k"), file("data/watchword.db", "d"), file("config/effective.toml", "")
+	begin, kek, db, config := file("format.json", `{"format":2}`), file("data/keys/kek", "k"), file("data/watchword.db", "d"), file("config/effective.toml", "")
 	good := []entry{begin, kek, db, config}
 	end := manifestOf(good[1:]...)
 	must(t, func() error {
-		_, err := backup.Extract(bytes.NewReader(sealed(t, id.Recipient(), "", append(good, end)...)), []age.Identity{id}, t.TempDir())
+		_, err := backup.Extract(bytes.NewReader(sealed(t, id.Recipient(), "", append(good, end)...)), []age.Identity{id}, "", t.TempDir())
 		return err
 	}())
 	with := func(more ...entry) []entry { return append(append([]entry{begin}, more...), kek, db, config, end) }
@@ -190,13 +188,13 @@ func TestAHostileArchiveIsRefused(t *testing.T) {
 		return entry{tar.Header{Name: name, Typeflag: kind, Linkname: to, Mode: 0o600}, ""}
 	}
 	huge := file("data/operator.jwk", strings.Repeat("x", 2<<20))
-	later := file("format.json", `{"format":99}`)
+	later, earlier := file("format.json", `{"format":99}`), file("format.json", `{"format":1}`)
 	// Each is refused for what it is, not for what is missing besides.
 	says := map[string]string{
 		"a symbolic link": "not a regular file", "a hard link": "not a regular file", "a folder": "not a regular file", "a device": "not a regular file", "a pipe": "not a regular file",
 		"a huge member": "the limit is", "a member twice": "twice", "the format twice": "twice", "a later format": "format 99", "another hash": "is not what its manifest says",
 		"no format": "does not begin with its format", "a member that no backup has": "which no backup has", "no database": "has no data/watchword.db", "no key-encryption key": "has no data/keys/kek",
-		"no manifest": "has no manifest", "a manifest in the middle": "goes on after its manifest", "a member beside the manifest": "files, and its manifest",
+		"no manifest": "has no manifest", "a manifest in the middle": "goes on after its manifest", "a format of before signatures": "make a new backup", "a manifest of before signatures": "which no backup has", "a manifest that is not signed": "not a JWS", "a member beside the manifest": "files, and its manifest",
 	}
 	for what, es := range map[string][]entry{
 		"a path that leads out":            with(file("../evil", "x")),
@@ -224,10 +222,13 @@ func TestAHostileArchiveIsRefused(t *testing.T) {
 		"no database":                      {begin, kek, config, manifestOf(kek, config)},
 		"no key-encryption key":            {begin, db, config, manifestOf(db, config)},
 		"another hash":                     {begin, file("data/keys/kek", "l"), db, config, end},
-		"a manifest that is not JSON":      append(append([]entry{}, good...), file("manifest.json", "{")),
+		"a manifest that is not JSON":      append(append([]entry{}, good...), file("manifest.jws", hub.signedBytes([]byte("{")))),
+		"a manifest that is not signed":    append(append([]entry{}, good...), file("manifest.jws", "{}")),
+		"a manifest of before signatures":  append(append([]entry{}, good...), file("manifest.json", "{}")),
+		"a format of before signatures":    {earlier, kek, db, config, end},
 	} {
 		dir := t.TempDir()
-		_, err := backup.Extract(bytes.NewReader(sealed(t, id.Recipient(), "", es...)), []age.Identity{id}, filepath.Join(dir, "in"))
+		_, err := backup.Extract(bytes.NewReader(sealed(t, id.Recipient(), "", es...)), []age.Identity{id}, "", filepath.Join(dir, "in"))
 		if watchword.CodeOf(err) != watchword.BackupInvalid || !strings.Contains(err.Error(), says[what]) {
 			t.Errorf("%s: %v, want %q", what, err, says[what])
 		}

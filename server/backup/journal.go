@@ -47,6 +47,9 @@ const (
 	macSize = sha256.Size
 )
 
+// journalFormat is the version of the form of a journal that this package writes. It reads this one and those before.
+const journalFormat = 1
+
 // JournalSuffix is the end of the name of each journal.
 const JournalSuffix = ".journal"
 
@@ -70,7 +73,7 @@ func CreateJournal(path string, key []byte, recipients []age.Recipient, head Jou
 	if len(recipients) == 0 {
 		return nil, watchword.Refuse(watchword.ConfigInvalid, "a journal requires backup.recipients")
 	}
-	head.Format = Format
+	head.Format = journalFormat
 	b, err := json.Marshal(head)
 	if err != nil {
 		return nil, err
@@ -135,8 +138,8 @@ func (j *Journal) take(n int64, head []byte) error {
 		if err := json.Unmarshal(head, &j.JournalHead); err != nil {
 			return invalid(err, "the beginning of the journal is not readable")
 		}
-		if j.Format < 1 || j.Format > Format {
-			return watchword.Refuse(watchword.BackupInvalid, "the journal has format %d, and this version reads formats up to %d: use a newer version", j.Format, Format)
+		if j.Format < 1 || j.Format > journalFormat {
+			return watchword.Refuse(watchword.BackupInvalid, "the journal has format %d, and this version reads formats up to %d: use a newer version", j.Format, journalFormat)
 		}
 		j.last = recordHead{To: j.Start.Size}
 		return nil

@@ -7,8 +7,9 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 )
 
-// Format is the version of the form of the archive that this package writes. It reads this one and those before.
-const Format = 1
+// Format is the version of the form of the archive that this package writes and reads. Archives of format 1, of builds before the
+// first release, were not signed, and are refused.
+const Format = 2
 
 // Names of the members of an archive, which are paths below the folder that [Extract] writes to. Those below DataFolder are the
 // restored data folder.
@@ -24,8 +25,8 @@ const (
 	TLSCertificate = "config/tls_cert.pem"          // of server.tls_cert
 	TLSKey         = "config/tls_key.pem"           // of server.tls_key
 
-	formatMember   = "format.json"   // the first
-	manifestMember = "manifest.json" // the last
+	formatMember   = "format.json"  // the first
+	manifestMember = "manifest.jws" // the last: the manifest, signed with the log key
 )
 
 // member is what is allowed of a member.
@@ -50,7 +51,7 @@ func IsMember(name string) bool {
 	return is
 }
 
-// Manifest says what is in a backup. It is the last member of the archive.
+// Manifest says what is in a backup. It is the last member of the archive, signed with the active log key of the server.
 type Manifest struct {
 	Format  int       `json:"format"`
 	Made    time.Time `json:"made"`    // UTC
@@ -60,6 +61,8 @@ type Manifest struct {
 	Epoch   int64     `json:"epoch"`   // of commands
 	Root    string    `json:"root"`    // pin of the active root key: the trust pin of enrollment links
 	Log     Log       `json:"log"`
+	// Trust is a trust bundle, signed by the root, that names the log key which signed the manifest.
+	Trust string `json:"trust"`
 	// Tables are the numbers of rows, by table.
 	Tables  map[string]int64 `json:"tables"`
 	Members []Member         `json:"members"`

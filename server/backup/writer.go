@@ -8,11 +8,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"filippo.io/age"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/jose"
 )
 
 // Writer writes one archive: a tar file inside an age file. It uses constant memory. It is not safe for concurrent use.
@@ -91,14 +93,15 @@ func (a *Writer) write(name string, size int64, r io.Reader) error {
 	return err
 }
 
-// Finish completes the manifest, writes it, and ends the archive. It does not close the underlying writer.
-func (a *Writer) Finish(m Manifest) (Manifest, error) {
+// Finish completes the manifest, signs it with the log key, which m.Trust must name, writes it, and ends the archive. It does not
+// close the underlying writer. Code: backup_invalid for a manifest that [Extract] would refuse.
+func (a *Writer) Finish(m Manifest, logKey *jose.Signer) (Manifest, error) {
 	m.Format, m.Made, m.Members = Format, a.made, a.members
-	b, err := json.MarshalIndent(m, "", "  ")
+	signed, err := m.sign(logKey)
 	if err != nil {
 		return m, err
 	}
-	if err := a.write(manifestMember, int64(len(b)), bytes.NewReader(b)); err != nil {
+	if err := a.write(manifestMember, int64(len(signed)), strings.NewReader(signed)); err != nil {
 		return m, err
 	}
 	if err := a.tar.Close(); err != nil {

@@ -52,19 +52,23 @@ func (r *Ring) RestoredState(by audit.Actor, epoch int64, now time.Time) (out Re
 		}
 		out.Add = append(out.Add, s)
 	}
-	var info BundleInfo
 	for _, b := range ks.bundles {
 		if b.Starts.After(now) { // signed in advance for keys that are revoked
 			out.DropBundles = append(out.DropBundles, b.Version)
 		}
 	}
-	if b, ok := currentBundle(ks.bundles, now); ok {
-		t, err := token.ReadTrust(string(b.JWS))
-		if err != nil {
-			return out, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %s is damaged", b.Version)
-		}
-		info = bundleInfo(t)
+	if len(ks.bundles) == 0 {
+		return out, watchword.Refuse(watchword.KeyMissing, "the server has no trust bundle that another could follow: its first start did not end")
 	}
+	b, ok := currentBundle(ks.bundles, now)
+	if !ok {
+		b = ks.bundles[0]
+	}
+	known, err := token.ReadTrust(string(b.JWS)) // what devices have
+	if err != nil {
+		return out, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %s is damaged", b.Version)
+	}
+	info := bundleInfo(known)
 	after, err := r.open(out.after(ks.all))
 	if err != nil {
 		return out, err
@@ -76,10 +80,16 @@ func (r *Ring) RestoredState(by audit.Actor, epoch int64, now time.Time) (out Re
 			return out, err
 		}
 		out.Plan = &planned[0]
+		if err := token.CheckTrustPayload([]byte(out.Plan.Payload), known); err != nil {
+			return out, watchword.Wrap(err, watchword.KeyDamaged, "devices would refuse the trust bundle of the restored server")
+		}
 	} else {
 		b, err := after.signBundle(after.bundle(out.Instance, info, 1, now))
 		if err != nil {
 			return out, err
+		}
+		if _, err := token.VerifyNextTrust(string(b.JWS), known, now); err != nil { // now, and not by the first device
+			return out, watchword.Wrap(err, watchword.KeyDamaged, "devices would refuse the trust bundle of the restored server")
 		}
 		out.Bundles = append(out.Bundles, b)
 	}

@@ -101,19 +101,8 @@ func Open(ctx context.Context, st Store, kek KEK, clock Clock) (*Ring, error) {
 	}
 	r := &Ring{store: st, clock: clock, instance: instance}
 	r.supersededBy.Store(instance.SupersededBy)
-	for _, s := range sealed {
-		if s.Role != Data || s.State != Active {
-			continue
-		}
-		if s.ID != kek.ID() {
-			return nil, watchword.Refuse(watchword.KeyUnwrap, "the key-encryption key is %s, and must be %s, which sealed the keys", kek.ID(), s.ID)
-		}
-		if r.dataKey, err = kek.Unwrap(s.Private); err != nil {
-			return nil, watchword.Wrap(err, watchword.KeyDamaged, "the key-encryption key is the right one, but the data key is damaged")
-		}
-	}
-	if r.dataKey == nil {
-		return nil, watchword.Refuse(watchword.KeyDamaged, "the store holds no data key")
+	if r.dataKey, err = openDataKey(kek, sealed); err != nil {
+		return nil, err
 	}
 	if r.deriveKey, err = hkdf.Key(sha256.New, r.dataKey, nil, "watchword mask", sha256.Size); err != nil {
 		return nil, err
@@ -183,12 +172,54 @@ func (k *keyState) version() (n int64) {
 // steps are the states of a key in order. One may be skipped.
 var steps = []State{Next, Active, Retiring, Gone, Revoked}
 
-// open decrypts every valid key, and returns an error if a required key is missing.
-func (r *Ring) open(sealed []SealedKey) (*keyState, error) {
-	k := &keyState{
+func newKeyState(sealed []SealedKey) *keyState {
+	return &keyState{
 		all: sealed, signers: map[Role]*jose.Signer{}, public: map[Role][]*jose.PublicKey{},
 		private: map[watchword.KeyID]*private{}, issuers: map[watchword.KeyID]*jose.PublicKey{}, revoked: map[watchword.KeyID]bool{},
 	}
+}
+
+// openDataKey decrypts the data key. Codes: key_unwrap for another key-encryption key, key_damaged.
+func openDataKey(kek KEK, sealed []SealedKey) (data []byte, err error) {
+	for _, s := range sealed {
+		if s.Role != Data || s.State != Active {
+			continue
+		}
+		if s.ID != kek.ID() {
+			return nil, watchword.Refuse(watchword.KeyUnwrap, "the key-encryption key is %s, and must be %s, which sealed the keys", kek.ID(), s.ID)
+		}
+		if data, err = kek.Unwrap(s.Private); err != nil {
+			return nil, watchword.Wrap(err, watchword.KeyDamaged, "the key-encryption key is the right one, but the data key is damaged")
+		}
+	}
+	if data == nil {
+		return nil, watchword.Refuse(watchword.KeyDamaged, "the store holds no data key")
+	}
+	return data, nil
+}
+
+// OpenLogKey decrypts the active log key among the keys of a store that is only read. Codes: key_unwrap for another key-encryption
+// key, key_damaged.
+func OpenLogKey(kek KEK, sealed []SealedKey) (*jose.Signer, error) {
+	data, err := openDataKey(kek, sealed)
+	if err != nil {
+		return nil, err
+	}
+	k := newKeyState(sealed)
+	for _, s := range keysOf(sealed, Log, Active) {
+		if err := k.add(data, s, nil); err != nil { // a log key states no time: nothing is asked before it signs
+			return nil, err
+		}
+	}
+	if k.signers[Log] == nil {
+		return nil, watchword.Refuse(watchword.KeyDamaged, "the store holds no active %s key", Log)
+	}
+	return k.signers[Log], nil
+}
+
+// open decrypts every valid key, and returns an error if a required key is missing.
+func (r *Ring) open(sealed []SealedKey) (*keyState, error) {
+	k := newKeyState(sealed)
 	active := map[Role]bool{}
 	for _, s := range sealed {
 		if s.Role == Issuer && s.State == Revoked {
