@@ -3,6 +3,7 @@
 # make fuzz   each fuzz target for a while
 # make cross  that everything builds for every system that is supported
 # make mutate what of the code that decides about authority no test holds; goes on where it stopped
+# make deb    Debian packages, in bin/deb
 # make tidy   go mod tidy, in each module of the product
 #
 # The product is three modules (docs/decisions/0025-modules.md) in one workspace, whose packages together are "work" to the go
@@ -13,7 +14,7 @@ FUZZ ?= 30s
 # the time of all tests with a store, and concerns no code of ours.
 RACE = -race -gcflags=modernc.org/...=-d=checkptr=0
 
-.PHONY: build cross test test-386 tools deps fmt deadcode lint bench fuzz mutate tidy
+.PHONY: build cross deb test test-386 tools deps fmt deadcode lint bench fuzz mutate tidy
 build:
 	$(GO) build -o bin/watchword ./cmd/watchword
 
@@ -22,6 +23,15 @@ cross:
 	@for t in linux/amd64 linux/arm64 linux/riscv64 linux/386 linux/arm/6 linux/arm/7 darwin/amd64 darwin/arm64 windows/amd64; do \
 	  set -- $$(echo $$t | tr / ' '); what=work; test $$1 = linux || what="./cmd/watchword ./sdk/..."; \
 	  echo $$t; CGO_ENABLED=0 GOOS=$$1 GOARCH=$$2 GOARM=$$3 $(GO) build $$what || exit 1; done
+
+# Debian packages of the commit. The program for armhf is for ARMv6, so that it runs on the first Raspberry Pi too. A tag v1.2.0-rc.1
+# becomes version 1.2.0~rc.1, which is before 1.2.0.
+deb: build
+	@version=$$(git describe --tags --match 'v*' 2>/dev/null | sed 's/^v//; s/-rc/~rc/'); \
+	version=$${version:-$$(git log -1 --format=0.0.0~git%cd.%h --date=format:%Y%m%d%H%M%S)}; \
+	for t in amd64:amd64 arm64:arm64 arm:armhf; do \
+	  CGO_ENABLED=0 GOOS=linux GOARCH=$${t%:*} GOARM=6 $(GO) build -trimpath -ldflags='-s -w' -o bin/deb/watchword-$${t#*:} ./cmd/watchword || exit 1; \
+	  COMPLETIONS_FROM=bin/watchword tools/deb.sh $${t#*:} bin/deb/watchword-$${t#*:} $$version bin/deb || exit 1; done
 
 # What computes with numbers, where an int has 32 bits: packages whose tests need neither SQLite nor an outside program.
 test-386:

@@ -32,7 +32,7 @@ var floors = []string{
 	"sdk storetest sqlite",
 	"httpapi mqtt",
 	"server",
-	"cmd attack bench",
+	"cmd attack bench deploy",
 }
 
 // allowed lists what may ship inside other people's programs.
