@@ -192,6 +192,9 @@ func (s *Server) createJournal(start backup.Log) error {
 	if err != nil {
 		return err
 	}
+	if err := s.checkMarked("backup.journal", s.cfg.Backup.Journal); err != nil {
+		return err
+	}
 	now := s.o.Now()
 	path := filepath.Join(s.cfg.Backup.Journal, "watchword-"+now.UTC().Format("20060102T150405.000Z")+backup.JournalSuffix)
 	next, err := backup.CreateJournal(path, journalKey(s.keys), recipients, backup.JournalHead{Issuer: s.keys.Issuer(), Start: start, Made: now})

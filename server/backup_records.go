@@ -29,6 +29,7 @@ type backupRecord struct {
 type backupRecords struct {
 	Writing string         `json:"writing,omitempty"` // the file of a scheduled backup that is being written
 	Made    []backupRecord `json:"made"`
+	Marked  []string       `json:"marked,omitempty"` // the folders with a marker
 }
 
 // maxBackupRecords is the most bytes of the file.
@@ -65,7 +66,7 @@ func (r backupRecords) add(n backupRecord, keep int) backupRecords {
 			made = slices.Delete(made, i, i+1)
 		}
 	}
-	return backupRecords{Made: made}
+	return backupRecords{Made: made, Marked: r.Marked}
 }
 
 // last returns the newest record; scheduled says that only those count.

@@ -66,6 +66,9 @@ func (s *Server) scheduledBackup(ctx context.Context) (err error) {
 	if info, err := os.Stat(s.cfg.Backup.Dir); err != nil || !info.IsDir() {
 		return watchword.Wrap(err, watchword.Unavailable, "backup.dir %s is not a folder that exists", s.cfg.Backup.Dir)
 	}
+	if err := s.checkMarked("backup.dir", s.cfg.Backup.Dir); err != nil {
+		return err
+	}
 	out := BackupFile{File: filepath.Join(s.cfg.Backup.Dir, backupName(s.o.Now()))}
 	if err := s.beginWriting(out.File); err != nil {
 		return err

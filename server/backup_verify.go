@@ -198,15 +198,8 @@ func (s *Server) checkRestored(ctx context.Context, out *BackupCheck) (err error
 	if err := s.startLogSigning(ctx); err != nil {
 		return err
 	}
-	bundles, err := s.store.Bundles(ctx)
-	if err != nil {
+	if out.Bundles, err = s.verifyBundles(ctx); err != nil {
 		return err
-	}
-	for _, b := range bundles {
-		if err := verifyStoredBundle(string(b.JWS)); err != nil {
-			return watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %s is not signed by the roots that it names", b.Version)
-		}
-		out.Bundles++
 	}
 	directory := registry.NewDirectory(s.store)
 	for _, t := range s.o.tenants() {
@@ -221,6 +214,20 @@ func (s *Server) checkRestored(ctx context.Context, out *BackupCheck) (err error
 		err = nil // the manifest says so
 	}
 	return err
+}
+
+// verifyBundles verifies the stored trust bundles, and returns their number. Code: key_damaged.
+func (s *Server) verifyBundles(ctx context.Context) (int, error) {
+	bundles, err := s.store.Bundles(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, b := range bundles {
+		if err := verifyStoredBundle(string(b.JWS)); err != nil {
+			return 0, watchword.Wrap(err, watchword.KeyDamaged, "the trust bundle of version %s is not signed by the roots that it names", b.Version)
+		}
+	}
+	return len(bundles), nil
 }
 
 // verifyStoredBundle verifies a bundle with each root that it names.

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -37,12 +36,15 @@ type RestoreOptions struct {
 	AcceptLoss bool
 	// AcceptClock vouches for the clock of this machine as it is.
 	AcceptClock bool
+	// Plan is the file for the trust bundle that an offline root must sign; empty: DATA.plan.json.
+	Plan string
 }
 
 // RestoredBackup is what [RestoreBackup] did.
 type RestoredBackup struct {
 	Manifest backup.Manifest
 	Warnings []string
+	Data     string // absolute path of the restored folder
 	Config   string // folder with the configuration in the backup, with its secrets; empty: none
 	Epoch    int64
 	Origin   string // of the log from now on
@@ -50,6 +52,7 @@ type RestoredBackup struct {
 	Found    RestoreSource
 	Done     sqlite.Restored
 	Plan     *keyring.PlannedBundle // for an offline root to sign; nil: none
+	PlanFile string                 // which has the plan; empty: none
 }
 
 // restoreEpoch is the time from which epochs are counted, in minutes, so that two restores of one backup differ.
@@ -62,25 +65,21 @@ func nextEpoch(known, least int64, now time.Time) int64 {
 
 // RestoreBackup restores a backup to a folder on which no server was, and makes it the server of its devices: it has a higher epoch,
 // new keys and another log than the server of which the backup is, and whatever that signed or allowed for a time is void. Changes of
-// authority after the backup are applied again as far as the source has them. All is written to a folder beside the
-// data folder first, so that nothing is there if it fails.
+// authority after the backup are applied again as far as the source has them. All is written to the folder DATA.tmp
+// first, so that nothing is there if it fails.
 //
-// Codes: conflict for a folder that is not empty, for an epoch that is not higher than that of the backup, and where something is or
+// Codes: conflict for a folder that is not empty or cannot be replaced, for an epoch that is not higher than that of the backup, and where something is or
 // may be lost and AcceptLoss is not set; backup_invalid and the others of [VerifyBackup]; log_invalid for a source that does not follow the
 // backup; clock_untrusted, unavailable.
 func RestoreBackup(ctx context.Context, r RestoreOptions, o Options) (out RestoredBackup, err error) {
 	if err := checkPin(r.Root); err != nil {
 		return out, err
 	}
-	if err := checkTarget(r.Data); err != nil {
+	t, err := newRestoreTarget(r.Data, r.Plan)
+	if err != nil {
 		return out, err
 	}
-	dir := r.Data + ".tmp"
-	if err := os.Mkdir(dir, 0o700); errors.Is(err, fs.ErrExist) {
-		return out, watchword.Wrap(err, watchword.Conflict, "%s exists already: another restore runs, or one was interrupted; remove it", dir)
-	} else if err != nil {
-		return out, watchword.Wrap(err, watchword.Unavailable, "%s cannot be made", dir)
-	}
+	dir := t.tmp
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	sum, err := r.extract(ctx, dir, &out)
 	if err != nil {
@@ -99,25 +98,11 @@ func RestoreBackup(ctx context.Context, r RestoreOptions, o Options) (out Restor
 	if err := checkStarts(ctx, data, o, &check); err != nil {
 		return out, watchword.Wrap(err, watchword.CodeOf(err), "the restored folder would not start: %s", err)
 	}
-	if err := moveRestored(dir, r.Data, &out); err != nil {
+	if out.Config, out.PlanFile, err = t.finish(out.Plan); err != nil {
 		return out, err
 	}
-	return out, nil
-}
-
-// checkTarget refuses a folder in which something is. Code: conflict.
-func checkTarget(dir string) error {
-	es, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return watchword.Wrap(err, watchword.Conflict, "%s cannot be read as a folder", dir)
-	}
-	if len(es) > 0 {
-		return watchword.Refuse(watchword.Conflict, "%s is not empty: a backup is restored only to a new folder", dir)
-	}
-	return nil
+	out.Data = t.data
+	return out, durable.SyncDir(filepath.Dir(t.data))
 }
 
 // extract writes the members of the backup to dir, and returns the SHA-256 of the file.
@@ -178,7 +163,7 @@ func (r RestoreOptions) step(ctx context.Context, data, sum string, o Options, o
 	if err != nil {
 		return err
 	}
-	step := sqlite.Restore{RestoredState: state, Replay: out.Found.Replay, Journal: out.Found.Journal, Now: now, AcceptLoss: r.AcceptLoss, First: audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(audit.LogRestore, state.Instance.LogOrigin, now, map[string]string{
+	step := sqlite.Restore{RestoredState: state, Replay: out.Found.Replay, Journal: out.Found.Journal, Notices: out.Found.Notices, Now: now, AcceptLoss: r.AcceptLoss, First: audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(audit.LogRestore, state.Instance.LogOrigin, now, map[string]string{
 		"origin": out.Manifest.Log.Origin, "size": strconv.FormatInt(out.Manifest.Log.Size, 10), "root": out.Manifest.Log.Hash, "checkpoint": string(last.Note),
 		"epoch": strconv.FormatInt(state.Instance.Epoch, 10), "epoch_before": strconv.FormatInt(before, 10), "backup": sum, "made": out.Manifest.Made.UTC().Format(time.RFC3339),
 		"source": string(out.Found.Kind), "accept_loss": strconv.FormatBool(r.AcceptLoss),
@@ -220,21 +205,4 @@ func (s *Server) signRestoredLog(ctx context.Context) error {
 		return watchword.Refuse(watchword.Internal, "the checkpoint has %d bytes", len(note))
 	}
 	return durable.WriteFile(path, note, 0o600)
-}
-
-// moveRestored moves the finished folder to its place, and the configuration in the backup beside it.
-func moveRestored(dir, data string, out *RestoredBackup) error {
-	config := data + ".config"
-	if err := os.Rename(filepath.Join(dir, "config"), config); err == nil {
-		out.Config = config
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return watchword.Wrap(err, watchword.Conflict, "the configuration in the backup cannot be moved to %s", config)
-	}
-	if err := os.Rename(filepath.Join(dir, backup.DataFolder), data); err != nil {
-		if out.Config != "" {
-			err = errors.Join(err, os.RemoveAll(config))
-		}
-		return watchword.Wrap(err, watchword.Conflict, "the restored folder cannot be moved to %s", data)
-	}
-	return durable.SyncDir(filepath.Dir(data))
 }

@@ -12,13 +12,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/backup"
+	"github.com/watchword-iot/watchword/server/enroll"
 	"github.com/watchword-iot/watchword/server/keyring"
 	"github.com/watchword-iot/watchword/server/registry"
 	"github.com/watchword-iot/watchword/server/sqlite"
@@ -44,9 +44,11 @@ type RestoreSource struct {
 	Missing int64         // entries after the backup that the source proves and whose content it does not have
 	Damage  string        // why entries after To cannot be read; empty: there are none known
 	Replay  []audit.Entry // changes of authority after the backup, to be applied again
-	Journal []audit.Entry // likewise, of journals, which have applied them, with those of the server's keys and addresses
-	Lost    []audit.Entry // changes of the server's root, TLS authority and addresses after the backup, which only a journal has whole
+	Journal []audit.Entry // likewise, whose rows were copied from journals, or from the old folder those of the server's keys and addresses
+	Lost    []audit.Entry // changes of the server's root, TLS authority and addresses after the backup whose rows the source does not have
 	Epoch   int64         // of the old data folder; 0: not known
+	// Notices are those of acts after the backup that were not acknowledged, as far as the source says so: a journal does not.
+	Notices []watchword.Notice
 	// Warnings are what was passed over and has nothing that could be lost.
 	Warnings []string
 }
@@ -70,7 +72,7 @@ func (f RestoreSource) checkLoss(accepted bool) error {
 		for _, e := range f.Lost[:min(len(f.Lost), mostListed)] {
 			list = append(list, fmt.Sprintf("%s %s %s (entry %d)", e.Kind, e.Data["role"], e.Object, e.Seq))
 		}
-		return watchword.Refuse(watchword.Conflict, "%d changes of the server's own keys or addresses after the backup would be lost, so that a root or TLS authority that was revoked, or a former address, is the current one again: %s; name the journals with --log, which have them, or accept the loss with --accept-loss", len(f.Lost), strings.Join(list, "; "))
+		return watchword.Refuse(watchword.Conflict, "%d changes of the server's own keys or addresses after the backup would be lost, so that a root or TLS authority that was revoked, or a former address, is the current one again: %s; name the old data folder or the journals with --log, which have them, or accept the loss with --accept-loss", len(f.Lost), strings.Join(list, "; "))
 	}
 	return nil
 }
@@ -159,7 +161,11 @@ func (s *Server) applyJournals(ctx context.Context, paths []string, o RestoreOpt
 			if err != nil {
 				return watchword.Wrap(err, watchword.BackupInvalid, "entry %d of the journal is damaged", e.Seq)
 			}
-			if outlastsRestore(entry) && entry.Seq > m.Log.Size {
+			if entry.Seq <= m.Log.Size {
+				continue
+			}
+			out.Notices = enroll.NoticesAfter(out.Notices, entry)
+			if outlastsRestore(entry) {
 				out.Journal = append(out.Journal, entry)
 			}
 		}
@@ -196,6 +202,10 @@ type sourceReader struct {
 	m    backup.Manifest
 	tree ledger.Tree
 	next int64
+	// server are the changes of the server's keys and addresses after the backup that a restore does not end anyway.
+	server []audit.Entry
+	signed ledger.Checkpoint // of the source, if it has one beside its entries
+	root   ledger.Hash       // of the tree of that size
 }
 
 func newSourceReader(kind SourceKind, m backup.Manifest) *sourceReader {
@@ -209,6 +219,9 @@ func (r *sourceReader) take(rec audit.Record) error {
 	}
 	r.next++
 	r.tree, _ = r.tree.Append(ledger.LeafHash(rec.Hash))
+	if r.tree.Size() == r.signed.Size {
+		r.root = r.tree.Root()
+	}
 	if r.tree.Size() == r.m.Log.Size {
 		if err := r.checkBackup(); err != nil {
 			return err
@@ -225,9 +238,10 @@ func (r *sourceReader) take(rec audit.Record) error {
 	if err != nil {
 		return err
 	}
-	if lostWithoutRows(e) {
-		r.out.Lost = append(r.out.Lost, e)
+	if outlastsRestore(e) && !registry.Replayable(e) {
+		r.server = append(r.server, e)
 	}
+	r.out.Notices = enroll.NoticesAfter(r.out.Notices, e)
 	if registry.Replayable(e) {
 		r.out.Replay = append(r.out.Replay, e)
 	}
@@ -241,8 +255,16 @@ func (r *sourceReader) checkBackup() error {
 	return nil
 }
 
-// finish returns the result, which has at least the entries of the backup.
-func (r *sourceReader) finish() (RestoreSource, error) {
+// finish returns the result, which has at least the entries of the backup. rows says that the rows of the server's own keys and
+// addresses were copied.
+func (r *sourceReader) finish(rows bool) (RestoreSource, error) {
+	for _, e := range r.server {
+		if rows {
+			r.out.Journal = append(r.out.Journal, e)
+		} else if lostWithoutRows(e) {
+			r.out.Lost = append(r.out.Lost, e)
+		}
+	}
 	if r.tree.Size() < r.m.Log.Size {
 		return r.out, watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and the backup has %d: it is older than the backup, or damaged", r.tree.Size(), r.m.Log.Size)
 	}
@@ -270,6 +292,9 @@ func (s *Server) readOldFolder(ctx context.Context, dir string, m backup.Manifes
 		}
 		r.out.Epoch = max(is.Epoch, is.SupersededBy)
 	}
+	if r.signed, err = readOldCheckpoint(dir); err != nil {
+		return r.out, err
+	}
 	if err := f.Each(ctx, r.take); err != nil {
 		if r.out.To < m.Log.Size || ctx.Err() != nil {
 			return r.out, err
@@ -278,10 +303,68 @@ func (s *Server) readOldFolder(ctx context.Context, dir string, m backup.Manifes
 	} else if lacks {
 		r.out.Damage = "its last server did not end cleanly, and " + databaseFile + "-wal, with its last writes, is missing"
 	}
-	if _, err := r.finish(); err != nil {
+	if err := r.checkSigned(dir); err != nil {
 		return r.out, err
 	}
-	return r.out, s.checkOldCheckpoint(dir, r)
+	if r.tree.Size() < m.Log.Size {
+		return r.finish(false)
+	}
+	err = s.copyServerState(ctx, f)
+	if watchword.CodeOf(err) == watchword.Unavailable || ctx.Err() != nil {
+		return r.out, err
+	}
+	if err != nil {
+		r.out.Warnings = append(r.out.Warnings, "the server's own keys and addresses are those of the backup, since those in "+dir+" cannot be used: "+err.Error())
+	}
+	return r.finish(err == nil)
+}
+
+// copyServerState replaces the rows of the server's keys, trust bundles and addresses by those of an old data folder: they were encrypted
+// with the same key-encryption key. The store is as before if they do not fit together. Codes: conflict for a database of
+// another schema; those of opening the keys; key_damaged; unavailable.
+func (s *Server) copyServerState(ctx context.Context, f *sqlite.LogFile) error {
+	own, err := sqlite.SchemaVersion()
+	if err != nil {
+		return err
+	}
+	if schema, err := f.Schema(ctx); err != nil || schema != own {
+		return watchword.Wrap(err, watchword.Conflict, "its schema is %d, and this build has %d", schema, own)
+	}
+	ref := backup.Ref{Kind: backup.ServerObject}
+	rows, err := f.JournalObject(ctx, ref)
+	if err != nil {
+		return watchword.Wrap(err, watchword.KeyDamaged, "they cannot be read")
+	}
+	before, err := s.serverState(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if err = s.store.ApplyJournal(ctx, []backup.Object{rows}); err == nil {
+		err = s.openRing(ctx)
+	}
+	if err == nil {
+		_, err = s.verifyBundles(ctx)
+	}
+	if err == nil {
+		return nil
+	}
+	if undo := s.store.ApplyJournal(ctx, []backup.Object{before}); undo != nil {
+		return watchword.Wrap(errors.Join(undo, err), watchword.Unavailable, "the server's keys cannot be restored")
+	}
+	if undo := s.openRing(ctx); undo != nil {
+		return watchword.Wrap(errors.Join(undo, err), watchword.Unavailable, "the server's keys cannot be restored")
+	}
+	return err
+}
+
+// serverState returns the server's own rows.
+func (s *Server) serverState(ctx context.Context, ref backup.Ref) (_ backup.Object, err error) {
+	f, err := sqlite.OpenSnapshot(ctx, filepath.Join(s.cfg.Data, databaseFile))
+	if err != nil {
+		return backup.Object{}, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return f.JournalObject(ctx, ref)
 }
 
 // lockOldFolder locks a data folder that is only read. A folder without a lock file was never opened by a server since it is where it
@@ -291,8 +374,8 @@ func lockOldFolder(dir string) (io.Closer, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return io.NopCloser(nil), nil
 	}
-	lock, err := durable.Lock(path)
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+	lock, err := durable.LockShared(path)
+	if errors.Is(err, fs.ErrPermission) {
 		return io.NopCloser(nil), nil
 	}
 	if watchword.CodeOf(err) == watchword.FolderInUse {
@@ -304,27 +387,30 @@ func lockOldFolder(dir string) (io.Closer, error) {
 	return lock, nil
 }
 
-// checkOldCheckpoint compares the entries of the old folder with the checkpoint beside its database.
-func (s *Server) checkOldCheckpoint(dir string, r *sourceReader) error {
+// readOldCheckpoint returns the checkpoint in an old folder; a zero one if there is none. Its key may be newer than the backup: the folder
+// is the operator's own.
+func readOldCheckpoint(dir string) (ledger.Checkpoint, error) {
 	note, err := durable.ReadTrusted(filepath.Join(dir, checkpointFile), ledger.MaxNote)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return ledger.Checkpoint{}, nil
 	}
 	if err != nil {
-		return err
+		return ledger.Checkpoint{}, err
 	}
-	c, err := ledger.ReadCheckpoint(note) // its key may be newer than the backup: the folder is the operator's own
-	if err != nil {
-		return err
-	}
+	return ledger.ReadCheckpoint(note)
+}
+
+// checkSigned compares the entries that were taken with the checkpoint beside them. Code: log_invalid.
+func (r *sourceReader) checkSigned(dir string) error {
+	c := r.signed
 	switch {
 	case c.Size > r.tree.Size():
 		r.out.Missing += c.Size - r.tree.Size()
 		if r.out.Damage == "" {
 			r.out.Damage = fmt.Sprintf("its checkpoint was signed for %d entries", c.Size)
 		}
-	case c.Size == r.tree.Size() && c.Root != r.tree.Root():
-		return watchword.Refuse(watchword.LogInvalid, "the log in %s does not match its checkpoint: entries were changed", dir)
+	case c.Size > 0 && c.Root != r.root:
+		return watchword.Refuse(watchword.LogInvalid, "the log in %s does not match its checkpoint of %d entries: entries were changed", dir, c.Size)
 	}
 	return nil
 }
@@ -354,7 +440,7 @@ func (s *Server) readExport(ctx context.Context, path string, m backup.Manifest)
 			return r.out, watchword.Wrap(err, watchword.LogInvalid, "%s changed while it was read", path)
 		}
 		if l.Checkpoint != "" {
-			return r.finish()
+			return r.finish(false)
 		}
 		rec, err := l.Record()
 		if err != nil {

@@ -1,18 +1,13 @@
 package main
 
 import (
-	"encoding/json"
-	"os"
 	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
-	"github.com/watchword-iot/watchword/api"
-	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/terminal"
 	"github.com/watchword-iot/watchword/server"
-	"github.com/watchword-iot/watchword/server/keyring"
 )
 
 // restoredBackup is the JSON form of a restore.
@@ -58,7 +53,7 @@ func (a *app) restoreCommand() *cobra.Command {
 	f.Int64Var(&r.Epoch, "epoch", 0, "the new epoch is at least this number, which must be higher than that of every server that was ever restored from this one")
 	f.BoolVar(&r.AcceptLoss, "accept-loss", false, "accept that changes after the backup are lost: revoked subjects act again")
 	f.BoolVar(&r.AcceptClock, "accept-clock", false, "vouch for the clock of this machine as it is")
-	plan := f.String("plan", "", "file for the trust bundle that an offline root has to sign (default: DATA.plan.json)")
+	f.StringVar(&r.Plan, "plan", "", "file for the trust bundle that an offline root has to sign (default: DATA.plan.json)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		var err error
 		if r.Identities, err = open(); err != nil {
@@ -76,14 +71,6 @@ func (a *app) restoreCommand() *cobra.Command {
 			return err
 		}
 		out := newRestoredBackup(r, done)
-		if done.Plan != nil {
-			if out.Plan = *plan; out.Plan == "" {
-				out.Plan = r.Data + ".plan.json"
-			}
-			if err := writePlan(out.Plan, done.Plan); err != nil {
-				return err
-			}
-		}
 		return a.print(out, out.table)
 	}
 	return c
@@ -91,7 +78,7 @@ func (a *app) restoreCommand() *cobra.Command {
 
 func newRestoredBackup(r server.RestoreOptions, done server.RestoredBackup) restoredBackup {
 	out := restoredBackup{
-		Data: r.Data, Config: done.Config, Made: formatTime(done.Manifest.Made), Issuer: done.Manifest.Issuer, Root: done.Manifest.Root, Compared: r.Root != "", Epoch: done.Epoch, LogOrigin: done.Origin, LogKey: done.LogKey,
+		Data: done.Data, Config: done.Config, Plan: done.PlanFile, Made: formatTime(done.Manifest.Made), Issuer: done.Manifest.Issuer, Root: done.Manifest.Root, Compared: r.Root != "", Epoch: done.Epoch, LogOrigin: done.Origin, LogKey: done.LogKey,
 		Source: string(done.Found.Kind), SourceTo: done.Found.To, Missing: done.Found.Missing, Damage: done.Found.Damage, Stored: done.Found.Kind,
 		Applied: []replayedEntry{}, Unapplied: []replayedEntry{}, Warnings: slices.Concat([]string{}, done.Warnings, done.Found.Warnings),
 		Voided: map[string]int64{"commands": done.Done.Commands, "links": done.Done.Codes, "pairings": done.Done.Pairings, "sessions": done.Done.Sessions},
@@ -110,17 +97,6 @@ func newRestoredBackup(r server.RestoreOptions, done server.RestoredBackup) rest
 		out.Unapplied = append(out.Unapplied, replayedEntry{e.Seq, e.Kind, e.Object, "the server has its root, TLS authority and addresses of the backup"})
 	}
 	return out
-}
-
-// writePlan writes the bundle for an offline root as a plan of watchword key plan.
-func writePlan(path string, p *keyring.PlannedBundle) error {
-	b, err := json.MarshalIndent(api.PlannedBundles{Bundles: []api.PlannedBundle{{
-		Epoch: p.Epoch, Version: p.Version, StartsAt: p.Starts.UTC(), ExpiresAt: p.Expires.UTC(), Roots: p.Roots, Payload: p.Payload,
-	}}}, "", "  ")
-	if err != nil {
-		return err
-	}
-	return durable.WriteFile(path, b, os.FileMode(0o600))
 }
 
 // table prints the restore: from when, what was applied, what is lost, and what to do next.

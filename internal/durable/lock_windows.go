@@ -21,13 +21,19 @@ const (
 
 // Lock locks the file at path for this process, without waiting, until the returned file is closed
 // or the process ends. Code: folder_in_use.
-func Lock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+func Lock(path string) (*os.File, error) { return lock(path, os.O_CREATE|os.O_RDWR, lockExclusive) }
+
+// LockShared locks the file at path, which exists, as Lock does, but several processes may have such a lock at once: those that only read.
+// Code: folder_in_use.
+func LockShared(path string) (*os.File, error) { return lock(path, os.O_RDONLY, 0) }
+
+func lock(path string, open int, how uintptr) (*os.File, error) {
+	f, err := os.OpenFile(path, open, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	var at syscall.Overlapped // from the first byte
-	ok, _, err := lockFileEx.Call(f.Fd(), lockExclusive|lockFailImmediately, 0, 1, 0, uintptr(unsafe.Pointer(&at)))
+	ok, _, err := lockFileEx.Call(f.Fd(), how|lockFailImmediately, 0, 1, 0, uintptr(unsafe.Pointer(&at)))
 	if ok != 0 {
 		return f, nil
 	}

@@ -413,46 +413,6 @@ func replayedEntries(t *testing.T, dir, kind string) (n int) {
 	return n
 }
 
-// A log has no keys: a restore from a folder says which changes of the root, the TLS authority and the addresses it loses. The
-// journal has them.
-func TestARestoreSaysWhichServerKeysItLoses(t *testing.T) {
-	s := newRestoreSite(t)
-	old, journal := filepath.Join(t.TempDir(), "old"), t.TempDir()
-	s.change = func(c *server.Config) {
-		c.Backup.Journal, c.Backup.Recipients = journal, []string{s.identity.Recipient().String()}
-	}
-	srv := s.serve(old)
-	file := s.backup(old)
-	_, err := srv.admin.RotateKey(t.Context(), "issuer", true)
-	must(t, err)
-	srv.stop()
-	r := s.options(file)
-	r.Source = old
-	if done := s.restore(r, server.Options{}); len(done.Found.Lost) != 0 {
-		t.Errorf("a key that the restore replaces is lost: %v", done.Found.Lost)
-	}
-	srv = s.serve(old)
-	ca, err := srv.admin.RotateKey(t.Context(), "ca", true)
-	must(t, err)
-	srv.stop()
-	r = s.options(file)
-	r.Source = old
-	_, err = server.RestoreBackup(t.Context(), r, server.Options{})
-	wants(t, "a lost TLS authority", err, watchword.Conflict)
-	if err != nil && !strings.Contains(err.Error(), audit.KeyCreate+" ca "+string(ca.ID)) {
-		t.Errorf("it does not name the key: %v", err)
-	}
-	r.AcceptLoss = true
-	if done := s.restore(r, server.Options{}); len(done.Found.Lost) == 0 {
-		t.Error("the loss that was accepted is not listed")
-	}
-	r = s.options(file)
-	r.Source = journal
-	if done := s.restore(r, server.Options{}); len(done.Found.Lost) != 0 || replayedEntries(t, r.Data, audit.KeyCreate) == 0 {
-		t.Errorf("lost with the journal: %v; %d entries of keys", done.Found.Lost, replayedEntries(t, r.Data, audit.KeyCreate))
-	}
-}
-
 // Two restores of one backup are two servers: neither has the other's epoch, keys or log.
 func TestTwoRestoresOfOneBackupDiffer(t *testing.T) {
 	s := newRestoreSite(t)

@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -53,7 +54,7 @@ func (svc *Service) Recover(ctx context.Context, by session.Actor, id watchword.
 			Tenant: by.Tenant, ID: id, Kind: watchword.Operator, Role: watchword.OwnerRole, State: watchword.New, Version: 1, Incarnation: 1, Created: now, Changed: now,
 		},
 		Code:   code,
-		Notice: watchword.Notice{Tenant: by.Tenant, Kind: watchword.NoticeRecovery, Object: id, At: now, Expires: now.Add(RecoveryNoticeLifetime)},
+		Notice: recoveryNotice(by.Tenant, id, now),
 	}
 	s, err := svc.store.Recover(ctx, by.Actor, r, func(created bool) (es []audit.Entry) {
 		if created {
@@ -65,4 +66,23 @@ func (svc *Service) Recover(ctx context.Context, by session.Actor, id watchword.
 		return s, Link{}, err
 	}
 	return s, link, svc.opts.Live.Apply(ctx, watchword.SubjectChange(&s))
+}
+
+func recoveryNotice(t watchword.TenantID, owner watchword.SubjectID, at time.Time) watchword.Notice {
+	return watchword.Notice{Tenant: t, Kind: watchword.NoticeRecovery, Object: owner, At: at, Expires: at.Add(RecoveryNoticeLifetime)}
+}
+
+// NoticesAfter returns the notices that an act left where there were these before: that of a recovery is added, and one that was
+// acknowledged is removed.
+func NoticesAfter(before []watchword.Notice, e audit.Entry) []watchword.Notice {
+	if e.Outcome != audit.Done {
+		return before
+	}
+	switch e.Kind {
+	case audit.OperatorRecover:
+		return append(before, recoveryNotice(e.Tenant, watchword.SubjectID(e.Object), e.At))
+	case audit.NoticeAcknowledge:
+		return slices.DeleteFunc(before, func(n watchword.Notice) bool { return n.Tenant == e.Tenant && string(n.Kind) == e.Object })
+	}
+	return before
 }

@@ -52,11 +52,11 @@ func (s *Snapshot) JournalPage(ctx context.Context, after int64, limit int) (ent
 }
 
 // JournalObject returns an object with all its rows.
-func (s *Snapshot) JournalObject(ctx context.Context, ref backup.Ref) (backup.Object, error) {
+func (f *LogFile) JournalObject(ctx context.Context, ref backup.Ref) (backup.Object, error) {
 	out := backup.Object{Ref: ref}
 	for _, t := range journaled[ref.Kind] {
 		where, args := t.where(ref)
-		rows, err := s.tableRows(ctx, t.table, where, args)
+		rows, err := f.tableRows(ctx, t.table, where, args)
 		if err != nil {
 			return out, err
 		}
@@ -72,13 +72,13 @@ func (t journaledTable) where(ref backup.Ref) (string, []any) {
 	return " WHERE " + t.tenant + " = ? AND " + t.id + " = ?", []any{string(ref.Tenant), ref.ID}
 }
 
-func (s *Snapshot) tableRows(ctx context.Context, table, where string, args []any) (out backup.Table, err error) {
+func (f *LogFile) tableRows(ctx context.Context, table, where string, args []any) (out backup.Table, err error) {
 	out.Name = table
 	order := ""
 	if numbered[table] {
 		order = " ORDER BY " + rowNumber
 	}
-	rs, err := s.conn.QueryContext(ctx, `SELECT * FROM `+table+where+order, args...)
+	rs, err := f.conn.QueryContext(ctx, `SELECT * FROM `+table+where+order, args...)
 	if err != nil {
 		return out, unavailable(err)
 	}
@@ -107,7 +107,7 @@ func (s *Snapshot) tableRows(ctx context.Context, table, where string, args []an
 		row := make(backup.Row, 0, len(values))
 		for i, v := range values {
 			if b, is := v.([]byte); is {
-				v = slices.Clone(b)
+				v = append([]byte{}, b...) // an empty value is no NULL
 			}
 			if i != number {
 				row = append(row, v)

@@ -72,7 +72,7 @@ func (f *LogFile) query(ctx context.Context, q string, args ...any) (*sql.Rows, 
 
 // ServerKeys returns the server's keys from the file.
 func (f *LogFile) ServerKeys(ctx context.Context) ([]keyring.SealedKey, error) {
-	if v, err := f.schema(ctx); err != nil || v >= schemaOfRestores {
+	if v, err := f.layout(ctx); err != nil || v >= schemaOfRestores {
 		return serverKeys(ctx, f)
 	}
 	return queryAll(ctx, f, scanServerKey, `SELECT id, role, state, public, private, cert, created, starts, ends, '' FROM server_keys ORDER BY n`)
@@ -85,17 +85,26 @@ const (
 	schemaOfRestores = 25
 )
 
-// schema returns one of the schema versions above: the latest that the file has.
-func (f *LogFile) schema(ctx context.Context) (int, error) {
+// layout returns one of the schema versions above: the latest whose tables the file has.
+func (f *LogFile) layout(ctx context.Context) (int, error) {
 	return queryOne(ctx, f, func(r scanner) (v int, err error) { return v, r.Scan(&v) }, nil, `SELECT CASE
 		WHEN EXISTS (SELECT 1 FROM pragma_table_info('instance') WHERE name = 'log_origin') THEN 25
 		WHEN EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'house') THEN 0
 		ELSE 21 END`)
 }
 
+// Schema returns the number of the last migration.
+func (f *LogFile) Schema(ctx context.Context) (int64, error) {
+	return f.number(ctx, `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`)
+}
+
+func (f *LogFile) number(ctx context.Context, q string) (int64, error) {
+	return queryOne(ctx, f, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), q)
+}
+
 // Instance returns the instance's settings from its first start, and from its last restore.
 func (f *LogFile) Instance(ctx context.Context) (keyring.Instance, error) {
-	switch v, err := f.schema(ctx); {
+	switch v, err := f.layout(ctx); {
 	case err != nil || v >= schemaOfRestores:
 		return instance(ctx, f)
 	case v >= schemaOfTerms:
@@ -107,7 +116,7 @@ func (f *LogFile) Instance(ctx context.Context) (keyring.Instance, error) {
 
 // Bundles returns every signed bundle, oldest first.
 func (f *LogFile) Bundles(ctx context.Context) ([]keyring.SignedBundle, error) {
-	if v, err := f.schema(ctx); err != nil || v >= schemaOfRestores {
+	if v, err := f.layout(ctx); err != nil || v >= schemaOfRestores {
 		return bundles(ctx, f)
 	}
 	is, err := f.Instance(ctx)

@@ -19,6 +19,7 @@ type Restore struct {
 	Replay []audit.Entry // changes of authority after the backup, in their order
 	// Journal are changes of authority after the backup whose rows are in the store: they only get their entries.
 	Journal []audit.Entry
+	Notices []watchword.Notice // of acts after the backup
 	Now     time.Time
 	// AcceptLoss says that changes that cannot be applied are lost; without it, one of them ends the restore.
 	AcceptLoss bool
@@ -65,6 +66,11 @@ func (s *Store) Restore(ctx context.Context, r Restore) (out Restored, err error
 				return out, err
 			}
 			out.Replayed = append(out.Replayed, registry.Replayed{Entry: e, Err: err})
+		}
+		for _, n := range r.Notices {
+			if err := t.putNotice(n); err != nil {
+				return out, err
+			}
 		}
 		if err := registry.CheckReplayed(out.Replayed); err != nil && !r.AcceptLoss {
 			return out, err

@@ -59,11 +59,6 @@ func (s *Snapshot) WriteDatabase(ctx context.Context, w io.Writer) error {
 	return unavailable(rs.Err())
 }
 
-// Schema returns the number of the last migration.
-func (s *Snapshot) Schema(ctx context.Context) (int64, error) {
-	return s.number(ctx, `SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied`)
-}
-
 // TableCounts returns the number of rows of each table.
 func (s *Snapshot) TableCounts(ctx context.Context) (map[string]int64, error) {
 	names, err := queryAll(ctx, s, func(r scanner) (n string, err error) { return n, r.Scan(&n) },
@@ -103,8 +98,4 @@ func (s *Snapshot) TreeAt(ctx context.Context, size int64) (ledger.Tree, error) 
 func (s *Snapshot) Damage(ctx context.Context) (string, error) {
 	found, err := queryAll(ctx, s, func(r scanner) (line string, err error) { return line, r.Scan(&line) }, `PRAGMA integrity_check(1)`)
 	return strings.Join(found, "; "), err
-}
-
-func (s *Snapshot) number(ctx context.Context, q string) (int64, error) {
-	return queryOne(ctx, s, func(r scanner) (n int64, err error) { return n, r.Scan(&n) }, error(nil), q)
 }
