@@ -65,7 +65,7 @@ CREATE TABLE codes (
   expires INTEGER NOT NULL,
   created_by   TEXT    NOT NULL,
   sign    TEXT    NOT NULL DEFAULT '', -- the keys that redeemed it; empty until then
-  seal    TEXT    NOT NULL DEFAULT '', key_ends INTEGER NOT NULL DEFAULT 0,
+  seal    TEXT    NOT NULL DEFAULT '', key_ends INTEGER NOT NULL DEFAULT 0, created_by_key TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (tenant, hash)
 ) STRICT, WITHOUT ROWID;
 
@@ -403,6 +403,8 @@ CREATE TABLE issuer_use (
   at      INTEGER NOT NULL,
   PRIMARY KEY (tenant, subject)
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX codes_by ON codes (tenant, created_by);
 
 CREATE INDEX subjects_state ON subjects (tenant, kind, state, id) WHERE deleted = 0;
 
