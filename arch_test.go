@@ -27,7 +27,7 @@ var floors = []string{
 	"policy",
 	"token session twin bus mqttstore",
 	"keyring",
-	"authn enroll command registry backup",
+	"authn enroll command registry backup acme",
 	"api",
 	"sdk storetest sqlite",
 	"httpapi mqtt",

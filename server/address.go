@@ -64,6 +64,11 @@ func (s *Server) checkAddress(address string) (string, error) {
 			return "", &watchword.Error{Code: watchword.BadRequest, Field: "url", Detail: "must be a name of the certificate of server.tls_cert: put one for both names there first", Err: err}
 		}
 	}
+	if s.acme != nil {
+		if err := s.acme.VerifyName(hostOf(u)); err != nil {
+			return "", &watchword.Error{Code: watchword.BadRequest, Field: "url", Detail: "must be a name of the public certificate: add it to server.acme_domain beside the former one, and wait until the certificate has both", Err: err}
+		}
+	}
 	return u, nil
 }
 

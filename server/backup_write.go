@@ -17,6 +17,7 @@ import (
 	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/server/acme"
 	"github.com/watchword-iot/watchword/server/backup"
 	"github.com/watchword-iot/watchword/server/internal/localsocket"
 	"github.com/watchword-iot/watchword/server/keyring"
@@ -27,7 +28,7 @@ import (
 // derivedFiles are the files of a data folder that are in no backup: each start makes them anew, or the database in the backup has
 // what is in them.
 var derivedFiles = []string{
-	databaseFile + "-wal", databaseFile + "-shm", serverFile, lockFile, backupsFile, runningFile, localsocket.Name,
+	databaseFile + "-wal", databaseFile + "-shm", serverFile, lockFile, backupsFile, runningFile, localsocket.Name, acmeFolder + "/" + acme.AttemptsFile,
 }
 
 // writeBackup writes an archive of a data folder to w, whether a server runs on it or not, and changes nothing.
@@ -167,6 +168,16 @@ func smallMembers(ctx context.Context, db *sqlite.Snapshot, cfg Config, m *backu
 		b, err := durable.ReadTrusted(f.path, durable.MaxPrivate)
 		if errors.Is(err, fs.ErrNotExist) {
 			m.Missing = append(m.Missing, f.name)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, smallMember{f.name, b})
+	}
+	for _, f := range []struct{ name, file string }{{backup.ACMEAccount, acme.AccountFile}, {backup.ACMECert, acme.CertificateFile}} {
+		b, err := durable.ReadPrivate(filepath.Join(cfg.Data, acmeFolder, f.file))
+		if errors.Is(err, fs.ErrNotExist) { // no account yet, or no server.acme_domain
 			continue
 		}
 		if err != nil {

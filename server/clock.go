@@ -80,6 +80,9 @@ func (s *Server) clockChanged(ctx context.Context, st clock.Status) {
 	} else {
 		s.o.Log.InfoContext(ctx, "the clock of this machine is trusted again", slog.Time("wall", st.Wall))
 		s.maintainSoon()
+		if s.acme != nil {
+			s.acme.Wake()
+		}
 	}
 	e := audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(kind, "", s.o.Now(), data)
 	if err := s.store.AddEntry(ctx, e); err != nil && ctx.Err() == nil {

@@ -37,8 +37,9 @@ type Config struct {
 }
 
 // ServerConfig holds the addresses of the listeners. PublicURL defaults to https://, the first of
-// Names or else localhost, and the port of HTTPS; PublicMQTTS to its host and the port of MQTTS. The server's own CA issues a
-// certificate for Names and the hosts of both, unless TLSCert and TLSKey name one.
+// Names or else of AcmeDomain or else localhost, and the port of HTTPS; PublicMQTTS to its host and the port of MQTTS. The server's own
+// CA issues a certificate for Names and the hosts of both, unless TLSCert and TLSKey name one; with AcmeDomain, clients that ask for one
+// of those names get the certificate of an ACME CA, once there is one.
 type ServerConfig struct {
 	PublicURL     string   `toml:"public_url"`
 	PublicMQTTS   string   `toml:"public_mqtts"`
@@ -50,6 +51,16 @@ type ServerConfig struct {
 	TLSKey        string   `toml:"tls_key"`
 	ProxyProtocol []string `toml:"proxy_protocol"` // addresses or prefixes of proxies that send a PROXY header, version 2
 	TLSMin        string   `toml:"tls_min"`        // "1.3", or "1.2" for devices without TLS 1.3
+
+	AcmeDomain      []string `toml:"acme_domain"`       // DNS names of a certificate that is ordered by ACME; empty: none is
+	AcmeEmail       string   `toml:"acme_email"`        // contact of the account; empty: none
+	AcmeDirectory   string   `toml:"acme_directory"`    // of the CA
+	AcmeAcceptTerms bool     `toml:"acme_accept_terms"` // the operator accepts the CA's terms of service
+	AcmeCA          string   `toml:"acme_ca"`           // PEM file of a private CA that clients trust beside the public ones
+	AcmeHTTP        string   `toml:"acme_http"`         // listener for validations by HTTP-01; empty: TLS-ALPN-01 on the HTTPS port
+	AcmeEABKID      string   `toml:"acme_eab_kid"`      // external account, where the CA requires one
+	AcmeEABKey      string   `toml:"acme_eab_key" secret:"true"`
+	AcmeEABKeyFile  string   `toml:"acme_eab_key_file"`
 
 	// MQTTControlCharacters accepts MQTT strings with control characters or non-characters.
 	MQTTControlCharacters bool `toml:"mqtt_control_characters"`
@@ -186,7 +197,7 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 // Defaults returns the configuration that is used without a file.
 func Defaults() Config {
 	return Config{
-		Server:  ServerConfig{HTTPS: "localhost:8443", MQTTS: "localhost:8883", TLSMin: "1.3"},
+		Server:  ServerConfig{HTTPS: "localhost:8443", MQTTS: "localhost:8883", TLSMin: "1.3", AcmeDirectory: letsEncrypt},
 		Store:   StoreConfig{URL: "sqlite"},
 		Keys:    KeysConfig{RotateEvery: Duration{720 * time.Hour}, Overlap: Duration{48 * time.Hour}},
 		Token:   TokenConfig{Lifetime: Duration{10 * time.Minute}},
@@ -220,7 +231,7 @@ func (c Config) Check() error {
 	if c.Data == "" {
 		return watchword.Refuse(watchword.ConfigInvalid, "a data folder is required: --data DIR or WATCHWORD_DATA")
 	}
-	for _, check := range []func() error{c.checkListeners, c.checkTimes, c.checkNumbers, c.checkLog, c.checkBackup} {
+	for _, check := range []func() error{c.checkListeners, c.Server.checkACME, c.checkTimes, c.checkNumbers, c.checkLog, c.checkBackup} {
 		if err := check(); err != nil {
 			return err
 		}

@@ -93,7 +93,7 @@ var renamedKeys = map[string]string{
 // absentKeys is the keys of features that are not in this version. They are refused, so that no operator relies on them.
 // When a feature is added, its keys move from here into [Config].
 var absentKeys = []string{
-	"server.console", "server.acme_domain", "server.trusted_proxies",
+	"server.console", "server.trusted_proxies",
 	"cluster.node", "cluster.routes", "cluster.listen", "cluster.secret", "cluster.secret_file",
 	"token.skew",
 	"auth.oidc_issuer", "auth.oidc_client_id", "auth.oidc_client_secret", "auth.oidc_client_secret_file", "auth.session_lifetime",
@@ -227,6 +227,14 @@ func overlayEnvironment(c *Config, env func(string) (string, bool)) error {
 			if err := p.UnmarshalText([]byte(text)); err != nil {
 				return watchword.Refuse(watchword.ConfigInvalid, `%s must be a duration such as "90s"`, name)
 			}
+		case *bool:
+			b, err := strconv.ParseBool(text)
+			if err != nil {
+				return watchword.Refuse(watchword.ConfigInvalid, "%s must be true or false", name)
+			}
+			*p = b
+		default: // a key of a new type
+			return watchword.Refuse(watchword.Internal, "%s cannot be set by a variable", name)
 		}
 		return nil
 	})
@@ -251,6 +259,7 @@ func readSecrets(c *Config, env func(string) (string, bool)) error {
 		into      *string
 	}{
 		{"store.url_file", c.Store.URLFile, &c.Store.URL},
+		{"server.acme_eab_key_file", c.Server.AcmeEABKeyFile, &c.Server.AcmeEABKey},
 	} {
 		if s.file == "" {
 			continue

@@ -51,6 +51,7 @@ func TestDefaultsThenFileThenEnvironment(t *testing.T) {
 }
 
 func TestInvalidConfigurationHasAPosition(t *testing.T) {
+	const acme, terms = "[server]\nacme_domain = [\"hub.example\"]\n", "acme_accept_terms = true\n"
 	for _, tc := range []struct{ name, text, says string }{
 		{"an unknown section", "[sever]\nhttps = \"x\"\n", ":1:2: unknown key sever"},
 		{"a renamed key", "[limits]\nkept_bytes = 1048576\n", ":2:1: unknown key limits.kept_bytes; it was renamed to limits.offline_bytes"},
@@ -73,6 +74,27 @@ func TestInvalidConfigurationHasAPosition(t *testing.T) {
 		{"plain MQTT beyond loopback, even with names", "[server]\nnames = [\"hub\"]\nmqtt = \"0.0.0.0:1883\"\n", "server.mqtt"},
 		{"an invalid address", "[server]\nhttps = \"8443\"\n", "server.https"},
 		{"a certificate without its key", "[server]\ntls_cert = \"c.pem\"\n", "server.tls_cert"},
+		{"an ACME key without a name", "[server]\nacme_accept_terms = true\n", "server.acme_accept_terms is used only with server.acme_domain"},
+		{"an ACME directory without a name", "[server]\nacme_directory = \"https://ca.local/dir\"\n", "server.acme_directory is used only with"},
+		{"terms that are not accepted", acme + "acme_accept_terms = false\n", "server.acme_accept_terms must be true"},
+		{"two certificates", acme + terms + "tls_cert = \"c.pem\"\ntls_key = \"k.pem\"\n", "server.acme_domain must not be set together"},
+		{"a wildcard", "[server]\nacme_domain = [\"*.hub.example\"]\n" + terms, "server.acme_domain"},
+		{"an address as a name", "[server]\nacme_domain = [\"192.0.2.1\"]\n" + terms, "server.acme_domain must be DNS names"},
+		{"an IPv6 address as a name", "[server]\nacme_domain = [\"2001:db8::1\"]\n" + terms, "server.acme_domain must be DNS names"},
+		{"a local name", "[server]\nacme_domain = [\"LOCALHOST.\"]\n" + terms, "server.acme_domain must be DNS names"},
+		{"a name that no CA takes", "[server]\nacme_domain = [\"a_b.example\"]\n" + terms, "server.acme_domain must be DNS names"},
+		{"101 names", "[server]\nacme_domain = [" + strings.Repeat("\"hub.example\",", 101) + "]\n" + terms, "server.acme_domain must have at most 100"},
+		{"a directory without TLS", acme + terms + "acme_directory = \"http://ca.local/dir\"\n", "server.acme_directory must be"},
+		{"a directory with a user", acme + terms + "acme_directory = \"https://u:p@ca.local/dir\"\n", "server.acme_directory must be"},
+		{"a directory without a host", acme + terms + "acme_directory = \"https:///dir\"\n", "server.acme_directory must be"},
+		{"two contacts", acme + terms + "acme_email = \"a@b.example,c@d.example\"\n", "server.acme_email must be"},
+		{"a contact without a host", acme + terms + "acme_email = \"admin@\"\n", "server.acme_email must be"},
+		{"a contact without a user", acme + terms + "acme_email = \"@b.example\"\n", "server.acme_email must be"},
+		{"a contact with a header", acme + terms + "acme_email = \"a@b.example?subject=x\"\n", "server.acme_email must be"},
+		{"a port alone", acme + terms + "acme_http = \"80\"\n", "server.acme_http must be"},
+		{"an external account without its key", acme + terms + "acme_eab_kid = \"k\"\n", "server.acme_eab_kid must be given together"},
+		{"an external key without its account", acme + terms + "acme_eab_key = \"zWNDZM6eQGHWpSRTPal5eA\"\n", "server.acme_eab_kid must be given together"},
+		{"an external key of 15 bytes", acme + terms + "acme_eab_kid = \"k\"\nacme_eab_key = \"zWNDZM6eQGHWpSRTPal5\"\n", "server.acme_eab_key must be at least 16 bytes"},
 		{"an invalid name", "[server]\nnames = [\"hub local\"]\n", "server.names"},
 		{"a public url with a path", "[server]\npublic_url = \"https://hub.local/x\"\n", "server.public_url"},
 		{"a public url without TLS", "[server]\npublic_url = \"http://hub.local\"\n", "server.public_url"},
@@ -100,6 +122,28 @@ func TestInvalidConfigurationHasAPosition(t *testing.T) {
 	}
 	if _, err := load(t, "", map[string]string{"WATCHWORD_TOKEN_LIFETIME": "soon"}); watchword.CodeOf(err) != watchword.ConfigInvalid {
 		t.Errorf("a bad variable: %v", err)
+	}
+}
+
+func TestACMENames(t *testing.T) {
+	text := "[server]\nacme_domain = [\"Hub.example.\", \"mqtt.example\"]\nacme_accept_terms = true\nacme_email = \"admin@hub.example\"\nhttps = \":443\"\nacme_http = \":80\"\nacme_eab_kid = \"k\"\nacme_eab_key = \"zWNDZM6eQGHWpSRTPal5eA==\"\n"
+	c, err := load(t, text, nil)
+	if err != nil || c.PublicURL() != "https://hub.example" {
+		t.Fatalf("got %s, %v", c.PublicURL(), err)
+	}
+	if printed, err := c.Print(); err != nil || strings.Contains(string(printed), "zWNDZM6") {
+		t.Errorf("printed: %s %v", printed, err)
+	}
+	// A server that had a name keeps it.
+	if c, err = load(t, text+"names = [\"old.example\"]\n", nil); err != nil || c.PublicURL() != "https://old.example" {
+		t.Errorf("got %s, %v", c.PublicURL(), err)
+	}
+	c, err = load(t, "", map[string]string{"WATCHWORD_SERVER_ACME_DOMAIN": "a.example,b.example", "WATCHWORD_SERVER_ACME_ACCEPT_TERMS": "true"})
+	if err != nil || len(c.Server.AcmeDomain) != 2 || !c.Server.AcmeAcceptTerms {
+		t.Errorf("got %+v, %v", c.Server, err)
+	}
+	if _, err = load(t, "", map[string]string{"WATCHWORD_SERVER_ACME_ACCEPT_TERMS": "perhaps"}); watchword.CodeOf(err) != watchword.ConfigInvalid {
+		t.Errorf("a variable that is no truth value: %v", err)
 	}
 }
 
@@ -133,7 +177,7 @@ func TestSecretsComeFromPrivateFilesAndAreMasked(t *testing.T) {
 // value, so that no operator relies on it.
 func TestKeysOfAbsentPartsAreRefused(t *testing.T) {
 	keys := []string{
-		"server.console", "server.acme_domain", "server.trusted_proxies",
+		"server.console", "server.trusted_proxies",
 		"cluster.node", "cluster.routes", "cluster.listen", "cluster.secret", "cluster.secret_file",
 		"token.skew",
 		"auth.oidc_issuer", "auth.oidc_client_id", "auth.oidc_client_secret", "auth.oidc_client_secret_file", "auth.session_lifetime",

@@ -13,6 +13,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/jose"
+	"github.com/watchword-iot/watchword/server/acme"
 	"github.com/watchword-iot/watchword/server/keyring"
 	"github.com/watchword-iot/watchword/server/policy"
 	"github.com/watchword-iot/watchword/server/sqlite"
@@ -31,6 +32,8 @@ const (
 	lockFile       = "LOCK"
 	// backupsFile lists the backups that were made; see backupRecords.
 	backupsFile = "backups.json"
+	// acmeFolder has the account and the certificate of server.acme_domain; see package acme.
+	acmeFolder = "acme"
 )
 
 // FirstOperator is the id of the operator that the first start creates.
@@ -146,12 +149,12 @@ func operatorKey(path string) (*jose.PrivateKey, error) {
 // checkFiles refuses a data folder whose private files others can read, or whose trusted files
 // others can write. Codes: key_exposed, file_untrusted.
 func checkFiles(dir string) error {
-	for _, sub := range []string{filepath.Dir(kekFile), filepath.Dir(caFile)} {
+	for _, sub := range []string{filepath.Dir(kekFile), filepath.Dir(caFile), acmeFolder} {
 		if err := durable.CheckFolder(filepath.Join(dir, sub), false); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
-	for _, name := range []string{operatorFile, kekFile} {
+	for _, name := range []string{operatorFile, kekFile, acmeFolder + "/" + acme.AccountFile, acmeFolder + "/" + acme.CertificateFile} {
 		if _, err := durable.ReadPrivate(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

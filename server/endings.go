@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -51,12 +52,20 @@ func (s *Server) endingOf(ctx context.Context, t watchword.TenantID, now time.Ti
 	return out, nil
 }
 
-// ownEndings returns what of the server's own is not renewed by itself: the certificate in files, and the trust bundle where the
-// root is offline.
+// ownEndings returns what of the server's own is not renewed by itself: the certificate in files, one of ACME that should have been
+// renewed long before, and the trust bundle where the root is offline.
 func (s *Server) ownEndings(now, until time.Time) (out []api.Ending) {
 	if s.certFiles != nil {
 		if end := s.certFiles.notAfter(); !end.After(until) {
 			out = append(out, api.Ending{Kind: api.EndingTLSCertificate, Name: s.cfg.Server.TLSCert, EndsAt: end.UTC(), Action: "replace the files of server.tls_cert and server.tls_key"})
+		}
+	}
+	if s.acme != nil {
+		if st := s.acme.Status(); st.Late(now) {
+			out = append(out, api.Ending{
+				Kind: api.EndingTLSCertificate, Name: s.cfg.Server.AcmeDomain[0], EndsAt: st.NotAfter.UTC(),
+				Action: "its renewal by ACME fails; after its end clients get the server's own certificate, which browsers and clients without the trust bundle refuse: " + cmp.Or(st.Err, "no order was made yet"),
+			})
 		}
 	}
 	if st := s.rotator.Status(now); st.Stale != "" {

@@ -18,12 +18,12 @@ require (
 	modernc.org/sqlite v1.62.0
 )
 
-require golang.org/x/sys v0.49.0
-
 require (
-	filippo.io/hpke v0.4.0 // indirect
-	golang.org/x/crypto v0.58.0 // indirect
+	golang.org/x/crypto v0.58.0
+	golang.org/x/sys v0.49.0
 )
+
+require filippo.io/hpke v0.4.0 // indirect
 
 require (
 	filippo.io/age v1.3.2

@@ -32,14 +32,21 @@ func (l handshakeListener) Accept() (net.Conn, error) {
 	return &handshakeConn{Conn: c, slots: l.slots}, nil
 }
 
-// limitHandshakes returns the TLS configuration for connections of a [handshakeListener].
+// limitHandshakes returns the TLS configuration for connections of a [handshakeListener]. The GetConfigForClient of c is called once a
+// handshake has a slot.
 func limitHandshakes(c *tls.Config) *tls.Config {
+	other := c.GetConfigForClient
 	c = c.Clone()
-	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (conf *tls.Config, err error) {
 		if t, ok := hello.Conn.(*handshakeConn); ok {
-			return nil, t.enter(hello)
+			if err := t.enter(hello); err != nil {
+				return nil, err
+			}
 		}
-		return nil, nil
+		if other == nil {
+			return nil, nil
+		}
+		return other(hello)
 	}
 	return c
 }

@@ -33,6 +33,12 @@ func (s *Server) listen() (err error) {
 		}
 		s.info.MQTT = s.mqtt.Addr().String()
 	}
+	if s.cfg.Server.AcmeHTTP != "" {
+		if s.acmeHTTP, err = s.bind("server.acme_http", &s.cfg.Server.AcmeHTTP); err != nil {
+			return err
+		}
+		s.info.ACMEHTTP = s.acmeHTTP.Addr().String()
+	}
 	if s.cfg.Metrics.Listen != "" {
 		if s.metrics, err = s.bind("metrics.listen", &s.cfg.Metrics.Listen); err != nil {
 			return err
@@ -114,8 +120,8 @@ var modernSuites = []uint16{
 	tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 }
 
-// tls returns the TLS configuration: version 1.3, with the configured certificate or one of the
-// server's own CA.
+// tls returns the TLS configuration: version 1.3, with the configured certificate, or one of the
+// server's own CA and, for its names, the one that is ordered by ACME.
 func (s *Server) tls() (*tls.Config, error) {
 	// No CurvePreferences: Go's default prefers X25519MLKEM768.
 	c := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}
@@ -143,6 +149,20 @@ func (s *Server) tls() (*tls.Config, error) {
 		return nil, err
 	}
 	c.GetCertificate = s.keys.CertSource(s.certificateNames, s.o.Now).GetCertificate
+	if len(s.cfg.Server.AcmeDomain) == 0 {
+		return c, nil
+	}
+	if err := s.openACME(); err != nil {
+		return nil, err
+	}
+	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) { return s.acme.ChallengeConfig(hello), nil }
+	own := c.GetCertificate
+	c.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if public := s.acme.Certificate(hello.ServerName); public != nil {
+			return public, nil
+		}
+		return own(hello)
+	}
 	return c, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -68,6 +69,9 @@ func (s *Server) operationsServer() *http.Server {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "watchword_backup_journal_lag_seconds", Help: "For how long the journal lacks changes of authority; 0 where none is kept."}, func() float64 {
 			return s.journal.lag(s.o.Now()).Seconds()
 		}))
+	if s.acme != nil {
+		r.MustRegister(s.acmeMetrics()...)
+	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
@@ -83,7 +87,7 @@ func (s *Server) operationsServer() *http.Server {
 			return
 		}
 		w.WriteHeader(http.StatusOK)
-		for _, line := range append(s.backupWarnings(), s.endingWarnings()...) {
+		for _, line := range slices.Concat(s.backupWarnings(), s.acmeWarnings(), s.endingWarnings()) {
 			_, _ = fmt.Fprintf(w, "warning: %s\n", line) // the error means that the client has closed the connection
 		}
 	})

@@ -174,7 +174,8 @@ func (s ServerConfig) checkAddresses() error {
 	return nil
 }
 
-// names returns the names and addresses that clients use, in their canonical form, without duplicates: server.names first. Invalid
+// names returns the names and addresses that clients use, in their canonical form, without duplicates: server.names first, and those of
+// server.acme_domain last. Invalid
 // ones are left out.
 func (s ServerConfig) names() (out []string) {
 	all := slices.Clone(s.Names)
@@ -185,6 +186,7 @@ func (s ServerConfig) names() (out []string) {
 		host, _, _ := net.SplitHostPort(a) // canonical
 		all = append(all, host)
 	}
+	all = append(all, s.AcmeDomain...)
 	for _, n := range all {
 		if n, err := canonicalName(n); err == nil && !slices.Contains(out, n) {
 			out = append(out, n)

@@ -19,6 +19,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/fair"
 	"github.com/watchword-iot/watchword/internal/logbudget"
 	"github.com/watchword-iot/watchword/internal/quota"
+	"github.com/watchword-iot/watchword/server/acme"
 	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/authn"
 	"github.com/watchword-iot/watchword/server/bus"
@@ -87,7 +88,8 @@ type Info struct {
 	MQTT  string // listening address of MQTT without TLS; empty: none
 	// Metrics is the listening address of the metrics; empty: none.
 	Metrics     string
-	CAFile      string // CA certificate of the server; empty with a configured certificate
+	CAFile      string // CA certificate of the server; empty with server.tls_cert
+	ACMEHTTP    string // listening address for validations by HTTP-01; empty: none
 	Issuer      string
 	Data        string
 	Initialized bool // this start initialized the data folder
@@ -109,7 +111,8 @@ type Server struct {
 	live        *session.Live
 	registry    *registry.Registry
 	enrollment  *enroll.Service
-	certFiles   *certFiles // nil without server.tls_cert
+	certFiles   *certFiles    // nil without server.tls_cert
+	acme        *acme.Manager // nil without server.acme_domain
 	endings     endings
 	commands    *command.Service
 	recorder    *audit.Recorder
@@ -122,8 +125,10 @@ type Server struct {
 	mqtts          net.Listener // nil: not configured; mqtt and metrics likewise
 	mqtt           net.Listener
 	metrics        net.Listener
+	acmeHTTP       net.Listener // nil: not configured
 	broker         *mqtt.Broker
 	operationsHTTP *http.Server
+	acmeServer     *http.Server // answers validations on acmeHTTP
 	control        net.Listener // the socket in the data folder; nil where there can be none
 	controlHTTP    *http.Server
 	backups        backups
@@ -295,7 +300,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout, s.http.MaxHeaderBytes = 10*time.Second, 60*time.Second, 2*time.Minute, 16<<10
 	s.http.ConnContext = httpapi.ConnContext
 	s.http.ErrorLog = s.handshakes.errorLog()
-	s.operationsHTTP, s.controlHTTP = s.operationsServer(), s.controlServer()
+	s.operationsHTTP, s.controlHTTP, s.acmeServer = s.operationsServer(), s.controlServer(), newACMEServer(s.acme)
 	if err := errors.Join(s.warnNotices(ctx), s.warnEndings(ctx, s.o.Now())); err != nil {
 		return err
 	}
@@ -377,6 +382,12 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.metrics != nil {
 		g.Go(func() error { return s.serveOperations(s.metrics) })
 	}
+	if s.acme != nil {
+		g.Go(func() error { return s.acme.Run(gctx) })
+	}
+	if s.acmeHTTP != nil {
+		g.Go(func() error { return s.serveACME(s.acmeHTTP) })
+	}
 	if s.control != nil {
 		g.Go(func() error { return s.serveControl(s.control) })
 	}
@@ -401,7 +412,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if derr != nil {
 		derr = errors.Join(derr, s.http.Close())
 	}
-	derr = errors.Join(derr, s.operationsHTTP.Close(), s.controlHTTP.Close())
+	derr = errors.Join(derr, s.operationsHTTP.Close(), s.controlHTTP.Close(), s.acmeServer.Close())
 	s.backups.wait()
 	stop()
 	err := g.Wait()
@@ -445,7 +456,7 @@ func (s *Server) maintain(ctx context.Context) error {
 
 // close releases what New opened. It may be called twice.
 func (s *Server) close() {
-	for _, l := range []net.Listener{s.https, s.mqtts, s.mqtt, s.metrics, s.control} {
+	for _, l := range []net.Listener{s.https, s.mqtts, s.mqtt, s.metrics, s.acmeHTTP, s.control} {
 		if l != nil {
 			_ = l.Close() // already closed after Run
 		}

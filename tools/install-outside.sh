@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the outside programs that tests use, where they are missing: curl, jq, openssl,
-# mosquitto and its clients, node with npm's jose, mqtt and openid-client, Python with paho-mqtt and PyJWT; litewitness and fsck;
+# mosquitto and its clients, node with npm's jose, mqtt and openid-client, Python with paho-mqtt and PyJWT; litewitness, fsck and pebble;
 # what checks units and packages (systemd is not started).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,12 +27,13 @@ if ! cmp -s tools/python-requirements.txt "$python/.installed"; then
   "$python/bin/pip" install --quiet --disable-pip-version-check -r tools/python-requirements.txt
   cp tools/python-requirements.txt "$python/.installed"
 fi
-# A witness and a checker of transparency logs, both of others' making.
+# A witness and a checker of transparency logs, and an ACME CA for tests, all of others' making.
 out=$PWD/bin/outside
-want="litewitness v0.6.1, fsck v1.0.2"
+want="litewitness v0.6.1, fsck v1.0.2, pebble v2.10.3"
 if [ "$(cat "$out/.installed" 2>/dev/null)" != "$want" ]; then
   GOBIN=$out GOWORK=off GOFLAGS=-mod=mod go install filippo.io/torchwood/cmd/litewitness@v0.6.1
   GOBIN=$out GOWORK=off GOFLAGS=-mod=mod go install github.com/transparency-dev/tessera/cmd/fsck@v1.0.2
   mv "$out/fsck" "$out/tlog-fsck" # the other fsck is for disks
+  GOBIN=$out GOWORK=off GOFLAGS=-mod=mod go install github.com/letsencrypt/pebble/v2/cmd/pebble@v2.10.3
   echo "$want" >"$out/.installed"
 fi

@@ -52,6 +52,8 @@ type Options struct {
 	// Notice, if not nil, is called for each notice in an answer, also for one that was in an earlier answer. ExpiresAt is not set.
 	// It may be called concurrently.
 	Notice func(api.Notice)
+
+	serverName string // name that the certificate must be for, in place of URL's host; empty: URL's host
 }
 
 // TokenCache keeps access tokens between processes.
@@ -115,7 +117,7 @@ func transport(o Options) (http.RoundTripper, error) {
 	if o.Bundle != "" {
 		return newTrustedTransport(o)
 	}
-	conf := &tls.Config{MinVersion: tls.VersionTLS13, Time: o.Now}
+	conf := &tls.Config{MinVersion: tls.VersionTLS13, Time: o.Now, ServerName: o.serverName}
 	if o.CA != nil {
 		conf.RootCAs = x509.NewCertPool()
 		if !conf.RootCAs.AppendCertsFromPEM(o.CA) {
@@ -173,6 +175,7 @@ func LocalOptions(dir string) (o Options, err error) {
 			}
 			return o, watchword.Wrap(err, watchword.ConfigInvalid, "the CA certificate %s cannot be read", place.CA)
 		}
+		o.serverName = "localhost" // of the own authority's certificate; for URL's host the server may have one of a public authority
 	}
 	jwk, err := durable.ReadPrivate(filepath.Join(dir, "operator.jwk"))
 	if errors.Is(err, fs.ErrNotExist) {

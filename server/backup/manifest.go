@@ -19,6 +19,8 @@ const (
 	KEK            = DataFolder + "/keys/kek" // also where the server reads it from another place
 	CA             = DataFolder + "/tls/ca.pem"
 	OperatorKey    = DataFolder + "/operator.jwk"
+	ACMEAccount    = DataFolder + "/acme/account.json"
+	ACMECert       = DataFolder + "/acme/certificate.pem"
 	Checkpoint     = DataFolder + "/log.checkpoint" // the newest of the database in the archive
 	Config         = "config/watchword.toml"        // the configuration file as it was read
 	Effective      = "config/effective.toml"        // the configuration in use: defaults, file and environment, with its secrets
@@ -42,7 +44,7 @@ const maxSmall = 1 << 20
 var members = map[string]member{
 	formatMember: {maxSmall, true}, manifestMember: {maxSmall, true},
 	Database: {0, true}, KEK: {maxSmall, true}, Effective: {maxSmall, true},
-	CA: {maxSmall, false}, OperatorKey: {maxSmall, false}, Checkpoint: {maxSmall, false}, Config: {maxSmall, false}, TLSCertificate: {maxSmall, false}, TLSKey: {maxSmall, false},
+	CA: {maxSmall, false}, OperatorKey: {maxSmall, false}, Checkpoint: {maxSmall, false}, Config: {maxSmall, false}, ACMEAccount: {maxSmall, false}, ACMECert: {maxSmall, false}, TLSCertificate: {maxSmall, false}, TLSKey: {maxSmall, false},
 }
 
 // IsMember reports whether an archive may have a file of that name.
