@@ -377,7 +377,13 @@ func TestADamagedBackupIsRefused(t *testing.T) {
 		"another log":        func(m *backup.Manifest, db []byte) []byte { m.Log.Size++; return db },
 		"another epoch":      func(m *backup.Manifest, db []byte) []byte { m.Epoch++; return db },
 		"no database at all": func(_ *backup.Manifest, db []byte) []byte { return bytes.Repeat([]byte("x"), len(db)) },
-		"half a database":    func(_ *backup.Manifest, db []byte) []byte { return db[:len(db)/2] },
+		"a view in the place of a table, whose rows never end": func(_ *backup.Manifest, db []byte) []byte {
+			return changed(t, db, `DROP TABLE issuer_use`, `CREATE VIEW issuer_use AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n`)
+		},
+		"an index more": func(_ *backup.Manifest, db []byte) []byte {
+			return changed(t, db, `CREATE INDEX more ON subjects (hex(id))`)
+		},
+		"half a database": func(_ *backup.Manifest, db []byte) []byte { return db[:len(db)/2] },
 	} {
 		var n backup.Manifest
 		b, err := json.Marshal(m)
@@ -395,6 +401,23 @@ func TestADamagedBackupIsRefused(t *testing.T) {
 		must(t, err)
 		verify(what, out.Bytes(), id)
 	}
+}
+
+// changed returns a database after some statements.
+func changed(t *testing.T, db []byte, statements ...string) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "db")
+	must(t, os.WriteFile(path, db, 0o600))
+	d, err := sql.Open("sqlite", "file:"+path)
+	must(t, err)
+	for _, q := range append(statements, `PRAGMA journal_mode = DELETE`) {
+		_, err := d.ExecContext(t.Context(), q)
+		must(t, err)
+	}
+	must(t, d.Close())
+	out, err := os.ReadFile(path)
+	must(t, err)
+	return out
 }
 
 // Each file of a data folder is in a backup, or is made anew by each start.

@@ -123,7 +123,7 @@ func checkRestoredDatabase(ctx context.Context, path string, want backup.Manifes
 	}
 	db, err := sqlite.OpenSnapshot(ctx, path)
 	if err != nil {
-		return watchword.Wrap(err, watchword.BackupInvalid, "the database in the backup cannot be opened")
+		return watchword.Wrap(err, watchword.BackupInvalid, "the database in the backup cannot be opened: %s", err)
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	if damage, err := db.Damage(ctx); err != nil || damage != "ok" {

@@ -22,23 +22,34 @@ type LogFile struct {
 }
 
 // OpenLog opens the log in the database at path. On a medium on which nothing can be written, it reads the database file alone, as a
-// clean end leaves it. Codes: not_found, folder_newer, unavailable; also for a write-ahead log on such a medium.
+// clean end leaves it. Codes: not_found, folder_newer; log_invalid for a file with other tables than a build makes; unavailable, also
+// for a write-ahead log on such a medium.
 func OpenLog(ctx context.Context, path string) (_ *LogFile, err error) {
 	if _, err := os.Stat(path); err != nil {
 		return nil, watchword.Wrap(err, watchword.NotFound, "the database %s does not exist", path)
 	}
-	f, err := openLog(ctx, path, dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "cache_size(-16000)"))
-	if err != nil && watchword.CodeOf(err) != watchword.FolderNewer { // read-only medium
-		if info, werr := os.Stat(path + "-wal"); !errors.Is(werr, fs.ErrNotExist) && (werr != nil || info.Size() > 0) {
-			return nil, watchword.Wrap(errors.Join(err, werr), watchword.Unavailable, "the database %s cannot be read together with its write-ahead log, which has its last writes: SQLite needs to write beside them; copy the whole folder to where files can be written", path)
+	f, err := openLog(ctx, path, dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "trusted_schema(0)", "cache_size(-16000)"))
+	if code := watchword.CodeOf(err); err != nil && code != watchword.FolderNewer && code != watchword.LogInvalid { // read-only medium
+		if lost := checkNoWriteAheadLog(path, err); lost != nil {
+			return nil, lost
 		}
-		still, again := openLog(ctx, path, dsn(path, "ro", "query_only(1)")+"&immutable=1")
+		still, again := openLog(ctx, path, dsn(path, "ro", "query_only(1)", "trusted_schema(0)")+"&immutable=1")
 		if again != nil {
 			return nil, unavailable(errors.Join(err, again))
 		}
 		return still, nil
 	}
 	return f, err
+}
+
+// checkNoWriteAheadLog refuses a database that cannot be read, for cause, with the write-ahead log beside it: alone it lacks its last
+// writes. Code: unavailable.
+func checkNoWriteAheadLog(path string, cause error) error {
+	info, err := os.Stat(path + "-wal")
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+		return nil
+	}
+	return watchword.Wrap(errors.Join(cause, err), watchword.Unavailable, "the database %s cannot be read together with its write-ahead log, which has its last writes: SQLite needs to write beside them; copy the whole folder to where files can be written", path)
 }
 
 func openLog(ctx context.Context, path, dsn string) (_ *LogFile, err error) {
@@ -48,11 +59,7 @@ func openLog(ctx context.Context, path, dsn string) (_ *LogFile, err error) {
 	}
 	if f.conn, err = f.db.Conn(ctx); err == nil {
 		if _, err = f.conn.ExecContext(ctx, `BEGIN`); err == nil {
-			var n int
-			err = f.conn.QueryRowContext(ctx, `SELECT count(*) FROM audit_checkpoints`).Scan(&n) // the first read starts the snapshot
-		}
-		if refused := checkSchema(ctx, f.conn, path); refused != nil { // also where a newer schema has no such table
-			err = refused
+			err = checkObjects(ctx, f.conn, path) // its first read starts the snapshot
 		}
 	}
 	if err != nil {

@@ -16,9 +16,10 @@ import (
 // a copy takes. It changes nothing. It is not safe for concurrent use.
 type Snapshot struct{ LogFile }
 
-// OpenSnapshot opens the database at path as it is now, with what its write-ahead log has. Codes: folder_newer, unavailable.
+// OpenSnapshot opens the database at path as it is now, with what its write-ahead log has. Codes: folder_newer;
+// log_invalid for a file with other tables than a build makes; unavailable.
 func OpenSnapshot(ctx context.Context, path string) (*Snapshot, error) {
-	f, err := openLog(ctx, path, dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "cache_size(-2000)"))
+	f, err := openLog(ctx, path, dsn(path, "ro", "busy_timeout(5000)", "query_only(1)", "trusted_schema(0)", "cache_size(-2000)"))
 	if err != nil {
 		return nil, unavailable(err)
 	}

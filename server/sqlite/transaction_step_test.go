@@ -168,15 +168,16 @@ func root(e ast.Expr) *ast.Ident {
 // refusals are the functions of this package that make an error of their own, with its code. All other refusals are made by
 // the package whose rule it is.
 var refusals = map[string]string{
-	"notFound":    "NotFound",    // a row is missing
-	"OpenLog":     "NotFound",    // the file is missing
-	"unavailable": "Unavailable", // SQLite fails
-	"submit":      "Unavailable", // the store is closed, or the caller's context ends
-	"migrate":     "Unavailable", // the copy before an upgrade cannot be written
-	"checkSchema": "FolderNewer", // the file has a migration of another build
-	"add":         "Busy",        // the index of spent assertions is full
+	"notFound":             "NotFound",    // a row is missing
+	"OpenLog":              "NotFound",    // the file is missing
+	"unavailable":          "Unavailable", // SQLite fails
+	"submit":               "Unavailable", // the store is closed, or the caller's context ends
+	"migrate":              "Unavailable", // the copy before an upgrade cannot be written
+	"checkNoWriteAheadLog": "Unavailable", // likewise, without its write-ahead log
+	"checkSchema":          "FolderNewer", // the file has a migration of another build
+	"add":                  "Busy",        // the index of spent assertions is full
 	// The content of the file was changed from outside:
-	"load": "LogInvalid", "checkSingleWriter": "LogInvalid", "tile": "LogInvalid", "commitments": "LogInvalid", "scanRecord": "LogInvalid",
+	"load": "LogInvalid", "checkSingleWriter": "LogInvalid", "checkObjects": "LogInvalid", "tile": "LogInvalid", "commitments": "LogInvalid", "scanRecord": "LogInvalid",
 	"scanTerms": "LogInvalid", "buildLog": "LogInvalid", "FullTile": "LogInvalid",
 }
 
