@@ -1,6 +1,7 @@
 package watchword
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -81,7 +82,7 @@ func (s *Subject) MayEnroll() error {
 }
 
 // Enroll gives a new or revoked subject its keys, and makes it active. The incarnation of a revoked one grows. Only a device
-// needs a sealing key; seal is the zero Key for none. Codes: conflict; bad_request for a device without a sealing key.
+// needs a sealing key; seal is the zero Key for none. Codes: conflict; bad_request for a device without a sealing key; rate_limited.
 func (s Subject) Enroll(sign, seal Key, now time.Time) (Subject, error) {
 	if err := s.MayEnroll(); err != nil {
 		return s, err
@@ -89,29 +90,66 @@ func (s Subject) Enroll(sign, seal Key, now time.Time) (Subject, error) {
 	if s.Kind == Device && seal.ID == "" {
 		return s, RefuseField("keys.seal", "must be a public JWK on P-256 or X25519: a device needs a sealing key")
 	}
+	s, err := s.addKeys(now, sign, seal)
+	if err != nil {
+		return s, err
+	}
 	if s.State == Revoked {
 		s.Incarnation++
 	}
-	if s.Keys = append(slices.Clip(s.Keys), sign); seal.ID != "" {
-		s.Keys = append(s.Keys, seal)
-	}
 	return s.nextVersion(Active, now), nil
+}
+
+// How many keys a subject may get within a time, in whichever way, so that what the store remembers of it does not grow without
+// end.
+const (
+	MaxNewKeys    = 32
+	NewKeysWindow = 24 * time.Hour
+)
+
+// The newest MaxNewKeys keys come with a subject.
+var _ [MaxKeysReturned - MaxNewKeys]struct{}
+
+// CheckNewKeys refuses a further key to a subject that got [MaxNewKeys] within [NewKeysWindow]. Code: rate_limited, with RetryAfter.
+func (s *Subject) CheckNewKeys(now time.Time) error {
+	if n := len(s.Keys); n >= MaxNewKeys {
+		if free := s.Keys[n-MaxNewKeys].Added.Add(NewKeysWindow); free.After(now) {
+			return &Error{Code: RateLimited, Detail: fmt.Sprintf("%q got %d keys within 24 hours, which is the limit", s.ID, MaxNewKeys), RetryAfter: free.Sub(now)}
+		}
+	}
+	return nil
+}
+
+// addKeys gives a subject further keys; those without an id are none. It is the only way in which a subject gets a key. Code:
+// rate_limited.
+func (s Subject) addKeys(now time.Time, keys ...Key) (Subject, error) {
+	keys = slices.DeleteFunc(keys, func(k Key) bool { return k.ID == "" })
+	if len(keys) > 0 {
+		if err := s.CheckNewKeys(now); err != nil {
+			return s, err
+		}
+	}
+	s.Keys = append(slices.Clip(s.Keys), keys...)
+	return s, nil
 }
 
 // MaxSignKeys is how many valid signing keys an operator or a service may have.
 const MaxSignKeys = 8
 
 // AddSigningKey gives an active operator or service a further signing key. Code: conflict for a device, for a subject that is
-// not active, and for one that has [MaxSignKeys] valid keys.
+// not active, and for one that has [MaxSignKeys] valid keys; rate_limited.
 func (s Subject) AddSigningKey(k Key, now time.Time) (Subject, error) {
 	if err := s.MayAddKey(now); err != nil {
 		return s, err
 	}
-	s.Keys = append(slices.Clip(s.Keys), k)
+	s, err := s.addKeys(now, k)
+	if err != nil {
+		return s, err
+	}
 	return s.nextVersion(s.State, now), nil
 }
 
-// MayAddKey refuses what [Subject.AddSigningKey] refuses. Code: conflict.
+// MayAddKey refuses what [Subject.AddSigningKey] refuses. Codes: conflict, rate_limited.
 func (s *Subject) MayAddKey(now time.Time) error {
 	switch {
 	case s.Kind == Device:
@@ -121,7 +159,7 @@ func (s *Subject) MayAddKey(now time.Time) error {
 	case s.SignKeys(now) >= MaxSignKeys:
 		return Refuse(Conflict, "%q has %d keys, which is the limit: revoke one first", s.ID, MaxSignKeys)
 	}
-	return nil
+	return s.CheckNewKeys(now)
 }
 
 // RevokeKey revokes one signing key of an operator or a service. Codes: conflict for a device; not_found.
@@ -156,8 +194,9 @@ func (s Subject) RetireEndedKeys(now time.Time) (_ Subject, changed bool) {
 }
 
 // ReplaceKeys makes sign and seal the active keys; the other active ones are retired as of now. A key that is active already
-// stays as it is. seal is the zero Key for a subject without a sealing key. A key that replaces one with an end has the same end.
-func (s Subject) ReplaceKeys(sign, seal Key, now time.Time) Subject {
+// stays as it is. seal is the zero Key for a subject without a sealing key. A key that replaces one with an end has the same end. Code:
+// rate_limited.
+func (s Subject) ReplaceKeys(sign, seal Key, now time.Time) (Subject, error) {
 	s.Keys = slices.Clone(s.Keys)
 	for i := range s.Keys {
 		if k := &s.Keys[i]; k.State == KeyActive && k.ID != sign.ID && k.ID != seal.ID {
@@ -169,12 +208,14 @@ func (s Subject) ReplaceKeys(sign, seal Key, now time.Time) Subject {
 			}
 		}
 	}
-	for _, k := range []Key{sign, seal} {
-		if k.ID != "" && !slices.ContainsFunc(s.Keys, func(old Key) bool { return old.ID == k.ID && old.State == KeyActive }) {
-			s.Keys = append(s.Keys, k)
-		}
+	added := slices.DeleteFunc([]Key{sign, seal}, func(k Key) bool {
+		return slices.ContainsFunc(s.Keys, func(old Key) bool { return old.ID == k.ID && old.State == KeyActive })
+	})
+	s, err := s.addKeys(now, added...)
+	if err != nil {
+		return s, err
 	}
-	return s.nextVersion(s.State, now)
+	return s.nextVersion(s.State, now), nil
 }
 
 // Relabel replaces the labels. ifVersion is the version that the labels were decided on, 0 for any. Code: precondition_failed.

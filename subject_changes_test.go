@@ -142,7 +142,10 @@ func TestKeysAreReplaced(t *testing.T) {
 		{"the sealing key alone", sign, key("e2", watchword.Seal, watchword.KeyActive), "old retired, sign active, seal retired now, e2 active, "},
 		{"the signing key alone", key("s2", watchword.Sign, watchword.KeyActive), seal, "old retired, sign retired now, seal active, s2 active, "},
 	} {
-		s := lamp(watchword.Active, old, sign, seal).ReplaceKeys(c.sign, c.seal, noon)
+		s, err := lamp(watchword.Active, old, sign, seal).ReplaceKeys(c.sign, c.seal, noon)
+		if err != nil {
+			t.Error(err)
+		}
 		got := ""
 		for _, k := range s.Keys {
 			got += string(k.ID) + " " + string(k.State)

@@ -6,6 +6,7 @@ import (
 	"go/parser"
 	"go/token"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -204,11 +205,79 @@ func TestReplacedKeyKeepsTheEnd(t *testing.T) {
 		{"a key without an end is replaced by one with an end", time.Time{}, end, end},
 	} {
 		s := lamp(watchword.Active, until(key("sign", watchword.Sign, watchword.KeyActive), c.old), key("seal", watchword.Seal, watchword.KeyActive))
-		after := s.ReplaceKeys(until(key("new-sign", watchword.Sign, watchword.KeyActive), c.new), key("new-seal", watchword.Seal, watchword.KeyActive), noon)
+		after, err := s.ReplaceKeys(until(key("new-sign", watchword.Sign, watchword.KeyActive), c.new), key("new-seal", watchword.Seal, watchword.KeyActive), noon)
+		if err != nil {
+			t.Error(err)
+		}
 		k, _ := after.SignKey("new-sign", noon)
 		if seal, _ := after.SealKey(noon); !k.Ends.Equal(c.want) || !seal.Ends.IsZero() {
 			t.Errorf("%s: the signing key ends at %s, the sealing key at %s", c.name, k.Ends, seal.Ends)
 		}
+	}
+}
+
+// Each method with which a subject gets a key keeps the bound of new keys: a new one too, since it takes a Key.
+func TestNewKeysAreBounded(t *testing.T) {
+	subject := func(kind watchword.Kind, state watchword.State, n int, added time.Time) watchword.Subject {
+		s := watchword.Subject{ID: "x", Kind: kind, State: state}
+		for i := range n {
+			k := key(fmt.Sprint("old-", i), watchword.Sign, watchword.KeyRevoked)
+			k.Added = added
+			s.Keys = append(s.Keys, k)
+		}
+		return s
+	}
+	full := noon.Add(time.Millisecond - watchword.NewKeysWindow)
+	methods := 0
+	for m := range reflect.TypeFor[watchword.Subject]().Methods() {
+		in := []reflect.Value{{}}
+		keys := 0
+		for i := 1; i < m.Type.NumIn(); i++ {
+			switch p := m.Type.In(i); p {
+			case reflect.TypeFor[watchword.Key]():
+				purpose := []watchword.Purpose{watchword.Sign, watchword.Seal}[keys]
+				in = append(in, reflect.ValueOf(key("new-"+string(purpose), purpose, watchword.KeyActive)))
+				keys++
+			case reflect.TypeFor[time.Time]():
+				in = append(in, reflect.ValueOf(noon))
+			default:
+				in = append(in, reflect.Zero(p))
+			}
+		}
+		if keys == 0 {
+			continue
+		}
+		methods++
+		codes := func(n int, added time.Time) (all []watchword.Code) {
+			for _, kind := range []watchword.Kind{watchword.Device, watchword.Operator, watchword.Service} {
+				for _, state := range []watchword.State{watchword.New, watchword.Active, watchword.Suspended, watchword.Revoked} {
+					in[0] = reflect.ValueOf(subject(kind, state, n, added))
+					out := m.Func.Call(in)
+					err, _ := out[len(out)-1].Interface().(error)
+					all = append(all, watchword.CodeOf(err))
+				}
+			}
+			return all
+		}
+		at := codes(watchword.MaxNewKeys, full)
+		for _, c := range []struct {
+			name  string
+			codes []watchword.Code
+		}{
+			{"one key less", codes(watchword.MaxNewKeys-1, full)}, {"as many keys, a day ago", codes(watchword.MaxNewKeys, noon.Add(-watchword.NewKeysWindow))},
+		} {
+			for i, code := range c.codes {
+				if code == "" && at[i] != watchword.RateLimited || code != "" && at[i] != code {
+					t.Errorf("%s of case %d: %q at the bound, %q with %s", m.Name, i, at[i], code, c.name)
+				}
+			}
+			if !slices.Contains(c.codes, "") {
+				t.Errorf("%s never gives a key with %s: %q", m.Name, c.name, c.codes)
+			}
+		}
+	}
+	if methods < 3 {
+		t.Errorf("only %d methods take a key", methods)
 	}
 }
 

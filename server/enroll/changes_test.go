@@ -96,9 +96,9 @@ func TestRekeyRule(t *testing.T) {
 		{"a revoked one too", holder(watchword.Revoked, "old"), false, watchword.SubjectRevoked},
 		{"a key that is retired replaces none", retired, false, watchword.ClientInvalid},
 		{"nor does one of an earlier life", later, false, watchword.ClientInvalid},
-		{"one key less than a day may bring", many(enroll.MaxRekeys-1, noon), false, ""},
-		{"as many keys as a day may bring", many(enroll.MaxRekeys, noon.Add(time.Millisecond-enroll.RekeyWindow)), false, watchword.RateLimited},
-		{"as many keys, a day ago", many(enroll.MaxRekeys, noon.Add(-enroll.RekeyWindow)), false, ""},
+		{"one key less than a day may bring", many(watchword.MaxNewKeys-1, noon), false, ""},
+		{"as many keys as a day may bring", many(watchword.MaxNewKeys, noon.Add(time.Millisecond-watchword.NewKeysWindow)), false, watchword.RateLimited},
+		{"as many keys, a day ago", many(watchword.MaxNewKeys, noon.Add(-watchword.NewKeysWindow)), false, ""},
 	} {
 		r := enroll.KeyChange{
 			Subject: "lamp-1", Incarnation: 2, From: "old-sign", Sign: keyNamed("new", watchword.Sign, noon), Seal: keyNamed("new", watchword.Seal, noon),

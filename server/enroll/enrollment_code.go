@@ -55,17 +55,20 @@ type Redemption struct {
 	Seal   watchword.Key
 }
 
-// MayHaveLink refuses a link for a subject that may neither enroll nor get a further key. Code: conflict.
+// MayHaveLink refuses a link for a subject that may neither enroll nor get a further key. Codes: conflict, rate_limited.
 func MayHaveLink(s *watchword.Subject, now time.Time) error {
 	if s.Kind != watchword.Device && s.State == watchword.Active {
 		return s.MayAddKey(now)
 	}
-	return s.MayEnroll()
+	if err := s.MayEnroll(); err != nil {
+		return err
+	}
+	return s.CheckNewKeys(now)
 }
 
 // Redeem decides whether the code c brings its subject in with the keys of r: a new or revoked subject enrolls, an active operator
 // or service gets a further signing key. The same keys again, until the code ends and while they are the subject's: the subject as
-// it is, and replay is true. Codes: code_invalid ([ErrCode]); conflict where the subject has as many keys as it may have;
+// it is, and replay is true. Codes: code_invalid ([ErrCode]); conflict where the subject has as many keys as it may have; rate_limited;
 // bad_request for a device without a sealing key, and for a further key with one.
 func (r Redemption) Redeem(c Code, s watchword.Subject, now time.Time) (_ watchword.Subject, replay bool, err error) {
 	if !c.Expires.After(now) {

@@ -30,7 +30,10 @@ func (r Recovery) Check(s *watchword.Subject) error {
 	}
 	if err := MayHaveLink(s, r.Notice.At); err != nil { // no owner can act who would resume it or revoke one of its keys
 		reason := "it is " + string(s.State)
-		if s.State == watchword.Active {
+		switch {
+		case watchword.CodeOf(err) == watchword.RateLimited:
+			reason = "it got as many keys within 24 hours as it may get"
+		case s.State == watchword.Active:
 			reason = "it has as many keys as it may have"
 		}
 		return watchword.Wrap(err, watchword.Conflict, "the owner %q can get no link, since %s: choose another NAME, which becomes an owner", s.ID, reason)

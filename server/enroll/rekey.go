@@ -2,7 +2,6 @@ package enroll
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -16,16 +15,6 @@ type RekeyStore interface {
 	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
 	Rekey(ctx context.Context, by audit.Actor, r KeyChange, now time.Time, entry audit.EntryOf[watchword.Subject]) (s watchword.Subject, replay bool, err error)
 }
-
-// How often a device may change its keys, so that its history does not grow
-// without end: this many new keys within that time.
-const (
-	MaxRekeys   = 32
-	RekeyWindow = 24 * time.Hour
-)
-
-// The newest RekeysMost keys come with a subject.
-var _ [watchword.MaxKeysReturned - MaxRekeys]struct{}
 
 // KeyChange is a proven change of a subject's keys. Sign and Seal are the keys that
 // count after it, whether they are new or stay; From is the signing key that asks.
@@ -59,12 +48,8 @@ func (r KeyChange) Apply(s watchword.Subject, now time.Time) (_ watchword.Subjec
 	if _, ok := s.SignKey(r.From, now); !ok {
 		return s, false, gone
 	}
-	if n := len(s.Keys); n >= MaxRekeys {
-		if free := s.Keys[n-MaxRekeys].Added.Add(RekeyWindow); free.After(now) {
-			return s, false, &watchword.Error{Code: watchword.RateLimited, Detail: fmt.Sprintf("the keys were changed %d times within 24 hours, which is the limit", MaxRekeys), RetryAfter: free.Sub(now)}
-		}
-	}
-	return s.ReplaceKeys(r.Sign, r.Seal, now), false, nil
+	s, err = s.ReplaceKeys(r.Sign, r.Seal, now)
+	return s, false, err
 }
 
 // RekeyRequest is what a device shows that changes its keys: the new public keys

@@ -139,7 +139,7 @@ func replayKeys(s watchword.Subject, act string, e audit.Entry) (watchword.Subje
 	}
 	switch {
 	case act == audit.DeviceRekey:
-		return s.ReplaceKeys(sign, seal, e.At), nil
+		return s.ReplaceKeys(sign, seal, e.At)
 	case s.State == watchword.Active:
 		return s.AddSigningKey(sign, e.At)
 	}

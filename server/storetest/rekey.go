@@ -110,15 +110,15 @@ func rekeyBound(t *T) {
 	t.enrolled("lamp-1")
 	from, made := watchword.KeyID("lamp-1-sign"), 0
 	var err error
-	for ; err == nil && made < 2*enroll.MaxRekeys; made++ {
+	for ; err == nil && made < 2*watchword.MaxNewKeys; made++ {
 		r := t.rekeying(from, fmt.Sprint("s", made), "lamp-1-seal", fmt.Sprint("j", made))
 		if _, _, err = t.rekey(r); err == nil {
 			from = r.Sign.ID
 		}
 	}
 	t.wantCode(watchword.RateLimited, err)
-	equal(t, "changes that passed", made-1, enroll.MaxRekeys-2) // enrollment brought two keys
-	t.now = t.now.Add(enroll.RekeyWindow)
+	equal(t, "changes that passed", made-1, watchword.MaxNewKeys-2) // enrollment brought two keys
+	t.now = t.now.Add(watchword.NewKeysWindow)
 	for i := range 4 {
 		r := t.rekeying(from, fmt.Sprint("late", i), "lamp-1-seal", fmt.Sprint("l", i))
 		_, _, err = t.rekey(r)

@@ -41,6 +41,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"a role is set, and moves the authority version", rolesAreSet},
 		{"the last owner stays", lastOwnerStays},
 		{"keys are added, and revoked one by one", keysOfAnOperator},
+		{"new keys have a bound, in whichever way they come", newKeysBound},
 		{"keys end", keysEnd},
 		{"the last owner keeps a key without an end", lastOwnerKeepsAKey},
 		{"an owner is recovered, and operators are told", ownerRecovered},

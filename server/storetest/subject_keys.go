@@ -41,6 +41,31 @@ func (t *T) issueTo(key watchword.KeyID) error {
 	return t.IssueToken(t.ctx, r, t.spend(jti), t.entry(audit.TokenIssue, jti))
 }
 
+// newKeysBound: keys that come by links and are revoked again leave a bounded history.
+func newKeysBound(t *T) {
+	t.operator("alice", watchword.OwnerRole)
+	link, e := t.entry(audit.KindFor(watchword.Operator, audit.DeviceLink), "alice"), t.entry(operatorEnroll, "alice")
+	add := func(name string) error {
+		if err := t.AddCode(t.ctx, t.code("alice", "code of "+name), link); err != nil {
+			return err
+		}
+		_, _, err := t.RedeemCode(t.ctx, t.signing(name), t.now, e)
+		t.must(err)
+		_, err = t.RevokeKey(t.ctx, tenant, "alice", watchword.KeyID(name)+"-sign", t.now, link)
+		t.must(err)
+		return nil
+	}
+	made, err := 0, error(nil)
+	for ; err == nil && made <= watchword.MaxNewKeys; made++ {
+		err = add(fmt.Sprint("k", made))
+	}
+	t.wantCode(watchword.RateLimited, err)
+	equal(t, "keys that were added", made-1, watchword.MaxNewKeys-2) // the enrollment brought two keys
+	t.now = t.now.Add(watchword.NewKeysWindow)
+	link.At, e.At = t.now, t.now
+	t.must(add("a-day-later"))
+}
+
 // keysOfAnOperator: a link of an active operator adds a key, and one key is revoked without the others.
 func keysOfAnOperator(t *T) {
 	before := t.operator("alice", watchword.OwnerRole)
