@@ -11,6 +11,9 @@ const NoticeRecovery NoticeKind = "operator.recover"
 // ErrNoNotice is the refusal to acknowledge a notice that there is not.
 var ErrNoNotice = Refuse(NotFound, "kind must be that of a notice that was not acknowledged")
 
+// ErrOtherNotice is the refusal to acknowledge a notice that is not the one of its kind any more.
+var ErrOtherNotice = Refuse(Conflict, "object and at must be those of the notice: there is a newer one of this kind; read it first")
+
 // Notice is what every operator of a tenant is told with each answer of the API, until it expires or is acknowledged. There is one
 // of each kind in a tenant: the newest.
 type Notice struct {
@@ -19,4 +22,20 @@ type Notice struct {
 	Object  SubjectID
 	At      time.Time
 	Expires time.Time
+}
+
+// MayAcknowledge refuses to end a notice unless it is the one that the subject by has read: of object, at at, to the second. Neither the
+// subject that it is about may end it, nor a key that the subject got at the time of the notice or later: its holder may be
+// the one whom others are to be told of. Codes: conflict ([ErrOtherNotice]); denied.
+func (n *Notice) MayAcknowledge(by *Subject, key KeyID, object SubjectID, at, now time.Time) error {
+	k, valid := by.SignKey(key, now)
+	switch {
+	case n.Object != object || !n.At.Truncate(time.Second).Equal(at.Truncate(time.Second)):
+		return ErrOtherNotice
+	case by.ID == n.Object:
+		return Refuse(Denied, "the notice is about %q: another operator acknowledges it, or it ends at %s", n.Object, n.Expires.UTC().Format(time.RFC3339))
+	case !valid || !k.Added.Before(n.At):
+		return Refuse(Denied, "your key is not older than the notice: an operator with an older key acknowledges it, or it ends at %s", n.Expires.UTC().Format(time.RFC3339))
+	}
+	return nil
 }

@@ -6,7 +6,7 @@ import (
 	"github.com/watchword-iot/watchword"
 )
 
-// Notice is what every operator is told with each answer until it expires or is acknowledged (DELETE /v1/notices/{kind}): an item of
+// Notice is what every operator is told with each answer until it expires or is acknowledged (DELETE /v1/notices/{kind}?object=O&at=T): an item of
 // GET /v1/notices. Each answer to an operator has it in a header Watchword-Notice: Kind, Object and At (RFC 3339) with a space
 // between.
 type Notice struct {

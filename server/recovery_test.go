@@ -115,7 +115,8 @@ func TestOwnerIsRecovered(t *testing.T) {
 		t.Errorf("the link %s is valid for %s", r.Link, left)
 	}
 	told := &notices{}
-	owner := client(t, info, "operator", redeem(t, info, r), told)
+	ownersKey := redeem(t, info, r)
+	owner := client(t, info, "operator", ownersKey, told)
 	if _, err := owner.SetRole(t.Context(), "vera", "auditor"); err != nil {
 		t.Errorf("the recovered owner may not do everything: %v", err)
 	}
@@ -149,8 +150,19 @@ func TestOwnerIsRecovered(t *testing.T) {
 		t.Errorf("notices %+v", all)
 	}
 	wantTold(told, "carla", r.Expires.Add(-10*time.Minute))
-	check(t, carla.AcknowledgeNotice(t.Context(), watchword.NoticeRecovery))
-	wantCode(t, "acknowledged twice", carla.AcknowledgeNotice(t.Context(), watchword.NoticeRecovery), watchword.NotFound)
+	// Neither the one whom it is about nor an owner whom she added hides it, and an acknowledgement does not end another notice than the one that was read.
+	notice := all.Notices[0]
+	wantCode(t, "acknowledged by the recovered owner", carla.AcknowledgeNotice(t.Context(), notice), watchword.Denied)
+	added, err := carla.CreateOperator(t.Context(), "eve", "owner", 0)
+	check(t, err)
+	eve := client(t, info, "eve", redeem(t, info, server.Recovery{Operator: "eve", Code: added.Enrollment.Code}), nil)
+	wantCode(t, "acknowledged by a later owner", eve.AcknowledgeNotice(t.Context(), notice), watchword.Denied)
+	owner = client(t, info, "operator", ownersKey, nil)
+	for _, other := range []api.Notice{{Kind: notice.Kind, Object: "operator", At: notice.At}, {Kind: notice.Kind, Object: notice.Object, At: notice.At.Add(-time.Second)}} {
+		wantCode(t, "another notice", owner.AcknowledgeNotice(t.Context(), other), watchword.Conflict)
+	}
+	check(t, owner.AcknowledgeNotice(t.Context(), notice))
+	wantCode(t, "acknowledged twice", owner.AcknowledgeNotice(t.Context(), notice), watchword.NotFound)
 	told.take()
 	_, err = carla.ServerKeys(t.Context())
 	check(t, err)

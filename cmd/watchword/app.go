@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,7 +27,7 @@ type app struct {
 	data   string
 	target
 
-	notices   sync.Map // of api.Notice: what was shown
+	notices   shownNotices
 	completes bool     // the shell completes a command line: standard error is its own
 }
 

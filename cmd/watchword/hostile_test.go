@@ -389,7 +389,7 @@ var hostileCases = map[string]hostileCase{
 	"restore":              {args: []string{"{file}", "--identity", "{file}"}, quiet: true}, // likewise
 	"clock accept":         {args: []string{"--config", "{file}", "--yes"}, quiet: true},
 	"notice list":          {},
-	"notice acknowledge":   {args: []string{"operator.recover"}, quiet: true},
+	"notice acknowledge":   {args: []string{"operator.recover", "carla", "2026-11-28T12:00:00Z"}, quiet: true},
 	"operator recover":     {args: []string{"carla", "--config", "{file}"}, quiet: true}, // likewise
 	"address show":         {},
 	"address move":         {args: []string{"https://new.example", "--yes"}},

@@ -45,7 +45,9 @@ func (c *Client) Notices(ctx context.Context) (out api.NoticeList, err error) {
 	return out, err
 }
 
-// AcknowledgeNotice ends a notice for all operators. Codes: not_found, denied.
-func (c *Client) AcknowledgeNotice(ctx context.Context, kind watchword.NoticeKind) error {
-	return c.call(ctx, http.MethodDelete, "/v1/notices/"+url.PathEscape(string(kind)), nil, nil, nil)
+// AcknowledgeNotice ends a notice for all operators: Kind, Object and At of n count. Codes: not_found; conflict where there is a newer
+// notice of the kind; denied, also for the operator whom it is about and for a key that is not older than the notice.
+func (c *Client) AcknowledgeNotice(ctx context.Context, n api.Notice) error {
+	q := url.Values{"object": {string(n.Object)}, "at": {n.At.UTC().Format(time.RFC3339)}}
+	return c.call(ctx, http.MethodDelete, "/v1/notices/"+url.PathEscape(string(n.Kind)), q, nil, nil)
 }

@@ -53,10 +53,12 @@ func (a *API) noticeRoutes() {
 			return out, err
 		})
 	type noticeIn struct {
-		Kind watchword.NoticeKind `path:"kind" maxLength:"64"`
+		Kind   watchword.NoticeKind `path:"kind" maxLength:"64"`
+		Object watchword.SubjectID  `query:"object" required:"true" maxLength:"64" doc:"what the notice is about"`
+		At     time.Time            `query:"at" required:"true" doc:"when it was made (RFC 3339), to the second"`
 	}
 	register(a, operation{method: http.MethodDelete, path: "/v1/notices/{kind}", summary: "Acknowledge a notice: no operator is told of it any more", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *noticeIn) (*noBody, error) {
-			return nil, a.Registry.AcknowledgeNotice(ctx, c.actor, in.Kind, a.Now())
+			return nil, a.Registry.AcknowledgeNotice(ctx, c.actor, in.Kind, in.Object, in.At, a.Now())
 		})
 }

@@ -34,8 +34,9 @@ type Store interface {
 	DeleteSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) error
 	// Notices returns a tenant's notices that have not expired, one of each kind.
 	Notices(ctx context.Context, t watchword.TenantID, now time.Time) ([]watchword.Notice, error)
-	// AcknowledgeNotice deletes a notice. Code: not_found.
-	AcknowledgeNotice(ctx context.Context, by audit.Actor, kind watchword.NoticeKind, e audit.Entry) error
+	// AcknowledgeNotice deletes the notice of a kind that is of object, at at. Codes: not_found; conflict, denied
+	// ([watchword.Notice.MayAcknowledge]).
+	AcknowledgeNotice(ctx context.Context, by audit.Actor, kind watchword.NoticeKind, object watchword.SubjectID, at, now time.Time, e audit.Entry) error
 	// PutPolicy stores a policy and returns it with the version of all policies; ifVersion is the
 	// policy's version before, 0 for one that is not there, -1 for any. Codes: precondition_failed,
 	// too_large, busy (authority that changed).

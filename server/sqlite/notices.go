@@ -27,14 +27,21 @@ func (t *tx) putNotice(n watchword.Notice) error {
 	return err
 }
 
-// AcknowledgeNotice deletes a notice. Code: not_found.
-func (s *Store) AcknowledgeNotice(ctx context.Context, by audit.Actor, kind watchword.NoticeKind, e audit.Entry) error {
+// AcknowledgeNotice deletes a notice. Codes: not_found, and those of [watchword.Notice.MayAcknowledge].
+func (s *Store) AcknowledgeNotice(ctx context.Context, by audit.Actor, kind watchword.NoticeKind, object watchword.SubjectID, at, now time.Time, e audit.Entry) error {
 	_, err := writeAs(ctx, s, by, func(t *tx) (none struct{}, err error) {
-		n, err := t.exec(`DELETE FROM notices WHERE tenant = ? AND kind = ?`, by.Tenant, kind)
-		if err == nil && n == 0 {
-			err = watchword.ErrNoNotice
-		}
+		n, err := queryOne(context.Background(), t, scanNotice, watchword.ErrNoNotice, `SELECT tenant, kind, object, at, expires FROM notices WHERE tenant = ? AND kind = ?`, by.Tenant, kind)
 		if err != nil {
+			return none, err
+		}
+		actor, err := t.subject(by.Tenant, by.Subject)
+		if err != nil {
+			return none, err
+		}
+		if err := n.MayAcknowledge(&actor, by.Key, object, at, now); err != nil {
+			return none, err
+		}
+		if _, err := t.exec(`DELETE FROM notices WHERE tenant = ? AND kind = ?`, by.Tenant, kind); err != nil {
 			return none, err
 		}
 		return none, t.addEntry(e)

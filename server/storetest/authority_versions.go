@@ -28,7 +28,7 @@ func (t *T) authorizedSteps(e audit.Entry) map[string]error {
 		"ReportState":   t.ReportState(t.ctx, tenant, e.Versions, "lamp-1", []byte("{}"), t.now),
 		"AddEntry":      t.AddEntry(t.ctx, e),
 
-		"AcknowledgeNotice": t.AcknowledgeNotice(t.ctx, actor(e), watchword.NoticeRecovery, e),
+		"AcknowledgeNotice": t.AcknowledgeNotice(t.ctx, actor(e), watchword.NoticeRecovery, "x", t.now, t.now, e),
 	}
 	_, _, out["RedeemCode"] = t.RedeemCode(t.ctx, t.redemption("x", "x"), t.now, e) // by the maker of the code
 	_, out["SetLabels"] = t.SetLabels(t.ctx, tenant, "lamp-1", nil, 0, t.now, e)

@@ -75,10 +75,26 @@ func ownerRecovered(t *T) {
 	equal(t, "told at the end", told(tenant, t.now.Add(time.Hour)), "")
 	n = t.log()
 	e := t.entry(audit.NoticeAcknowledge, string(watchword.NoticeRecovery))
-	t.wantCode(watchword.NotFound, t.AcknowledgeNotice(t.ctx, audit.Actor{Tenant: otherTenant}, watchword.NoticeRecovery, e))
-	t.wantCode(watchword.NotFound, t.AcknowledgeNotice(t.ctx, audit.Actor{Tenant: tenant}, "another", e))
-	t.must(t.AcknowledgeNotice(t.ctx, audit.Actor{Tenant: tenant}, watchword.NoticeRecovery, e))
+	acknowledge := func(by watchword.SubjectID, key watchword.KeyID, tenant watchword.TenantID, kind watchword.NoticeKind, object watchword.SubjectID, at time.Time) error {
+		return t.AcknowledgeNotice(t.ctx, audit.Actor{Tenant: tenant, Subject: by, Key: key}, kind, object, at, t.now.Add(time.Minute), e)
+	}
+	const kind = watchword.NoticeRecovery
+	notice := t.now
+	t.now = notice.Add(-time.Millisecond)
+	t.operator("earlier", watchword.OwnerRole)
+	t.now = notice
+	t.operator("later", watchword.OwnerRole)
+	n = t.log()
+	t.wantCode(watchword.NotFound, acknowledge("earlier", "earlier-sign", otherTenant, kind, "alice", notice))
+	t.wantCode(watchword.NotFound, acknowledge("earlier", "earlier-sign", tenant, "another", "alice", notice))
+	t.wantCode(watchword.Conflict, acknowledge("earlier", "earlier-sign", tenant, kind, "carla", notice))
+	t.wantCode(watchword.Conflict, acknowledge("earlier", "earlier-sign", tenant, kind, "alice", notice.Add(-time.Second)))
+	t.wantCode(watchword.Denied, acknowledge("alice", "alice-sign", tenant, kind, "alice", notice))
+	t.wantCode(watchword.Denied, acknowledge("later", "later-sign", tenant, kind, "alice", notice))
+	t.wantCode(watchword.Denied, acknowledge("earlier", "later-sign", tenant, kind, "alice", notice))
+	equal(t, "told after what was refused", told(tenant, t.now), "alice ")
+	t.must(acknowledge("earlier", "earlier-sign", tenant, kind, "alice", notice.Add(time.Millisecond))) // of the same second
 	equal(t, "told after it was acknowledged", told(tenant, t.now), "")
-	t.wantCode(watchword.NotFound, t.AcknowledgeNotice(t.ctx, audit.Actor{Tenant: tenant}, watchword.NoticeRecovery, e))
+	t.wantCode(watchword.NotFound, acknowledge("earlier", "earlier-sign", tenant, kind, "alice", notice))
 	equal(t, "entries", t.log(), n+1)
 }

@@ -85,8 +85,9 @@ type Store interface {
 	Recover(ctx context.Context, by audit.Actor, r enroll.Recovery, entries func(created bool) []audit.Entry) (watchword.Subject, error)
 	// Notices returns a tenant's notices that have not expired, by kind.
 	Notices(ctx context.Context, t watchword.TenantID, now time.Time) ([]watchword.Notice, error)
-	// AcknowledgeNotice deletes a notice. Code: not_found.
-	AcknowledgeNotice(ctx context.Context, by audit.Actor, kind watchword.NoticeKind, e audit.Entry) error
+	// AcknowledgeNotice deletes the notice of a kind that is of object, at at. Codes: not_found; conflict, denied
+	// ([watchword.Notice.MayAcknowledge]).
+	AcknowledgeNotice(ctx context.Context, by audit.Actor, kind watchword.NoticeKind, object watchword.SubjectID, at, now time.Time, e audit.Entry) error
 
 	// AddCode stores a code for a subject that is new or revoked, or for an active operator or service that may have a further
 	// key, in place of any other unredeemed code of that subject. Another state: conflict.
