@@ -28,7 +28,7 @@ type app struct {
 	target
 
 	notices   shownNotices
-	completes bool     // the shell completes a command line: standard error is its own
+	completes bool // the shell completes a command line: standard error is its own
 }
 
 func (a *app) prepare() error {

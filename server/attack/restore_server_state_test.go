@@ -254,7 +254,7 @@ func TestARestoreShowsARecoveryAndChecksTheCheckpoint(t *testing.T) {
 	srv.stop()
 	cfg := server.Defaults()
 	cfg.Data = old
-	_, err := server.RecoverOperator(t.Context(), cfg, "operator", server.Options{})
+	_, err := server.RecoverOperator(t.Context(), cfg, "carla", server.Options{}) // another than the operator who acknowledges it below
 	must(t, err)
 	notices := func(data string) int {
 		srv := s.serve(data)
@@ -270,7 +270,9 @@ func TestARestoreShowsARecoveryAndChecksTheCheckpoint(t *testing.T) {
 		t.Errorf("%d notices after a recovery that was not acknowledged", n)
 	}
 	srv = s.serve(old)
-	must(t, srv.admin.AcknowledgeNotice(t.Context(), watchword.NoticeRecovery))
+	told, err := srv.admin.Notices(t.Context())
+	must(t, err)
+	must(t, srv.admin.AcknowledgeNotice(t.Context(), told.Notices[0]))
 	srv.stop()
 	r = s.options(file)
 	r.Source, r.Epoch = old, done.Epoch+1

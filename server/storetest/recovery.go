@@ -73,7 +73,6 @@ func ownerRecovered(t *T) {
 	equal(t, "told in another tenant", told(otherTenant, t.now), "")
 	equal(t, "told a millisecond before the end", told(tenant, t.now.Add(time.Hour-time.Millisecond)), "alice ")
 	equal(t, "told at the end", told(tenant, t.now.Add(time.Hour)), "")
-	n = t.log()
 	e := t.entry(audit.NoticeAcknowledge, string(watchword.NoticeRecovery))
 	acknowledge := func(by watchword.SubjectID, key watchword.KeyID, tenant watchword.TenantID, kind watchword.NoticeKind, object watchword.SubjectID, at time.Time) error {
 		return t.AcknowledgeNotice(t.ctx, audit.Actor{Tenant: tenant, Subject: by, Key: key}, kind, object, at, t.now.Add(time.Minute), e)

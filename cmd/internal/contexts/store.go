@@ -24,6 +24,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // Limits of the file contexts.toml.
@@ -298,9 +299,17 @@ func (s *Store) CheckFree(name, link string) (same bool, err error) {
 
 func (f File) checkFree(name, link string) (same bool, err error) {
 	c, taken := f.Contexts[name]
+	other := ""
+	for _, n := range f.Names() {
+		if n != name && strings.EqualFold(n, name) {
+			other = n
+		}
+	}
 	switch {
 	case taken && link != "" && c.Link == link:
 		return true, nil
+	case other != "":
+		return false, watchword.Refuse(watchword.Conflict, "context %q exists, and its files would have the name of %q where a file system does not distinguish capital letters: give another name with --context", other, name)
 	case taken:
 		return false, watchword.Refuse(watchword.Conflict, "context %q exists already, for %s at %s: give another name with --context, or remove it with watchword logout --context %s", name, c.Subject, c.Server, name)
 	case len(f.Contexts) >= maxContexts:
@@ -416,11 +425,14 @@ func (s *Store) Options(name string) (o admin.Options, err error) {
 }
 
 // saveServer stores the current bundle of a context's server, and after it the pin of its newest root and its address: the bundle
-// on the disk names the old ones too.
+// on the disk names the old ones too. Another process may have stored a newer one meanwhile: then it changes nothing.
 func (s *Store) saveServer(name string, now admin.Server) {
 	err := s.update(context.Background(), func(f *File) error {
 		c, err := f.Get(name)
 		if err != nil {
+			return err
+		}
+		if newer, err := s.hasNewerBundle(c, now.Bundle); newer || err != nil {
 			return err
 		}
 		if err := durable.WriteFile(s.in(c.Trust), []byte(now.Bundle), 0o600); err != nil {
@@ -436,4 +448,19 @@ func (s *Store) saveServer(name string, now admin.Server) {
 	if err != nil {
 		s.warn(watchword.Wrap(err, watchword.CodeOf(err), "the server's trust bundle cannot be stored: %s", err))
 	}
+}
+
+// hasNewerBundle reports whether the stored trust bundle of a context is newer than another one. A stored one that cannot be read
+// is older.
+func (s *Store) hasNewerBundle(c Context, other string) (bool, error) {
+	b, err := durable.ReadTrusted(s.in(c.Trust), 2*watchword.MaxBundle)
+	if err != nil {
+		return false, nil
+	}
+	stored, err := token.ReadTrust(string(b))
+	if err != nil {
+		return false, nil
+	}
+	t, err := token.ReadTrust(other)
+	return err == nil && stored.BundleVersion().NewerThan(t.BundleVersion()), err
 }

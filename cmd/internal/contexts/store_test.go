@@ -18,6 +18,7 @@ import (
 	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/sdk/admin"
+	"github.com/watchword-iot/watchword/token"
 )
 
 func newStore(t *testing.T) *Store {
@@ -381,4 +382,53 @@ func TestTokenLock(t *testing.T) {
 	go func() { locked <- cache.Lock(t.Context()) }()
 	unlock()
 	testwait.For(t, "the lock, which another process released", locked)()
+}
+
+// Of two processes that got different bundles the one with the older bundle may store it last: the newer one stays.
+func TestOlderBundleReplacesNoNewerOne(t *testing.T) {
+	k, err := jose.GenerateKey(jose.P256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := k.Signer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().Truncate(time.Second)
+	bundle := func(epoch, version int64) string {
+		raw, err := token.SignTrust(token.Trust{Issuer: "https://home", Version: version, Epoch: epoch, Roots: []*jose.PublicKey{signer.Public()}, Issued: now, Expires: now.Add(time.Hour)}, signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	s := newStore(t)
+	login(t, s, "home", "1")
+	for _, c := range []struct {
+		epoch, version int64
+		stored         bool
+	}{{1, 2, true}, {1, 3, true}, {1, 2, false}, {1, 3, true}, {2, 1, true}, {1, 9, false}} {
+		o, err := s.Options("home")
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw := bundle(c.epoch, c.version)
+		o.SaveServer(admin.Server{URL: "https://home:8443", Issuer: "https://home", Bundle: raw, Pin: "pin of " + raw})
+		o, err = s.Options("home")
+		if err != nil || (o.Bundle == raw) != c.stored || (o.Pin == "pin of "+raw) != c.stored {
+			t.Errorf("bundle %d of epoch %d: stored %v, %v; want %v", c.version, c.epoch, o.Bundle == raw, err, c.stored)
+		}
+	}
+}
+
+// The files of a context are named after it, and some file systems do not distinguish capital letters.
+func TestContextNamesDifferInMoreThanCapitalLetters(t *testing.T) {
+	s := newStore(t)
+	login(t, s, "hub", "1")
+	for name, want := range map[string]watchword.Code{"Hub": watchword.Conflict, "HUB": watchword.Conflict, "hub2": ""} {
+		_, err := s.CheckFree(name, "2")
+		wantCode(t, name, err, want)
+		err = s.Add(t.Context(), name, admin.Options{URL: "https://h", Issuer: "https://h", Subject: "alice", Pin: "pin", Bundle: "b"}, "keys/x", "2")
+		wantCode(t, "add "+name, err, want)
+	}
 }
