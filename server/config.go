@@ -41,16 +41,22 @@ type Config struct {
 // CA issues a certificate for Names and the hosts of both, unless TLSCert and TLSKey name one; with AcmeDomain, clients that ask for one
 // of those names get the certificate of an ACME CA, once there is one.
 type ServerConfig struct {
-	PublicURL     string   `toml:"public_url"`
-	PublicMQTTS   string   `toml:"public_mqtts"`
-	HTTPS         string   `toml:"https"`
-	MQTTS         string   `toml:"mqtts"`
-	MQTT          string   `toml:"mqtt"` // without TLS; loopback addresses only
-	Names         []string `toml:"names"`
-	TLSCert       string   `toml:"tls_cert"`
-	TLSKey        string   `toml:"tls_key"`
-	ProxyProtocol []string `toml:"proxy_protocol"` // addresses or prefixes of proxies that send a PROXY header, version 2
-	TLSMin        string   `toml:"tls_min"`        // "1.3", or "1.2" for devices without TLS 1.3
+	PublicURL   string   `toml:"public_url"`
+	PublicMQTTS string   `toml:"public_mqtts"`
+	HTTPS       string   `toml:"https"`
+	MQTTS       string   `toml:"mqtts"`
+	MQTT        string   `toml:"mqtt"` // without TLS; loopback addresses only
+	Names       []string `toml:"names"`
+	TLSCert     string   `toml:"tls_cert"`
+	TLSKey      string   `toml:"tls_key"`
+	// Addresses or prefixes of proxies: those whose connections begin with a PROXY header, version 1 or 2; and those that name
+	// the client of an HTTP request in the header Forwarded or X-Forwarded-For.
+	ProxyProtocol  []string `toml:"proxy_protocol"`
+	TrustedProxies []string `toml:"trusted_proxies"`
+	TLSMin         string   `toml:"tls_min"` // "1.3", or "1.2" for devices without TLS 1.3
+
+	// ProxyCertificate: clients reach the server through a proxy that ends TLS with a certificate of the public Web PKI.
+	ProxyCertificate bool `toml:"proxy_certificate"`
 
 	AcmeDomain      []string `toml:"acme_domain"`       // DNS names of a certificate that is ordered by ACME; empty: none is
 	AcmeEmail       string   `toml:"acme_email"`        // contact of the account; empty: none
@@ -250,8 +256,16 @@ func (c Config) checkListeners() error {
 	if s.TLSMin != "1.2" && s.TLSMin != "1.3" {
 		return configError("server.tls_min", `must be "1.3" or "1.2"`)
 	}
-	if len(s.proxies()) != len(s.ProxyProtocol) {
-		return configError("server.proxy_protocol", `must be addresses or prefixes, such as "10.0.0.0/8"`)
+	for _, k := range []struct {
+		key      string
+		networks []string
+	}{{"server.proxy_protocol", s.ProxyProtocol}, {"server.trusted_proxies", s.TrustedProxies}} {
+		if _, ok := parseNetworks(k.networks); !ok {
+			return configError(k.key, `must be addresses or prefixes, such as "10.0.0.0/8"`)
+		}
+	}
+	if s.ProxyCertificate && s.PublicURL == "" {
+		return configError("server.proxy_certificate", "needs server.public_url: the address at which clients reach the proxy")
 	}
 	if err := s.checkAddresses(); err != nil {
 		return err
@@ -276,19 +290,9 @@ func (c Config) checkListeners() error {
 	return nil
 }
 
-// proxies returns the networks whose PROXY headers are accepted; values that do not parse are left
-// out.
-func (s ServerConfig) proxies() (out []netip.Prefix) {
-	for _, text := range s.ProxyProtocol {
-		p, err := netip.ParsePrefix(text)
-		if a, aerr := netip.ParseAddr(text); aerr == nil {
-			p, err = netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()), nil
-		}
-		if err == nil {
-			out = append(out, p.Masked())
-		}
-	}
-	return out
+// publicCertificate reports whether clients see a certificate of the public Web PKI.
+func (s ServerConfig) publicCertificate() bool {
+	return s.TLSCert != "" || len(s.AcmeDomain) > 0 || s.ProxyCertificate
 }
 
 // loopbackAddress reports whether HOST:PORT is a loopback address.

@@ -93,7 +93,7 @@ var renamedKeys = map[string]string{
 // absentKeys is the keys of features that are not in this version. They are refused, so that no operator relies on them.
 // When a feature is added, its keys move from here into [Config].
 var absentKeys = []string{
-	"server.console", "server.trusted_proxies",
+	"server.console",
 	"cluster.node", "cluster.routes", "cluster.listen", "cluster.secret", "cluster.secret_file",
 	"token.skew",
 	"auth.oidc_issuer", "auth.oidc_client_id", "auth.oidc_client_secret", "auth.oidc_client_secret_file", "auth.session_lifetime",

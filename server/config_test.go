@@ -177,7 +177,7 @@ func TestSecretsComeFromPrivateFilesAndAreMasked(t *testing.T) {
 // value, so that no operator relies on it.
 func TestKeysOfAbsentPartsAreRefused(t *testing.T) {
 	keys := []string{
-		"server.console", "server.trusted_proxies",
+		"server.console",
 		"cluster.node", "cluster.routes", "cluster.listen", "cluster.secret", "cluster.secret_file",
 		"token.skew",
 		"auth.oidc_issuer", "auth.oidc_client_id", "auth.oidc_client_secret", "auth.oidc_client_secret_file", "auth.session_lifetime",

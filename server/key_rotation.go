@@ -33,7 +33,9 @@ func ImportBundles(ctx context.Context, cfg Config, bundles []string, o Options)
 
 // trustMembers returns the members of the trust bundle beside the keys.
 func (s *Server) trustMembers() keyring.BundleInfo {
-	n := keyring.BundleInfo{WebPKI: s.cfg.Server.TLSCert != "" || len(s.cfg.Server.AcmeDomain) > 0, Quorum: s.quorum(), MQTTS: s.publicMQTTS}
+	n := keyring.BundleInfo{
+		WebPKI: s.cfg.Server.publicCertificate(), TLSProxy: s.cfg.Server.ProxyCertificate, Quorum: s.quorum(), MQTTS: s.publicMQTTS,
+	}
 	for _, w := range s.witnesses {
 		n.Witnesses = append(n.Witnesses, w.Key.String())
 	}

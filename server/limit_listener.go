@@ -7,23 +7,50 @@ import (
 	"sync/atomic"
 )
 
-// limitListener limits connections, in all and by address. A connection over the limit is closed
-// before its first byte is read, so that a flood costs no handshakes.
-type limitListener struct {
-	net.Listener
+// connectionLimit counts connections, in all and by address. It is safe for concurrent use.
+type connectionLimit struct {
 	maxTotal, maxPerAddress int
+	shared                  networks // of proxies, each of which has connections of many clients; not limited by address
 
 	mu        sync.Mutex
 	open      int
 	byAddress map[netip.Addr]int // only addresses with open connections
 }
 
-func newLimitListener(l net.Listener, total, each int) net.Listener {
-	return &limitListener{Listener: l, maxTotal: total, maxPerAddress: each, byAddress: map[netip.Addr]int{}}
+func newConnectionLimit(total, each int, shared networks) *connectionLimit {
+	return &connectionLimit{maxTotal: total, maxPerAddress: each, shared: shared, byAddress: map[netip.Addr]int{}}
+}
+
+// enter takes a place for a connection from an address, which [connectionLimit.leave] releases; false: there is none.
+func (l *connectionLimit) enter(from netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open >= l.maxTotal || l.byAddress[from] >= l.maxPerAddress && !l.shared.contain(from) {
+		return false
+	}
+	l.open++
+	l.byAddress[from]++
+	return true
+}
+
+func (l *connectionLimit) leave(a netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open--
+	if l.byAddress[a]--; l.byAddress[a] == 0 {
+		delete(l.byAddress, a)
+	}
+}
+
+// limitListener limits connections, in all and by address. A connection over the limit is closed
+// before its first byte is read, so that a flood costs no handshakes.
+type limitListener struct {
+	net.Listener
+	limit *connectionLimit
 }
 
 // Accept returns the next connection within the limits.
-func (l *limitListener) Accept() (net.Conn, error) {
+func (l limitListener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
 		if err != nil {
@@ -33,44 +60,24 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
 			from = a.AddrPort().Addr().Unmap()
 		}
-		if l.enter(from) {
-			return &limitedConn{Conn: c, listener: l, from: from}, nil
+		if l.limit.enter(from) {
+			return &limitedConn{Conn: c, limit: l.limit, from: from}, nil
 		}
 		_ = c.Close() // nothing was read or written on it
 	}
 }
 
-func (l *limitListener) enter(a netip.Addr) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.open >= l.maxTotal || l.byAddress[a] >= l.maxPerAddress {
-		return false
-	}
-	l.open++
-	l.byAddress[a]++
-	return true
-}
-
-func (l *limitListener) leave(a netip.Addr) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.open--
-	if l.byAddress[a]--; l.byAddress[a] == 0 {
-		delete(l.byAddress, a)
-	}
-}
-
 type limitedConn struct {
 	net.Conn
-	listener *limitListener
-	from     netip.Addr
-	left     atomic.Bool
+	limit *connectionLimit
+	from  netip.Addr
+	left  atomic.Bool
 }
 
 // Close closes the connection and releases its place.
 func (c *limitedConn) Close() error {
 	if !c.left.Swap(true) {
-		defer c.listener.leave(c.from)
+		defer c.limit.leave(c.from)
 	}
 	return c.Conn.Close()
 }

@@ -80,10 +80,15 @@ func (s *Server) bind(key string, address *string) (net.Listener, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	*address = net.JoinHostPort(host, port)
-	if key != "metrics.listen" {
-		l = newProxyListener(l, s.cfg.Server.proxies(), s.o.Log)
+	var forwarding networks // proxies that end TLS, and name clients in HTTP headers
+	if key == "server.https" {
+		forwarding, _ = parseNetworks(s.cfg.Server.TrustedProxies) // Config.Check was called
 	}
-	return newLimitListener(l, s.cfg.Limits.Connections, s.cfg.Limits.PerAddress), nil
+	if key != "metrics.listen" {
+		proxies, _ := parseNetworks(s.cfg.Server.ProxyProtocol)
+		l = newProxyListener(l, proxies, forwarding, s.o.Log)
+	}
+	return limitListener{l, newConnectionLimit(s.cfg.Limits.Connections, s.cfg.Limits.PerAddress, forwarding)}, nil
 }
 
 // publicMQTTS returns the MQTT address that devices receive with a public URL: server.public_mqtts, or the URL's host and

@@ -29,7 +29,7 @@ func (l channelListener) Close() error { return nil }
 func TestConnectionsWithoutTheirPROXYHeaderAreBounded(t *testing.T) {
 	proxy := net.TCPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.1:1"))
 	in := channelListener{c: make(chan net.Conn)}
-	l := newProxyListener(in, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, slog.New(slog.DiscardHandler))
+	l := newProxyListener(in, networks{netip.MustParsePrefix("10.0.0.0/8")}, nil, slog.New(slog.DiscardHandler))
 	defer l.Close()
 	defer close(in.c)
 	connect := func() net.Conn {

@@ -256,7 +256,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		return err
 	}
 	tlsConfig = limitHandshakes(tlsConfig)
-	if s.cfg.Server.TLSCert == "" {
+	if s.cfg.Server.TLSCert == "" && !s.cfg.Server.ProxyCertificate {
 		options.CAPEM = s.keys.CAPEM
 	}
 	s.handshakes = newHandshakes(s.o.Log, s.o.Now)
@@ -295,7 +295,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		s.mqtts = tls.NewListener(handshakeListener{s.mqtts, semaphore}, withMQTTALPN(tlsConfig))
 	}
 	s.https = handshakeListener{s.https, semaphore}
-	s.http = newHTTPServer(s.routes(api))
+	s.http = newHTTPServer(s.behindProxies(s.routes(api), api))
 	s.http.TLSConfig = tlsConfig
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout, s.http.MaxHeaderBytes = 10*time.Second, 60*time.Second, 2*time.Minute, 16<<10
 	s.http.ConnContext = httpapi.ConnContext

@@ -172,7 +172,7 @@ func FuzzVerifyTrust(f *testing.F) {
 		}
 		again, err := token.VerifyNextTrust(raw, b, now)
 		if err != nil || again.Issuer != b.Issuer || again.Version != b.Version || again.Epoch != b.Epoch || len(again.Roots) != len(b.Roots) ||
-			len(again.Command) != len(b.Command) || len(again.CAs) != len(b.CAs) || again.WebPKI != b.WebPKI || !again.Expires.Equal(b.Expires) {
+			len(again.Command) != len(b.Command) || len(again.CAs) != len(b.CAs) || again.WebPKI != b.WebPKI || again.TLSProxy != b.TLSProxy || !again.Expires.Equal(b.Expires) {
 			t.Errorf("%q is %+v, and then %+v, %v", payload, b, again, err)
 		}
 	})

@@ -442,6 +442,8 @@ func TestABundleIsReadStrictly(t *testing.T) {
 		`{"ca":"AAAA"}`:                  false,
 		`{"ca":[1]}`:                     false,
 		`{"web_pki":1}`:                  false,
+		`{"proxy":false}`:                true,
+		`{"proxy":1}`:                    false,
 		`{"web_pki":"true"}`:             false,
 		`{"web_pki":null}`:               false,
 	} {

@@ -38,8 +38,10 @@ type Trust struct {
 	LogOrigin string
 	CAs       [][]byte // DER of the server's own authority's certificates, if any
 	WebPKI    bool     // the server's certificate is of the public Web PKI
-	Issued    time.Time
-	Expires   time.Time
+	// TLSProxy: TLS ends at a proxy with that certificate, so client and server do not have one TLS connection.
+	TLSProxy bool
+	Issued   time.Time
+	Expires  time.Time
 }
 
 // BundleVersion is the version of a trust bundle. The epoch counts first: a bundle of a higher epoch is newer, whatever its
@@ -73,6 +75,7 @@ func (t Trust) Origin() string {
 type trustTLS struct {
 	CA     []string `json:"ca,omitempty"` // standard base64 of DER, as x5c has it
 	WebPKI bool     `json:"web_pki,omitempty"`
+	Proxy  bool     `json:"proxy,omitempty"`
 }
 
 // TrustPin returns the SHA-256 of a root key's SubjectPublicKeyInfo, in base64url.
@@ -153,7 +156,7 @@ func (t Trust) payload() ([]byte, error) {
 			keys[role] = append(keys[role], k.JWK())
 		}
 	}
-	anchors := trustTLS{WebPKI: t.WebPKI}
+	anchors := trustTLS{WebPKI: t.WebPKI, Proxy: t.TLSProxy}
 	for _, der := range t.CAs {
 		anchors.CA = append(anchors.CA, base64.StdEncoding.EncodeToString(der))
 	}
@@ -363,7 +366,7 @@ func (t *Trust) readWitness(item jsontext.Value) error {
 	return nil
 }
 
-// readTLS parses the TLS part: ca, standard base64 of DER as in x5c, and web_pki.
+// readTLS parses the TLS part: ca, standard base64 of DER as in x5c, web_pki and proxy.
 func (t *Trust) readTLS(name string, v jsontext.Value) error {
 	switch name {
 	case "ca":
@@ -379,11 +382,11 @@ func (t *Trust) readTLS(name string, v jsontext.Value) error {
 			t.CAs = append(t.CAs, der)
 			return nil
 		})
-	case "web_pki":
-		t.WebPKI = v.Kind() == 't'
-		if !t.WebPKI && v.Kind() != 'f' {
-			return watchword.Refuse(watchword.TokenMalformed, "web_pki must be true or false")
+	case "web_pki", "proxy":
+		if v.Kind() != 't' && v.Kind() != 'f' {
+			return watchword.Refuse(watchword.TokenMalformed, "%s must be true or false", name)
 		}
+		*map[string]*bool{"web_pki": &t.WebPKI, "proxy": &t.TLSProxy}[name] = v.Kind() == 't'
 	}
 	return nil
 }

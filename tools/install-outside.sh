@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Installs the outside programs that tests use, where they are missing: curl, jq, openssl,
-# mosquitto and its clients, node with npm's jose, mqtt and openid-client, Python with paho-mqtt and PyJWT; litewitness, fsck and pebble;
+# mosquitto and its clients, nginx and HAProxy, node with npm's jose, mqtt and openid-client, Python with paho-mqtt and PyJWT; litewitness, fsck and pebble;
 # what checks units and packages (systemd is not started).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 missing=()
 export PATH="$PATH:/usr/sbin"
-for pair in curl:curl jq:jq openssl:openssl mosquitto:mosquitto mosquitto_pub:mosquitto-clients node:nodejs npm:npm gcc:gcc \
+for pair in curl:curl jq:jq openssl:openssl mosquitto:mosquitto mosquitto_pub:mosquitto-clients node:nodejs npm:npm gcc:gcc nginx:nginx-light haproxy:haproxy \
   systemd-analyze:systemd systemd-sysusers:systemd systemd-tmpfiles:systemd dpkg-deb:dpkg pgrep:procps; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || missing+=(libnginx-mod-stream)
 if ((${#missing[@]})); then
   echo "installing: ${missing[*]}" >&2
   as_root=; [ "$(id -u)" = 0 ] || as_root=sudo

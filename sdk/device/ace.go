@@ -1,21 +1,25 @@
 package device
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"net"
+	"slices"
 
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // Constants of the proof of possession towards the MQTT endpoint (RFC 9431 §2.2.4): at CONNECT the device signs a value
-// that only this TLS connection exports; in a session it signs a new challenge of the server.
+// that only this TLS connection exports, or a challenge where TLS ends at a proxy; in a session it signs a new challenge of the server.
 const (
 	aceMethod     = "ace"
 	exporterLabel = "EXPORTER-ACE-MQTT-Sign-Challenge"
@@ -28,8 +32,9 @@ func lengthPrefixed(first, rest []byte) []byte {
 	return append(append(out, first...), rest...)
 }
 
-// proveConnection adds a new token, and the proof of possession for this connection, to CONNECT.
-func (d *Device) proveConnection(ctx context.Context, hello *paho.Connect, nc net.Conn) error {
+// proveConnection adds a new token, and the proof of possession for this connection, to CONNECT. To a proxy at which TLS ends it adds
+// no proof, and the server sends a challenge.
+func (d *Device) proveConnection(ctx context.Context, hello *paho.Connect, nc net.Conn, t *token.Trust) error {
 	raw, err := d.tokens.Renew(ctx)
 	if err != nil {
 		return err
@@ -39,6 +44,10 @@ func (d *Device) proveConnection(ctx context.Context, hello *paho.Connect, nc ne
 		return watchword.Refuse(watchword.Internal, "the connection is not TLS")
 	}
 	state := secret.ConnectionState()
+	if t.TLSProxy && !ownAuthority(state, t) {
+		hello.Properties.AuthMethod, hello.Properties.AuthData = aceMethod, lengthPrefixed([]byte(raw), nil)
+		return nil
+	}
 	material, err := state.ExportKeyingMaterial(exporterLabel, nil, 32)
 	if err != nil {
 		return err
@@ -49,6 +58,13 @@ func (d *Device) proveConnection(ctx context.Context, hello *paho.Connect, nc ne
 	}
 	hello.Properties.AuthMethod, hello.Properties.AuthData = aceMethod, lengthPrefixed([]byte(raw), sig)
 	return nil
+}
+
+// ownAuthority reports whether the peer's certificate is of one of the server's own authorities: then it is the server itself.
+func ownAuthority(s tls.ConnectionState, t *token.Trust) bool {
+	return slices.ContainsFunc(s.VerifiedChains, func(chain []*x509.Certificate) bool {
+		return slices.ContainsFunc(t.CAs, func(der []byte) bool { return bytes.Equal(der, chain[len(chain)-1].Raw) })
+	})
 }
 
 // reauthenticate refreshes the session by AUTH (MQTT 5.0 §4.12.1). Subscriptions are not affected.

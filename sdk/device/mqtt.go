@@ -105,7 +105,7 @@ func (d *run) connectMQTT(ctx context.Context) (*mqttConn, error) {
 	}}
 	if w.provedKey = d.tokens.BindsTokens(); w.provedKey {
 		w.conn.auths.Store(authPackets)
-		err = d.proveConnection(ctx, hello, nc)
+		err = d.proveConnection(ctx, hello, nc, d.trust.Load())
 	} else {
 		var assertion string
 		assertion, err = d.Assertion(token.AssertionLifetime)

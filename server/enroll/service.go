@@ -227,8 +227,14 @@ type EnrollRequest struct {
 // Codes: rate_limited, busy, bad_request, proof_invalid (and the codes of
 // [token.VerifyEnrollment] behind it), code_invalid, conflict.
 func (svc *Service) Enroll(ctx context.Context, t watchword.TenantID, r EnrollRequest, from netip.Addr, trace string, now time.Time) (watchword.Subject, error) {
-	if err := svc.throttle.check(from, now); err != nil {
-		return watchword.Subject{}, err
+	if wait := svc.throttle.check(from, now); wait != nil {
+		c, err := svc.store.Code(ctx, t, token.CodeDigest(r.Code))
+		if watchword.CodeOf(err) == watchword.CodeInvalid || err == nil && !now.Before(c.Expires) {
+			err = wait
+		}
+		if err != nil {
+			return watchword.Subject{}, err
+		}
 	}
 	redemption, err := svc.verifyRequest(ctx, t, r, now)
 	if err == nil {

@@ -369,12 +369,18 @@ func TestWrongCodesAreThrottled(t *testing.T) {
 	if wait := guess(netip.AddrFrom16(nearby.As16())); wait == 0 {
 		t.Error("the same address in IPv6's form is another")
 	}
-	// A request with a valid code waits as well; a wrong proof is no guess.
-	_, link, err := s.CreateDevice(t.Context(), by, "lamp-1", nil, "", 0, s.now)
+	// Others of the address enroll meanwhile. A code at its end is refused like a guess. A wrong proof is no guess.
+	_, link, err := s.CreateDevice(t.Context(), by, "lamp-1", nil, "", time.Minute, s.now)
 	must(t, err)
 	_, err = s.Enroll(t.Context(), here, d.request(t, link.Code, s.now), nearby, "", s.now)
-	wantCode(t, "a good code from there", err, watchword.RateLimited)
-	s.now = s.now.Add(time.Hour)
+	wantCode(t, "a valid code from there", err, "")
+	if wait := guess(nearby); wait != 10*time.Minute {
+		t.Errorf("waits %s after the enrollment of another client", wait)
+	}
+	s.now = s.now.Add(time.Minute)
+	_, err = s.Enroll(t.Context(), here, d.request(t, link.Code, s.now), nearby, "", s.now)
+	wantCode(t, "a code at its end from there", err, watchword.RateLimited)
+	s.now = s.now.Add(59 * time.Minute)
 	if wait := guess(nearby); wait != 0 { // at an hour, not forgiven: the pauses have ended
 		t.Fatalf("waits %s", wait)
 	}

@@ -21,7 +21,8 @@ const (
 )
 
 // throttle counts wrong codes by address: by /64 for IPv6, since one customer has at least that many. A code of 128 random
-// bits cannot be guessed; the throttle bounds the cost of attempts.
+// bits cannot be guessed; the throttle bounds the cost of attempts. It refuses unknown codes alone, so that one client does not
+// keep others of its address, behind a proxy or NAT, from enrolling.
 type throttle struct {
 	mu        sync.Mutex
 	byNetwork *cache.Map[netip.Prefix, failures]

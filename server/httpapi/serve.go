@@ -49,6 +49,13 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
+type refusalKey struct{}
+
+// WithRefusal returns the request with a reason for which the API answers it with an error and does nothing else.
+func WithRefusal(r *http.Request, err error) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), refusalKey{}, err))
+}
+
 type infoKey struct{}
 
 // requestInfoOf returns the request's info, or an empty one.
@@ -89,13 +96,16 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// Limits count requests, not connections: HTTP/2 carries many requests on one connection, and
 	// each takes memory until its answer is written.
 	network := fair.Network(in.remote)
-	unknown := a.resolveTenant(r, in)
+	refused := a.resolveTenant(r, in)
+	if err, ok := r.Context().Value(refusalKey{}).(error); ok {
+		refused = err
+	}
 	if err := a.requestQuota.Reserve(network, 1); err != nil {
 		a.fail(in.writer, r, &watchword.Error{Code: watchword.Busy, Detail: "too many requests run at the same time", RetryAfter: time.Second, Err: err})
 	} else {
 		defer a.requestQuota.Release(network, 1)
-		if unknown != nil {
-			a.fail(in.writer, r, unknown)
+		if refused != nil {
+			a.fail(in.writer, r, refused)
 		} else {
 			a.serve(r, in, common)
 		}

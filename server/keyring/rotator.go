@@ -24,6 +24,7 @@ type RotatorOptions struct {
 // BundleInfo is the content of a bundle besides the keys.
 type BundleInfo struct {
 	WebPKI    bool     // the server's certificate is of the public Web PKI
+	TLSProxy  bool     // TLS ends at a proxy, with that certificate
 	Witnesses []string // witnesses that cosign the log, as verifier keys
 	Quorum    int      // number of cosignatures that a device requires
 	// MQTTS returns HOST:PORT of MQTT over TLS for a public URL, and empty without it. Bundles have it after a move; nil: none.
@@ -75,7 +76,7 @@ func OpenRotator(st Store, ring *Ring, live Live, now time.Time) (*Rotator, erro
 
 // bundleInfo returns what a bundle states besides the keys.
 func bundleInfo(t token.Trust) BundleInfo {
-	return BundleInfo{WebPKI: t.WebPKI, Witnesses: t.Witnesses, Quorum: int(t.Quorum), MQTTS: func(string) string { return t.MQTTS }}
+	return BundleInfo{WebPKI: t.WebPKI, TLSProxy: t.TLSProxy, Witnesses: t.Witnesses, Quorum: int(t.Quorum), MQTTS: func(string) string { return t.MQTTS }}
 }
 
 // Step does what is due: it creates and publishes next keys, activates and retires keys, and signs the bundle again before

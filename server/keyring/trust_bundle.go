@@ -25,7 +25,7 @@ func (k *keyState) bundle(f Instance, n BundleInfo, version int64, at time.Time)
 	return token.Trust{
 		Issuer: issuer, History: k.addresses.history, MQTTS: mqtts, Version: version, Epoch: f.Epoch, LogOrigin: f.LogOrigin, Roots: k.public[Root], Issuers: k.public[Issuer],
 		Command: k.public[Command], Time: k.public[Time], Log: k.public[Log],
-		CAs: k.anchors, WebPKI: n.WebPKI, Witnesses: n.Witnesses, Quorum: int64(n.Quorum), Issued: at, Expires: at.Add(token.TrustLifetime),
+		CAs: k.anchors, WebPKI: n.WebPKI, TLSProxy: n.TLSProxy, Witnesses: n.Witnesses, Quorum: int64(n.Quorum), Issued: at, Expires: at.Add(token.TrustLifetime),
 	}
 }
 
@@ -109,7 +109,7 @@ func sameTrust(a, b token.Trust) bool {
 	same := func(x, y []*jose.PublicKey) bool {
 		return slices.EqualFunc(x, y, func(k, l *jose.PublicKey) bool { return k.ID() == l.ID() })
 	}
-	return a.Issuer == b.Issuer && sameHistory(a, b) && a.Epoch == b.Epoch && a.Origin() == b.Origin() && a.WebPKI == b.WebPKI && a.Quorum == b.Quorum && slices.Equal(a.Witnesses, b.Witnesses) &&
+	return a.Issuer == b.Issuer && sameHistory(a, b) && a.Epoch == b.Epoch && a.Origin() == b.Origin() && a.WebPKI == b.WebPKI && a.TLSProxy == b.TLSProxy && a.Quorum == b.Quorum && slices.Equal(a.Witnesses, b.Witnesses) &&
 		same(a.Roots, b.Roots) && same(a.Issuers, b.Issuers) && same(a.Command, b.Command) && same(a.Time, b.Time) && same(a.Log, b.Log) &&
 		slices.EqualFunc(a.CAs, b.CAs, bytes.Equal)
 }
