@@ -247,6 +247,11 @@ func TestAddressMove(t *testing.T) {
 	}
 	m.metadata(oldAddress, oldAddress)
 	m.metadata(newAddress, newAddress)
+	stored, err := os.ReadFile(filepath.Join(one.dir, "device.json"))
+	check(t, err)
+	if strings.Contains(string(stored), `"mqtts": "old.example`) || !strings.Contains(string(stored), "new.example:"+portOf(m.info.MQTTS)) {
+		t.Errorf("the device's folder has the address of MQTT of before: %s", stored)
+	}
 
 	// A restart, with the former address in the configuration still, and the devices' folders opened again.
 	for _, d := range []*movingDevice{one, logged, late} {

@@ -27,7 +27,7 @@ func (a *app) serviceEnroll() *cobra.Command {
 			"result again, until the link expires.",
 	}
 	dir := serviceDirFlag(c)
-	c.RunE = func(c *cobra.Command, args []string) error {
+	c.RunE = func(c *cobra.Command, args []string) (err error) {
 		link, err := readLink(args[0])
 		if err != nil {
 			return err
@@ -39,6 +39,11 @@ func (a *app) serviceEnroll() *cobra.Command {
 		sum := token.CodeDigest(code)
 		digest := base64.RawURLEncoding.EncodeToString(sum[:])
 		folder := serviceFolder(*dir)
+		lock, err := folder.lock()
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, lock.Close()) }()
 		switch f, err := folder.read(); {
 		case err == nil && f.Link == digest:
 			return a.printService(f)

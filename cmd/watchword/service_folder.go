@@ -26,6 +26,7 @@ const (
 	serviceFileName  = "service.json"
 	serviceTrustFile = "trust.jws"
 	serviceCAFile    = "ca.pem"
+	serviceLockFile  = "LOCK"
 )
 
 // serviceFile is service.json.
@@ -46,12 +47,17 @@ type serviceFolder string
 
 func (d serviceFolder) path(name string) string { return filepath.Join(string(d), name) }
 
-// ensureKey returns the key of the folder, and makes it on P-256 if there is none. Codes: key_exposed, file_untrusted; bad_request
-// for a file that is no key.
-func (d serviceFolder) ensureKey() (*jose.PrivateKey, error) {
+// lock makes the folder if it does not exist, and locks it for its writer, without waiting. Code: folder_in_use.
+func (d serviceFolder) lock() (*os.File, error) {
 	if err := durable.EnsureFolder(string(d), true); err != nil {
 		return nil, err
 	}
+	return durable.Lock(d.path(serviceLockFile))
+}
+
+// ensureKey returns the key of the folder, which is locked, and makes it on P-256 if there is none. Codes: key_exposed, file_untrusted; bad_request
+// for a file that is no key.
+func (d serviceFolder) ensureKey() (*jose.PrivateKey, error) {
 	k, err := contexts.ReadKey(d.path(serviceKeyFile))
 	if !errors.Is(err, fs.ErrNotExist) {
 		return k, err
@@ -81,32 +87,36 @@ func (d serviceFolder) save(s *admin.Server, r api.EnrollResponse, key *jose.Pri
 		ID: r.ID, Issuer: r.Issuer, TokenEndpoint: r.TokenEndpoint, HTTPS: r.HTTPS, MQTTS: r.MQTTS,
 		Key: key.Public().ID(), Alg: key.Public().Alg(), Pin: s.Pin, Link: link,
 	}
-	return f, d.write(f, s.Bundle)
+	return d.write(f, s.Bundle)
 }
 
-// write stores the trust bundle, the authorities that it names, and service.json.
-func (d serviceFolder) write(f serviceFile, bundle string) error {
+// write stores the trust bundle, the authorities that it names, and service.json, in a folder that is locked. A bundle of after a move of the
+// address states where MQTT is.
+func (d serviceFolder) write(f serviceFile, bundle string) (serviceFile, error) {
 	t, err := token.VerifyTrust(bundle, f.Pin, time.Time{})
 	if err != nil {
-		return err
+		return f, err
+	}
+	if len(t.History) > 0 {
+		f.MQTTS = t.MQTTS
 	}
 	var ca bytes.Buffer
 	for _, der := range t.CAs {
 		ca.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 	}
 	if err := durable.WriteFile(d.path(serviceTrustFile), []byte(bundle), 0o600); err != nil {
-		return err
+		return f, err
 	}
 	if ca.Len() > 0 {
 		if err := durable.WriteFile(d.path(serviceCAFile), ca.Bytes(), 0o600); err != nil {
-			return err
+			return f, err
 		}
 	}
 	b, err := json.MarshalIndent(f, "", "  ")
 	if err != nil {
-		return err
+		return f, err
 	}
-	return durable.WriteFile(d.path(serviceFileName), append(b, '\n'), 0o600)
+	return f, durable.WriteFile(d.path(serviceFileName), append(b, '\n'), 0o600)
 }
 
 // client returns a client of the service's server, which follows the trust bundle and stores later ones. warn is called with an
@@ -133,7 +143,7 @@ func (d serviceFolder) client(warn func(error)) (*admin.Client, error) {
 		if s.Issuer != f.Issuer {
 			next.Issuer, next.HTTPS, next.TokenEndpoint = s.Issuer, s.URL, s.URL+"/oauth/token"
 		}
-		if err := d.write(next, s.Bundle); err != nil {
+		if err := d.follow(next, s.Bundle); err != nil && watchword.CodeOf(err) != watchword.FolderInUse { // another process stores it
 			warn(err)
 		}
 	}}
@@ -141,4 +151,14 @@ func (d serviceFolder) client(warn func(error)) (*admin.Client, error) {
 		o.BundleAt = info.ModTime()
 	}
 	return admin.New(o)
+}
+
+// follow is write by a process that has not locked the folder.
+func (d serviceFolder) follow(f serviceFile, bundle string) error {
+	lock, err := d.lock()
+	if err != nil {
+		return err
+	}
+	_, err = d.write(f, bundle)
+	return errors.Join(err, lock.Close())
 }
