@@ -115,7 +115,9 @@ func backupFolder(ctx context.Context, w io.Writer, cfg Config, o Options, file 
 	if err != nil {
 		return out, err
 	}
-	// A backup changes no folder of an older version, so that it can be made before an upgrade: then it has no entry.
+	s.openBackupRecords(ctx)
+	s.recordBackup(ctx, out, false)
+	// A backup changes no database of an older version, so that it can be made before an upgrade: then it has no entry.
 	if own, err := sqlite.SchemaVersion(); err != nil {
 		return out, err
 	} else if out.Manifest.Schema != own {
@@ -125,8 +127,6 @@ func backupFolder(ctx context.Context, w io.Writer, cfg Config, o Options, file 
 	if err := s.openStore(ctx); err != nil {
 		return out, err
 	}
-	s.openBackupRecords(ctx)
-	s.recordBackup(ctx, out, false)
 	return out, s.store.AddEntry(ctx, s.backupEntry(operator(), out))
 }
 

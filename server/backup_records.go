@@ -23,6 +23,7 @@ type backupRecord struct {
 	Made      time.Time  `json:"made"`
 	Scheduled bool       `json:"scheduled"` // made by schedule, so that the server may delete it
 	Log       backup.Log `json:"log"`
+	Schema    int64      `json:"schema,omitempty"` // of the database; 0 in records of builds that did not note it
 }
 
 // backupRecords are the backups that a server knows, oldest first.
@@ -79,6 +80,16 @@ func (r backupRecords) last(scheduled bool) (backupRecord, bool) {
 	return backupRecord{}, false
 }
 
+// newestOf returns the newest record of a backup that exists and whose schema is at most that one.
+func (r backupRecords) newestOf(schema int64, exists func(backupRecord) bool) (backupRecord, bool) {
+	for _, m := range slices.Backward(r.Made) {
+		if m.Schema <= schema && exists(m) {
+			return m, true
+		}
+	}
+	return backupRecord{}, false
+}
+
 // exists reports whether the file is still there, as it was written.
 func (m backupRecord) exists() bool {
 	info, err := os.Lstat(m.File)
@@ -107,7 +118,7 @@ func (s *Server) recordBackup(ctx context.Context, f BackupFile, scheduled bool)
 	m := f.Manifest
 	s.backups.mu.Lock()
 	defer s.backups.mu.Unlock()
-	s.backups.records = s.backups.records.add(backupRecord{f.File, f.Size, f.SHA256, m.Made, scheduled, m.Log}, max(s.cfg.Backup.Keep, 2))
+	s.backups.records = s.backups.records.add(backupRecord{f.File, f.Size, f.SHA256, m.Made, scheduled, m.Log, m.Schema}, max(s.cfg.Backup.Keep, 2))
 	if err := s.backups.records.write(s.cfg.Data); err != nil {
 		s.o.Log.ErrorContext(ctx, "the list of backups was not written", slog.Any("err", err))
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -82,17 +81,13 @@ func (s *Server) openStore(ctx context.Context) (err error) {
 		return err
 	}
 	if s.store, err = sqlite.Open(ctx, filepath.Join(s.cfg.Data, databaseFile), sqlite.Options{WithoutAuditLog: s.o.WithoutAuditLog}); err != nil {
-		return err
+		return s.withBackup(ctx, err)
 	}
 	if err := s.markRunning(); err != nil {
 		return err
 	}
 	if u := s.store.Upgrade(); u != nil {
-		s.o.Log.WarnContext(ctx, "the data folder was upgraded; to go back to the earlier build, use the copy (docs/operations.md, Upgrades)",
-			slog.Int64("from_schema", u.From), slog.Int64("schema", u.To), slog.String("copy", u.Copy))
-		if u.Others != nil {
-			s.o.Log.WarnContext(ctx, "copies from before earlier upgrades remain", slog.Any("err", u.Others))
-		}
+		s.logUpgrade(ctx, u)
 	}
 	return s.openClock(ctx)
 }

@@ -318,6 +318,9 @@ func (s *Server) writeServerFile(ctx context.Context) error {
 	}
 	if u := s.store.Upgrade(); u != nil { // at this start
 		data["from_schema"], data["schema"], data["copy"] = strconv.FormatInt(u.From, 10), strconv.FormatInt(u.To, 10), u.Copy
+		if b, ok := s.backupBefore(ctx, u.From); ok {
+			data["backup"] = b.File
+		}
 	}
 	e := audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(audit.ServerStart, s.info.URL, s.o.Now(), data)
 	if err := s.store.AddEntry(ctx, e); err != nil {

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,6 +50,8 @@ func TestScripts(t *testing.T) {
 			"capture":  capture,
 			"mangle":   replaceInFile,
 			"retain":   retain,
+			"unpack":   unpack,
+			"upgraded": upgraded,
 		},
 	})
 }
@@ -369,4 +375,50 @@ esac`,
 			t.Errorf("no %q in\n%s", want, out)
 		}
 	}
+}
+
+// unpack writes the files of an archive of server/testdata/upgrade to a folder, with their modes: unpack 2026-11-28c old.
+func unpack(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 || neg {
+		ts.Fatalf("usage: unpack ARCHIVE DIR")
+	}
+	archive, err := filepath.Abs(filepath.Join("..", "..", "server", "testdata", "upgrade", args[0]+".tar.gz"))
+	ts.Check(err)
+	f, err := os.Open(archive)
+	ts.Check(err)
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	ts.Check(err)
+	for r := tar.NewReader(z); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return
+		}
+		ts.Check(err)
+		path := filepath.Join(ts.MkAbs(args[1]), filepath.FromSlash(h.Name))
+		if h.FileInfo().IsDir() {
+			ts.Check(os.MkdirAll(path, h.FileInfo().Mode().Perm()))
+			continue
+		}
+		b, err := io.ReadAll(r)
+		ts.Check(err)
+		ts.Check(os.MkdirAll(filepath.Dir(path), 0o700))
+		ts.Check(os.WriteFile(path, b, h.FileInfo().Mode().Perm()))
+	}
+}
+
+// upgraded does to the database of a folder what the start of a later build does, by its number of a schema: upgraded data 9999.
+func upgraded(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 || neg {
+		ts.Fatalf("usage: upgraded DIR SCHEMA")
+	}
+	path := filepath.Join(ts.MkAbs(args[0]), "watchword.db")
+	db, err := sql.Open("sqlite", "file:"+path)
+	ts.Check(err)
+	_, err = db.Exec(`VACUUM INTO ?`, path+".before-"+args[1])
+	ts.Check(err)
+	ts.Check(os.Chmod(path+".before-"+args[1], 0o600))
+	_, err = db.Exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (?, 1)`, args[1])
+	ts.Check(err)
+	ts.Check(db.Close())
 }
