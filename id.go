@@ -4,6 +4,8 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
+	"net"
+	"strings"
 	"time"
 )
 
@@ -62,6 +64,18 @@ func CheckName(field, s string) error {
 		return nil
 	}
 	return &Error{Code: BadRequest, Field: field, Detail: "must be 1 to 64 of A-Z a-z 0-9 . _ ~ -"}
+}
+
+// CheckSubjectID is [CheckName] for the id of a subject that is added, with a hint for an address of a network interface: its colons
+// would make the id, as sub of a token, a URI. Code: bad_request.
+func CheckSubjectID(s string) error {
+	if err := CheckName("id", s); err != nil {
+		if hw, herr := net.ParseMAC(s); herr == nil && strings.Contains(s, ":") {
+			return RefuseField("id", "must be 1 to 64 of A-Z a-z 0-9 . _ ~ -: write the address as %s", strings.ReplaceAll(hw.String(), ":", "-"))
+		}
+		return err
+	}
+	return nil
 }
 
 // NewID returns prefix followed by 26 characters that sort by time: 48 bits of

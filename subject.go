@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Kind says what a subject is.
@@ -84,6 +86,7 @@ type Subject struct {
 	Role             string // of an operator: a built-in role or a custom one (package policy); empty for none and for other kinds
 	State            State
 	Labels           Labels
+	Name             string // what people call it; nothing is decided by it (see [CheckSubjectName])
 	Version          int64
 	AuthorityVersion int64 // grows with whatever may change what it may do: state, labels, keys, proof, a revoked token
 	Incarnation      int64
@@ -108,6 +111,21 @@ const RequireProof = "required"
 func CheckProof(proof string) error {
 	if proof != "" && proof != RequireProof {
 		return RefuseField("proof", `must be "required" or ""`)
+	}
+	return nil
+}
+
+// MaxSubjectName is the maximum length of [Subject.Name] in bytes.
+const MaxSubjectName = 128
+
+// CheckSubjectName refuses a name that is longer than [MaxSubjectName], is not UTF-8, or has control characters or separators of lines.
+// An empty one is accepted. Code: bad_request.
+func CheckSubjectName(name string) error {
+	bad := func(r rune) bool {
+		return unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029'
+	}
+	if len(name) > MaxSubjectName || !utf8.ValidString(name) || strings.ContainsFunc(name, bad) {
+		return RefuseField("name", "must be at most %d bytes of UTF-8 without control characters", MaxSubjectName)
 	}
 	return nil
 }

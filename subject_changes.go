@@ -17,9 +17,36 @@ func (s Subject) Added() Subject {
 	return s
 }
 
+// AddedAfter returns a subject as it is added where a deleted one had its id. Its version and incarnation go on from those of the
+// deleted one, so that nothing that was of that one counts for it. Code: conflict, unless the deleted one was forgotten and of the same kind.
+func (s Subject) AddedAfter(t Tombstone) (Subject, error) {
+	if !t.Forgotten || t.Kind != s.Kind {
+		return s, IDTaken(s.ID)
+	}
+	s.Version, s.Incarnation = t.Version+1, t.Incarnation+1
+	return s, nil
+}
+
+// Tombstone is what is stored of a deleted subject.
+type Tombstone struct {
+	Kind                 Kind
+	Version, Incarnation int64
+	Forgotten            bool // its id may be assigned again
+}
+
+// Forget makes the id of a deleted device free. Code: conflict for an operator or a service: the audit log names their ids as actors.
+func (t Tombstone) Forget(id SubjectID) (_ Tombstone, changed bool, err error) {
+	if t.Kind != Device {
+		return t, false, Refuse(Conflict, "%q was a %s: only the id of a deleted device can be assigned again", id, t.Kind)
+	}
+	changed = !t.Forgotten
+	t.Forgotten = true
+	return t, changed, nil
+}
+
 // IDTaken is the refusal of a subject whose id another one of the tenant has, or a deleted one had.
 func IDTaken(id SubjectID) error {
-	return Refuse(Conflict, "id %q is in use, or was used before: an id is never assigned twice", id)
+	return Refuse(Conflict, "id %q is in use, or a deleted subject had it; \"device forget\" makes the id of a deleted device free", id)
 }
 
 // ErrKeyUsed is the refusal of a key that a subject of the tenant has or had.
@@ -59,9 +86,10 @@ func (s Subject) Revoke(now time.Time) (_ Subject, changed bool) {
 	return s.withRevokedKeys(now), true
 }
 
-// Delete returns what is left of a subject that is deleted: revoked, without labels. Its id is never free again.
+// Delete returns what is left of a subject that is deleted: revoked, without labels and name. Its id is not free until
+// [Tombstone.Forget].
 func (s Subject) Delete(now time.Time) Subject {
-	s.Labels = nil
+	s.Labels, s.Name = nil, ""
 	return s.withRevokedKeys(now)
 }
 
@@ -228,6 +256,15 @@ func (s Subject) Relabel(l Labels, ifVersion int64, now time.Time) (_ Subject, c
 	}
 	s.Labels = l
 	return s.nextVersion(s.State, now), true, nil
+}
+
+// Rename gives the subject another name for people; empty for none.
+func (s Subject) Rename(name string, now time.Time) (_ Subject, changed bool) {
+	if s.Name == name {
+		return s, false
+	}
+	s.Name = name
+	return s.nextVersion(s.State, now), true
 }
 
 // SetRole gives an operator another role. Code: conflict for another kind of subject.

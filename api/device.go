@@ -14,6 +14,7 @@ type Device struct {
 	Kind        watchword.Kind      `json:"kind"`
 	State       watchword.State     `json:"state"`
 	Labels      watchword.Labels    `json:"labels"`
+	Name        string              `json:"name,omitempty" doc:"what people call it; nothing is decided by it"`
 	Version     int64               `json:"version"`     // grows with each change; its ETag, which If-Match takes
 	Incarnation int64               `json:"incarnation"` // grows with each enrollment
 	Proof       string              `json:"proof,omitempty" doc:"required: the server accepts nothing of the device without a proof of its key"`
@@ -69,6 +70,7 @@ type DeviceList struct {
 type CreateDeviceRequest struct {
 	ID     string            `json:"id" maxLength:"64"`
 	Labels map[string]string `json:"labels,omitempty"`
+	Name   string            `json:"name,omitempty" doc:"what people call it: at most 128 bytes of UTF-8 without control characters"`
 	Proof  string            `json:"proof,omitempty" doc:"required: the server accepts nothing of the device without a proof of its key"`
 	TTL    string            `json:"ttl,omitempty" doc:"lifetime of the link, for example 24h; at most 30 days"`
 }
@@ -81,6 +83,11 @@ type LinkRequest struct {
 // LabelsRequest is the body of PUT /v1/devices/{id}/labels: all labels that the device has from then on.
 type LabelsRequest struct {
 	Labels map[string]string `json:"labels"`
+}
+
+// NameRequest is the body of PUT /v1/devices/{id}/name.
+type NameRequest struct {
+	Name string `json:"name" doc:"at most 128 bytes of UTF-8 without control characters; empty for none"`
 }
 
 // ProofRequest is the body of PUT /v1/devices/{id}/proof: [watchword.RequireProof] or empty.

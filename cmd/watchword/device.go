@@ -16,7 +16,7 @@ import (
 func (a *app) deviceCommand() *cobra.Command {
 	return commandGroup("device", "Add, list, show, suspend, revoke and delete devices",
 		a.deviceCreate(), a.deviceLink(), a.deviceList(), a.deviceShow(), a.deviceLabel(), a.deviceRequireProof(), renamed("proof", "watchword device require-proof ID yes|no"),
-		a.deviceSuspend(), a.deviceResume(), a.deviceRevoke(), a.deviceDelete())
+		a.deviceName(), a.deviceSuspend(), a.deviceResume(), a.deviceRevoke(), a.deviceDelete(), a.deviceForget())
 }
 
 // complete completes the first argument of a command with the values that list adds from the live server, up to a
@@ -57,6 +57,7 @@ func (a *app) deviceIDs(c *cobra.Command, have []string, start string) ([]string
 func (a *app) deviceCreate() *cobra.Command {
 	c := &cobra.Command{Use: "create ID", Short: "Add a device and print its one-time enrollment link", Args: positional(cobra.ExactArgs(1))}
 	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; may be repeated")
+	name := c.Flags().String("name", "", "what people call the device, in at most 128 bytes; nothing is decided by it")
 	proof := c.Flags().Bool("require-proof", false, "accept the device's tokens only with a proof of its key (DPoP, or AUTH method ace over MQTT)")
 	renamedFlag(c, "proof", "--require-proof")
 	ttl := c.Flags().Duration("ttl", 0, "how long the link is valid (default 24h)")
@@ -74,7 +75,11 @@ func (a *app) deviceCreate() *cobra.Command {
 		if *proof {
 			requirement = watchword.RequireProof
 		}
-		d, err := cl.CreateDeviceWithProof(c.Context(), watchword.SubjectID(args[0]), l, requirement, *ttl)
+		in := api.CreateDeviceRequest{ID: args[0], Labels: l, Name: *name, Proof: requirement}
+		if *ttl > 0 {
+			in.TTL = ttl.String()
+		}
+		d, err := cl.AddDevice(c.Context(), in)
 		if err != nil {
 			return err
 		}
@@ -174,8 +179,8 @@ func (a *app) deviceList() *cobra.Command {
 		}); err != nil {
 			return err
 		}
-		return printList(a, ds, "ID\tSTATE\tLABELS\tCHANGED", func(w *terminal.Writer, d api.Device) {
-			w.Printf("%s\t%s\t%s\t%s\n", d.ID, d.State, d.Labels, formatTime(d.ChangedAt))
+		return printList(a, ds, "ID\tSTATE\tLABELS\tCHANGED\tNAME", func(w *terminal.Writer, d api.Device) {
+			w.Printf("%s\t%s\t%s\t%s\t%s\n", d.ID, d.State, d.Labels, formatTime(d.ChangedAt), d.Name)
 		})
 	}
 	return c
@@ -204,6 +209,9 @@ func showDevice(w *terminal.Writer, d api.Device) {
 		proof = "yes"
 	}
 	w.Printf("id\t%s\nstate\t%s\nlabels\t%s\nrequire proof\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, proof, d.Version, formatTime(d.CreatedAt), formatTime(d.ChangedAt))
+	if d.Name != "" {
+		w.Printf("name\t%s\n", d.Name)
+	}
 	showKeys(w, d.Keys)
 	showPendingLink(w, d.PendingLink)
 	for _, f := range d.Functions {
@@ -239,6 +247,38 @@ func (a *app) deviceRequireProof() *cobra.Command {
 				return err
 			}
 			return a.print(d, func(w *terminal.Writer) { w.Printf("%s  require proof: %s\n", d.ID, args[1]) })
+		},
+	}
+}
+
+func (a *app) deviceName() *cobra.Command {
+	return &cobra.Command{
+		Use: "name ID NAME", Short: "Set what people call a device (\"\" for nothing)", Args: positional(cobra.ExactArgs(2)), ValidArgsFunction: a.deviceIDs,
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			d, err := cl.SetName(c.Context(), watchword.SubjectID(args[0]), args[1])
+			if err != nil {
+				return err
+			}
+			return a.print(d, func(w *terminal.Writer) { w.Printf("%s  name: %s\n", d.ID, d.Name) })
+		},
+	}
+}
+
+func (a *app) deviceForget() *cobra.Command {
+	return &cobra.Command{
+		Use: "forget ID", Short: "Make the id of a deleted device free", Args: positional(cobra.ExactArgs(1)),
+		Long: "A device that is added with the id has the next incarnation: no key, token or session of the deleted device counts for it. The audit log and earlier\n" +
+			"commands keep the id.",
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			return cl.ForgetDevice(c.Context(), watchword.SubjectID(args[0]))
 		},
 	}
 }
@@ -324,10 +364,10 @@ func (a *app) deviceRevoke() *cobra.Command {
 }
 
 func (a *app) deviceDelete() *cobra.Command {
-	c := &cobra.Command{Use: "delete ID", Short: "Revoke a device and retire its id", Args: positional(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
+	c := &cobra.Command{Use: "delete ID", Short: "Revoke and delete a device; its id is free after device forget only", Args: positional(cobra.ExactArgs(1)), ValidArgsFunction: a.deviceIDs}
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if err := a.confirmAtServer(*yes, "delete "+args[0]+" (its id can never be used again)"); err != nil {
+		if err := a.confirmAtServer(*yes, "delete "+args[0]+" (its id is free after device forget only)"); err != nil {
 			return err
 		}
 		cl, err := a.client()

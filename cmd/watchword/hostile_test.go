@@ -428,6 +428,8 @@ var hostileCases = map[string]hostileCase{
 	"device list":          {},
 	"device show":          {args: []string{"lamp-1"}},
 	"device label":         {args: []string{"lamp-1", "a=b"}},
+	"device name":          {args: []string{"lamp-1", "a name"}},
+	"device forget":        {args: []string{"lamp-1"}, quiet: true},
 	"device require-proof": {args: []string{"lamp-1", "no"}},
 	"device suspend":       {args: []string{"lamp-1"}},
 	"device resume":        {args: []string{"lamp-1"}},

@@ -144,7 +144,7 @@ func (s *scenario) discovery() {
 var addedPaths = []string{"/v1/operators", "/v1/services", "/v1/logins", "/v1/self/keys/", "/v1/self/link", "/v1/notices", "/v1/self/trust", "/v1/policies/diff", "/v1/address"}
 
 // addedOperations are the operations on other paths that the API had not when the record was made.
-var addedOperations = []string{"GET /v1/self/keys"}
+var addedOperations = []string{"GET /v1/self/keys", "PUT /v1/devices/{id}/name", "POST /v1/devices/{id}/forget"}
 
 // paths lists the operations of the API's description that the record has.
 func (s *scenario) paths(b []byte) {

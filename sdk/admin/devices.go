@@ -36,8 +36,26 @@ func (c *Client) CreateDeviceWithProof(ctx context.Context, id watchword.Subject
 	if ttl > 0 {
 		in.TTL = ttl.String()
 	}
+	return c.AddDevice(ctx, in)
+}
+
+// AddDevice adds a device with all that the API takes, and returns its one-time link. Codes: as CreateDevice.
+func (c *Client) AddDevice(ctx context.Context, in api.CreateDeviceRequest) (d api.Device, err error) {
 	err = c.call(ctx, http.MethodPost, "/v1/devices", nil, in, &d)
 	return d, err
+}
+
+// SetName sets what people call a device, in at most 128 bytes of UTF-8 without control characters; empty for nothing. Codes:
+// bad_request, not_found.
+func (c *Client) SetName(ctx context.Context, id watchword.SubjectID, name string) (d api.Device, err error) {
+	err = c.call(ctx, http.MethodPut, devicePath(id, "/name"), nil, api.NameRequest{Name: name}, &d)
+	return d, err
+}
+
+// ForgetDevice makes the id of a deleted device free: a device that is added with it has the next incarnation. Codes: not_found
+// where no deleted device has it, conflict.
+func (c *Client) ForgetDevice(ctx context.Context, id watchword.SubjectID) error {
+	return c.call(ctx, http.MethodPost, devicePath(id, "/forget"), nil, nil, nil)
 }
 
 // SetProof sets whether a device must prove its key with every request: proof is [watchword.RequireProof] or empty. The
@@ -114,7 +132,7 @@ func (c *Client) Revoke(ctx context.Context, id watchword.SubjectID, reason stri
 	return d, err
 }
 
-// DeleteDevice revokes a device; its ID can never be used again.
+// DeleteDevice revokes a device and deletes it; its ID is free after ForgetDevice only.
 func (c *Client) DeleteDevice(ctx context.Context, id watchword.SubjectID) error {
 	return c.call(ctx, http.MethodDelete, devicePath(id, ""), nil, nil, nil)
 }

@@ -134,7 +134,7 @@ func pairServer(server string, o *PairOptions) (string, error) {
 		return "", watchword.RefuseField("pin", "must be 43 characters of base64url; watchword trust pin prints it")
 	}
 	if o.ID != "" {
-		if err := watchword.CheckName("id", string(o.ID)); err != nil {
+		if err := watchword.CheckSubjectID(string(o.ID)); err != nil {
 			return "", err
 		}
 	}

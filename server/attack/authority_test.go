@@ -191,6 +191,7 @@ func (b *fullAuthorityDevice) operations(t *testing.T, n *int) map[string]func()
 	return map[string]func() operation{
 		"POST /v1/devices":              func() operation { return operation{path: "/v1/devices", body: fmt.Sprintf(`{"id":%q}`, name())} },
 		"PUT /v1/devices/{id}/labels":   of("/v1/devices/%s/labels", `{"labels":{"a":"b"}}`),
+		"PUT /v1/devices/{id}/name":     of("/v1/devices/%s/name", `{"name":"n"}`),
 		"PUT /v1/devices/{id}/proof":    of("/v1/devices/%s/proof", `{"proof":"required"}`),
 		"POST /v1/devices/{id}/link":    of("/v1/devices/%s/link", `{"ttl":"1h"}`),
 		"POST /v1/devices/{id}/suspend": of("/v1/devices/%s/suspend", `{"reason":"r"}`),
@@ -244,6 +245,7 @@ func (b *fullAuthorityDevice) operations(t *testing.T, n *int) map[string]func()
 var withoutBody = map[string]bool{
 	"POST /v1/commands/{id}/cancel":           true,
 	"POST /v1/enrollments/{user_code}/reject": true,
+	"POST /v1/devices/{id}/forget":            true,
 	"POST /v1/logins/{user_code}/reject":      true,
 	"PUT /v1/self/sessions/{id}":              true,
 }

@@ -64,7 +64,7 @@ func TestRolesByOperation(t *testing.T) {
 		may["GET /v1/"+p] = see
 	}
 	for _, p := range []string{
-		"POST devices", "DELETE devices/{id}", "PUT devices/{id}/config", "PUT devices/{id}/labels", "POST devices/{id}/link", "PUT devices/{id}/proof", "POST devices/{id}/resume", "POST devices/{id}/revoke", "POST devices/{id}/suspend",
+		"POST devices", "DELETE devices/{id}", "PUT devices/{id}/config", "PUT devices/{id}/labels", "PUT devices/{id}/name", "POST devices/{id}/forget", "POST devices/{id}/link", "PUT devices/{id}/proof", "POST devices/{id}/resume", "POST devices/{id}/revoke", "POST devices/{id}/suspend",
 		"POST services", "DELETE services/{id}", "DELETE services/{id}/keys/{kid}", "PUT services/{id}/labels", "POST services/{id}/link", "POST services/{id}/resume", "POST services/{id}/revoke", "POST services/{id}/suspend",
 		"POST enrollments/{user_code}/approve", "POST enrollments/{user_code}/reject", "PUT policies/{name}", "DELETE policies/{name}", "DELETE retained/{topic}", "DELETE sessions/{id}", "DELETE tokens/{jti}",
 	} {

@@ -46,11 +46,13 @@ const (
 	PairingReject    = "pairing.reject"
 	LoginReject      = "login.reject"
 	DeviceLabel      = "device.label"
+	DeviceName       = "device.name"
 	DeviceProof      = "device.proof"
 	DeviceSuspend    = "device.suspend"
 	DeviceResume     = "device.resume"
 	DeviceRevoke     = "device.revoke"
 	DeviceDelete     = "device.delete"
+	DeviceForget     = "device.forget"
 	TokenIssue       = "token.issue"
 	TokenRevoke      = "token.revoke"
 	PolicyApply      = "policy.apply"
@@ -86,8 +88,8 @@ const (
 // Kinds is the list of all kinds.
 var Kinds = withSubjects([]string{
 	ServerStart, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign, DeviceCreate,
-	OperatorRole, OperatorRecover, DeviceLink, DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyRetire, PairingReject, LoginReject, DeviceLabel, DeviceProof, DeviceSuspend,
-	DeviceResume, DeviceRevoke, DeviceDelete, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
+	OperatorRole, OperatorRecover, DeviceLink, DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyRetire, PairingReject, LoginReject, DeviceLabel, DeviceName, DeviceProof, DeviceSuspend,
+	DeviceResume, DeviceRevoke, DeviceDelete, DeviceForget, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
 	CommandCancel, CommandSettle, CommandExpire, CommandConflict, CommandUndeliver, ConfigSet, CommandHandOver, SessionOpen,
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,
 	ClockRefuse, ClockTrust, ClockAccept, NoticeAcknowledge, BackupCreate, ServerSuperseded, LogRestore, AddressMove,

@@ -12,7 +12,7 @@ const devicePrefix = "device."
 // [DeviceSuspend] of an operator is "operator.suspend".
 func KindFor(subject watchword.Kind, device string) string {
 	act, ok := strings.CutPrefix(device, devicePrefix)
-	if !ok || subject == watchword.Device {
+	if !ok || subject == watchword.Device || device == DeviceForget { // ids of operators and services are not forgotten
 		return device
 	}
 	return string(subject) + "." + act

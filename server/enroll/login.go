@@ -92,7 +92,7 @@ func (svc *Service) ApproveLogin(ctx context.Context, by session.Actor, a LoginA
 			Code: watchword.Conflict, Field: "pin", Detail: "must be the pin of this server's root: the person's client saw another server; reject the login, and find out what is between them",
 		}
 	}
-	if err := watchword.CheckName("id", string(a.ID)); err != nil {
+	if err := watchword.CheckSubjectID(string(a.ID)); err != nil {
 		return watchword.Subject{}, err
 	}
 	if watchword.CheckKeyName(a.KeyName) != nil {

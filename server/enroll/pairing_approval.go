@@ -120,7 +120,7 @@ func (svc *Service) buildApproval(ctx context.Context, by session.Actor, p Pairi
 		Tenant: by.Tenant, ID: id, Kind: watchword.Device, State: watchword.New, Labels: a.Labels,
 		Version: 1, Incarnation: 1, Created: now, Changed: now,
 	}}
-	if err := watchword.CheckName("id", string(id)); err != nil {
+	if err := watchword.CheckSubjectID(string(id)); err != nil {
 		return out, err
 	}
 	if err := watchword.CheckLabels(a.Labels); err != nil {

@@ -45,7 +45,7 @@ func (r Recovery) Check(s *watchword.Subject) error {
 // enrolls again. It is an act of a process with access to the data folder; through says how it reached the store. Every operator is
 // told of it for a week. Codes: bad_request; conflict for an id of another subject, and for a suspended owner.
 func (svc *Service) Recover(ctx context.Context, by session.Actor, id watchword.SubjectID, through string, now time.Time) (watchword.Subject, Link, error) {
-	if err := watchword.CheckName("id", string(id)); err != nil {
+	if err := watchword.CheckSubjectID(string(id)); err != nil {
 		return watchword.Subject{}, Link{}, err
 	}
 	code, link, err := svc.newCode(by, id, Lifetimes{Link: RecoveryLinkLifetime}, now)

@@ -94,6 +94,7 @@ type NewSubject struct {
 	Kind   watchword.Kind
 	Role   string // of an operator, which needs one; empty for other kinds
 	Labels watchword.Labels
+	Name   string        // for people; empty for none
 	Proof  string        // [watchword.RequireProof] or empty
 	TTL    time.Duration // lifetime of the link; 0 means [DefaultCodeLifetime]
 	KeyTTL time.Duration // lifetime of its first key, as [Lifetimes.Key]
@@ -103,13 +104,16 @@ type NewSubject struct {
 // exceeds_own.
 func (svc *Service) Create(ctx context.Context, by session.Actor, n NewSubject, now time.Time) (watchword.Subject, Link, error) {
 	s := watchword.Subject{
-		Tenant: by.Tenant, ID: n.ID, Kind: n.Kind, Role: n.Role, State: watchword.New, Labels: n.Labels, Proof: n.Proof,
+		Tenant: by.Tenant, ID: n.ID, Kind: n.Kind, Role: n.Role, State: watchword.New, Labels: n.Labels, Name: n.Name, Proof: n.Proof,
 		Version: 1, Incarnation: 1, Created: now, Changed: now,
 	}
-	if err := watchword.CheckName("id", string(n.ID)); err != nil {
+	if err := watchword.CheckSubjectID(string(n.ID)); err != nil {
 		return s, Link{}, err
 	}
 	if err := watchword.CheckLabels(n.Labels); err != nil {
+		return s, Link{}, err
+	}
+	if err := watchword.CheckSubjectName(n.Name); err != nil {
 		return s, Link{}, err
 	}
 	if err := watchword.CheckProof(n.Proof); err != nil {
@@ -126,6 +130,9 @@ func (svc *Service) Create(ctx context.Context, by session.Actor, n NewSubject, 
 	if n.Proof != "" {
 		data["proof"] = n.Proof
 	}
+	if n.Name != "" {
+		data["name"] = n.Name
+	}
 	if n.Role != "" {
 		data["role"] = n.Role
 	}
@@ -135,13 +142,10 @@ func (svc *Service) Create(ctx context.Context, by session.Actor, n NewSubject, 
 	if err := svc.store.CreateSubject(ctx, s, &code, by.DoneEntry(audit.KindFor(n.Kind, audit.DeviceCreate), string(n.ID), now, data)); err != nil {
 		return s, Link{}, err
 	}
-	return s, link, svc.opts.Live.Apply(ctx, watchword.Change{Tenant: by.Tenant, Kind: watchword.SubjectChanged, ID: string(n.ID), Version: 1})
-}
-
-// CreateDevice stores a new device and returns its enrollment link. With [watchword.RequireProof] as proof, the device gets
-// nothing without a proof of its key. ttl 0 means [DefaultCodeLifetime]. Codes: bad_request, conflict, token_too_large.
-func (svc *Service) CreateDevice(ctx context.Context, by session.Actor, id watchword.SubjectID, labels watchword.Labels, proof string, ttl time.Duration, now time.Time) (watchword.Subject, Link, error) {
-	return svc.Create(ctx, by, NewSubject{ID: id, Kind: watchword.Device, Labels: labels, Proof: proof, TTL: ttl}, now)
+	if s, err = svc.store.Subject(ctx, by.Tenant, n.ID); err != nil { // with its incarnation, where a forgotten device had the id
+		return s, Link{}, err
+	}
+	return s, link, svc.opts.Live.Apply(ctx, watchword.SubjectChange(&s))
 }
 
 // CreateLink creates a new link; an older one becomes invalid. A subject that is new or revoked enrolls with it; an active operator

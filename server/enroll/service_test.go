@@ -39,6 +39,11 @@ type setup struct {
 	fits    error
 }
 
+// CreateDevice is Create for a device.
+func (s *setup) CreateDevice(ctx context.Context, by session.Actor, id watchword.SubjectID, labels watchword.Labels, proof string, ttl time.Duration, now time.Time) (watchword.Subject, enroll.Link, error) {
+	return s.Create(ctx, by, enroll.NewSubject{ID: id, Kind: watchword.Device, Labels: labels, Proof: proof, TTL: ttl}, now)
+}
+
 func newSetup(t *testing.T, o enroll.Options) *setup {
 	t.Helper()
 	st, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "db"), sqlite.Options{})

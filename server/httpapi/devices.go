@@ -16,7 +16,7 @@ import (
 
 func viewDevice(s watchword.Subject) api.Device {
 	d := api.Device{
-		ID: s.ID, Kind: s.Kind, State: s.State, Labels: s.Labels, Version: s.Version, Incarnation: s.Incarnation, Proof: s.Proof,
+		ID: s.ID, Kind: s.Kind, State: s.State, Labels: s.Labels, Name: s.Name, Version: s.Version, Incarnation: s.Incarnation, Proof: s.Proof,
 		CreatedAt: s.Created.UTC(), ChangedAt: s.Changed.UTC(),
 	}
 	if d.Labels == nil {
@@ -86,12 +86,14 @@ func (a *API) deviceRoutes() {
 			if err != nil {
 				return nil, err
 			}
-			s, link, err := a.Enrollment.CreateDevice(ctx, c.actor, watchword.SubjectID(in.Body.ID), in.Body.Labels, in.Body.Proof, ttl, a.Now())
+			s, link, err := a.Enrollment.Create(ctx, c.actor, enroll.NewSubject{
+				ID: watchword.SubjectID(in.Body.ID), Kind: watchword.Device, Labels: in.Body.Labels, Name: in.Body.Name, Proof: in.Body.Proof, TTL: ttl,
+			}, a.Now())
 			if watchword.CodeOf(err) == watchword.Conflict && in.Once != "" {
 				// The id makes creation idempotent: the same request again returns the device that
 				// the first one created.
 				old, oerr := a.Registry.Subject(ctx, c.Tenant(), watchword.SubjectID(in.Body.ID))
-				if oerr == nil && old.Version == 1 && old.Labels.String() == watchword.Labels(in.Body.Labels).String() && old.Proof == in.Body.Proof {
+				if oerr == nil && old.Version == 1 && old.Labels.String() == watchword.Labels(in.Body.Labels).String() && old.Proof == in.Body.Proof && old.Name == in.Body.Name {
 					return deviceAnswer(old, nil)
 				}
 			}
@@ -166,6 +168,18 @@ func (a *API) deviceRoutes() {
 			return deviceAnswer(a.Registry.SetLabels(ctx, c.actor, in.ID, in.Body.Labels, v, a.Now()))
 		})
 
+	type deviceNameIn struct {
+		DevicePath
+		Body api.NameRequest
+	}
+	register(a, operation{method: http.MethodPut, path: "/v1/devices/{id}/name", summary: "Set what people call a device; nothing is decided by it"},
+		func(ctx context.Context, c *caller, in *deviceNameIn) (*deviceOut, error) {
+			if _, err := a.device(ctx, c, in.ID); err != nil {
+				return nil, err
+			}
+			return deviceAnswer(a.Registry.SetName(ctx, c.actor, in.ID, in.Body.Name, a.Now()))
+		})
+
 	type deviceProofIn struct {
 		DevicePath
 		Body api.ProofRequest
@@ -223,7 +237,11 @@ func (a *API) deviceRoutes() {
 			}
 			return deviceAnswer(a.Registry.Revoke(ctx, c.actor, in.ID, in.reason(), a.Now()))
 		})
-	register(a, operation{method: http.MethodDelete, path: "/v1/devices/{id}", summary: "Revoke a device and retire its id", status: http.StatusNoContent},
+	register(a, operation{method: http.MethodPost, path: "/v1/devices/{id}/forget", summary: "Make the id of a deleted device free: a device added with it has the next incarnation", status: http.StatusNoContent},
+		func(ctx context.Context, c *caller, in *DevicePath) (*noBody, error) {
+			return nil, a.Registry.ForgetDevice(ctx, c.actor, in.ID, a.Now())
+		})
+	register(a, operation{method: http.MethodDelete, path: "/v1/devices/{id}", summary: "Revoke and delete a device; its id is free after POST /v1/devices/{id}/forget only", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *DevicePath) (*noBody, error) {
 			if _, err := a.device(ctx, c, in.ID); err != nil {
 				return nil, err

@@ -65,6 +65,7 @@ const (
 	Changed                 // its row and keys
 	AccessEnd               // and all that it could act with
 	Deleted                 // and it is a tombstone
+	Forgotten               // the tombstone's id is free
 )
 
 // ReplaySubject returns a subject as the act of an entry left it. exists says that before is in the store; a subject that is
@@ -73,6 +74,12 @@ func ReplaySubject(before watchword.Subject, exists bool, e audit.Entry) (after 
 	kind, act, _ := audit.SubjectAct(e.Kind)
 	if act == audit.DeviceCreate {
 		return replayCreate(before, exists, kind, e)
+	}
+	if act == audit.DeviceForget {
+		if exists {
+			return before, NoEffect, watchword.Refuse(watchword.Conflict, "%q is not deleted", e.Object)
+		}
+		return before, Forgotten, nil
 	}
 	if !exists {
 		return before, NoEffect, watchword.Refuse(watchword.NotFound, "%q is not in the backup", e.Object)
@@ -90,6 +97,10 @@ func ReplaySubject(before watchword.Subject, exists bool, e audit.Entry) (after 
 		var l watchword.Labels
 		if l, err = parseLabels(e.Data["after"]); err == nil {
 			after, changed, err = before.Relabel(l, 0, e.At)
+		}
+	case audit.DeviceName:
+		if err = watchword.CheckSubjectName(e.Data["after"]); err == nil {
+			after, changed = before.Rename(e.Data["after"], e.At)
 		}
 	case audit.DeviceProof:
 		after, changed = before.SetProof(e.Data["after"], e.At)
@@ -121,8 +132,11 @@ func replayCreate(before watchword.Subject, exists bool, kind watchword.Kind, e 
 	if err != nil {
 		return before, NoEffect, err
 	}
+	if err := watchword.CheckSubjectName(e.Data["name"]); err != nil {
+		return before, NoEffect, err
+	}
 	s := watchword.Subject{
-		Tenant: e.Tenant, ID: watchword.SubjectID(e.Object), Kind: kind, Role: e.Data["role"], State: watchword.New, Labels: l, Proof: e.Data["proof"], Created: e.At, Changed: e.At,
+		Tenant: e.Tenant, ID: watchword.SubjectID(e.Object), Kind: kind, Role: e.Data["role"], State: watchword.New, Labels: l, Name: e.Data["name"], Proof: e.Data["proof"], Created: e.At, Changed: e.At,
 	}
 	return s.Added(), Added, nil
 }

@@ -31,6 +31,10 @@ type Store interface {
 	RetireEndedKeys(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[watchword.Subject]) ([]watchword.Subject, error)
 	// SubjectsWithEndingKeys returns at most limit subjects of which an active key ends after now and at the latest at until.
 	SubjectsWithEndingKeys(ctx context.Context, t watchword.TenantID, now, until time.Time, limit int) ([]watchword.SubjectID, error)
+	// SetName changes no authority version.
+	SetName(ctx context.Context, by audit.Actor, id watchword.SubjectID, name string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	// ForgetSubject makes the id of a deleted device free. Codes: not_found where no deleted subject has it, conflict.
+	ForgetSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, e audit.Entry) error
 	DeleteSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) error
 	// Notices returns a tenant's notices that have not expired, one of each kind.
 	Notices(ctx context.Context, t watchword.TenantID, now time.Time) ([]watchword.Notice, error)
@@ -117,6 +121,29 @@ func (r *Registry) SetLabels(ctx context.Context, by session.Actor, id watchword
 			return by.DoneEntry(audit.KindFor(after.Kind, audit.DeviceLabel), string(id), now, map[string]string{"before": before.Labels.String(), "after": after.Labels.String()})
 		})
 	})
+}
+
+// SetName changes what people call a subject. Codes: bad_request, not_found, exceeds_own.
+func (r *Registry) SetName(ctx context.Context, by session.Actor, id watchword.SubjectID, name string, now time.Time) (watchword.Subject, error) {
+	if err := watchword.CheckSubjectName(name); err != nil {
+		return watchword.Subject{}, err
+	}
+	rule := func(s watchword.Subject) (watchword.Subject, bool, error) {
+		after, changes := s.Rename(name, now)
+		return after, changes, nil
+	}
+	return r.change(ctx, by, id, rule, func(by session.Actor) (watchword.Subject, error) {
+		return r.store.SetName(ctx, by.Actor, id, name, now, func(before, after watchword.Subject) audit.Entry {
+			return by.DoneEntry(audit.KindFor(after.Kind, audit.DeviceName), string(id), now, map[string]string{"before": before.Name, "after": after.Name})
+		})
+	})
+}
+
+// ForgetDevice makes the id of a deleted device free: a device that is added with it begins with the next incarnation, so that no key,
+// token or session of the deleted one counts for it. What is logged and ordered stays. Codes: not_found where no deleted subject has
+// the id, conflict where it was an operator or a service.
+func (r *Registry) ForgetDevice(ctx context.Context, by session.Actor, id watchword.SubjectID, now time.Time) error {
+	return r.store.ForgetSubject(ctx, by.Actor, id, by.DoneEntry(audit.DeviceForget, string(id), now, nil))
 }
 
 // SetProof says whether a subject gets anything without a proof of its key: proof is

@@ -210,7 +210,7 @@ func (t *tx) incarnation(o backup.Object) (incarnation, error) {
 		err = r.Scan(&is.number, &is.ended, &changed)
 		is.changed = fromMillis(changed)
 		return is, err
-	}, `SELECT incarnation, state = 'revoked' OR deleted = 1, changed FROM subjects WHERE tenant = ? AND id = ?`, string(o.Tenant), o.ID)
+	}, `SELECT incarnation, state = 'revoked' OR deleted <> 0, changed FROM subjects WHERE tenant = ? AND id = ?`, string(o.Tenant), o.ID)
 	if err != nil || len(found) == 0 {
 		return incarnation{}, err
 	}

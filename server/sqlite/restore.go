@@ -179,8 +179,10 @@ func (t *tx) replayAct(e audit.Entry) (changed bool, err error) {
 		_, err = t.putSubject(before, after)
 	case registry.AccessEnd, registry.Deleted:
 		if err = t.endAccess(before, after, e.At); err == nil && effect == registry.Deleted {
-			_, err = t.exec(`UPDATE subjects SET deleted = 1 WHERE tenant = ? AND id = ?`, e.Tenant, e.Object)
+			_, err = t.exec(`UPDATE subjects SET deleted = ? WHERE tenant = ? AND id = ?`, deletedSubject, e.Tenant, e.Object)
 		}
+	case registry.Forgotten:
+		return t.forget(e.Tenant, watchword.SubjectID(e.Object))
 	}
 	return effect != registry.NoEffect, err
 }

@@ -1,4 +1,4 @@
--- The schema after migration 35, for new databases. Written by: go test ./server/sqlite -run NewDatabase -update
+-- The schema after migration 36, for new databases. Written by: go test ./server/sqlite -run NewDatabase -update
 
 CREATE TABLE "instance" (
   one    INTEGER PRIMARY KEY CHECK (one = 1),
@@ -30,7 +30,7 @@ CREATE TABLE subjects (
   created     INTEGER NOT NULL,
   changed     INTEGER NOT NULL,
   deleted     INTEGER NOT NULL DEFAULT 0,
-  last_seq    INTEGER NOT NULL DEFAULT 0, proof TEXT NOT NULL DEFAULT '', authority_version INTEGER NOT NULL DEFAULT 1, role TEXT NOT NULL DEFAULT '',
+  last_seq    INTEGER NOT NULL DEFAULT 0, proof TEXT NOT NULL DEFAULT '', authority_version INTEGER NOT NULL DEFAULT 1, role TEXT NOT NULL DEFAULT '', name TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (tenant, id)
 ) STRICT, WITHOUT ROWID;
 

@@ -10,11 +10,12 @@ import (
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/internal/truncate"
 	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/enroll"
 )
 
-const subjectColumns = `tenant, id, kind, role, state, labels, version, authority_version, incarnation, proof, created, changed`
+const subjectColumns = `tenant, id, kind, role, state, labels, name, version, authority_version, incarnation, proof, created, changed`
 
 // subjectRow is the scan target of a subject's columns.
 type subjectRow struct {
@@ -24,7 +25,7 @@ type subjectRow struct {
 }
 
 func (r *subjectRow) columns() []any {
-	return []any{&r.Tenant, &r.ID, &r.Kind, &r.Role, &r.State, &r.labels, &r.Version, &r.AuthorityVersion, &r.Incarnation, &r.Proof, &r.created, &r.changed}
+	return []any{&r.Tenant, &r.ID, &r.Kind, &r.Role, &r.State, &r.labels, &r.Name, &r.Version, &r.AuthorityVersion, &r.Incarnation, &r.Proof, &r.created, &r.changed}
 }
 
 func (r *subjectRow) subject() (watchword.Subject, error) {
@@ -53,7 +54,7 @@ func subject(ctx context.Context, from querier, t watchword.TenantID, id watchwo
 		k.Added, k.Retired, k.Ends = fromMillis(added), fromMillis(retired), fromMillis(ends)
 		return k, err
 	}
-	const query = `SELECT s.tenant, s.id, s.kind, s.role, s.state, s.labels, s.version, s.authority_version, s.incarnation, s.proof, s.created, s.changed,
+	const query = `SELECT s.tenant, s.id, s.kind, s.role, s.state, s.labels, s.name, s.version, s.authority_version, s.incarnation, s.proof, s.created, s.changed,
 			coalesce(k.id, ''), coalesce(k.purpose, ''), coalesce(k.jwk, x''), coalesce(k.state, ''), coalesce(k.added, 0), coalesce(k.retired, 0), coalesce(k.name, ''), coalesce(k.ends, 0)
 		FROM subjects s LEFT JOIN subject_keys k ON k.tenant = s.tenant AND k.subject = s.id
 		WHERE s.tenant = ? AND s.id = ? AND s.deleted = 0`
@@ -139,15 +140,75 @@ func (t *tx) addSubject(s watchword.Subject) error {
 	if err != nil {
 		return err
 	}
-	n, err := t.exec(`INSERT INTO subjects (`+subjectColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
-		s.Tenant, s.ID, s.Kind, s.Role, s.State, labels, s.Version, s.Incarnation, s.Proof, toMillis(s.Created), toMillis(s.Changed))
+	n, err := t.exec(`INSERT INTO subjects (`+subjectColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+		s.Tenant, s.ID, s.Kind, s.Role, s.State, labels, s.Name, s.Version, s.Incarnation, s.Proof, toMillis(s.Created), toMillis(s.Changed))
 	if err != nil {
 		return err
 	}
 	if n == 0 {
-		return watchword.IDTaken(s.ID)
+		if err := t.replaceTombstone(s, labels); err != nil {
+			return err
+		}
 	}
 	return t.addLabels(s.Tenant, s.ID, s.Labels)
+}
+
+// replaceTombstone adds a subject where a deleted one had its id. Its commands go on with the next number.
+func (t *tx) replaceTombstone(s watchword.Subject, labels string) error {
+	stone, err := t.tombstone(s.Tenant, s.ID)
+	if watchword.CodeOf(err) == watchword.NotFound {
+		return watchword.IDTaken(s.ID)
+	}
+	if err != nil {
+		return err
+	}
+	if s, err = s.AddedAfter(stone); err != nil {
+		return err
+	}
+	_, err = t.exec(`UPDATE subjects SET role = ?, state = ?, labels = ?, name = ?, proof = ?, version = ?, incarnation = ?, created = ?, changed = ?, deleted = 0 WHERE tenant = ? AND id = ?`,
+		s.Role, s.State, labels, s.Name, s.Proof, s.Version, s.Incarnation, toMillis(s.Created), toMillis(s.Changed), s.Tenant, s.ID)
+	return err
+}
+
+// The values of the column deleted.
+const (
+	deletedSubject   = 1
+	forgottenSubject = 2 // its id is free
+)
+
+// tombstone returns what is stored of a deleted subject. Code: not_found.
+func (t *tx) tombstone(tenant watchword.TenantID, id watchword.SubjectID) (watchword.Tombstone, error) {
+	return queryOne(context.Background(), t, func(r scanner) (s watchword.Tombstone, err error) {
+		var deleted int
+		err = r.Scan(&s.Kind, &s.Version, &s.Incarnation, &deleted)
+		s.Forgotten = deleted == forgottenSubject
+		return s, err
+	}, watchword.Refuse(watchword.NotFound, "no deleted subject has the id %q", truncate.LogText(string(id))),
+		`SELECT kind, version, incarnation, deleted FROM subjects WHERE tenant = ? AND id = ? AND deleted <> 0`, tenant, id)
+}
+
+// ForgetSubject makes the id of a deleted device free.
+func (s *Store) ForgetSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, e audit.Entry) error {
+	_, err := writeAs(ctx, s, by, func(t *tx) (none struct{}, err error) {
+		changed, err := t.forget(by.Tenant, id)
+		if err != nil || !changed {
+			return none, err
+		}
+		return none, t.addEntry(e)
+	})
+	return err
+}
+
+func (t *tx) forget(tenant watchword.TenantID, id watchword.SubjectID) (changed bool, err error) {
+	stone, err := t.tombstone(tenant, id)
+	if err != nil {
+		return false, err
+	}
+	if _, changed, err = stone.Forget(id); err != nil || !changed {
+		return false, err
+	}
+	_, err = t.exec(`UPDATE subjects SET deleted = ? WHERE tenant = ? AND id = ?`, forgottenSubject, tenant, id)
+	return true, err
 }
 
 func (t *tx) addLabels(tenant watchword.TenantID, id watchword.SubjectID, l watchword.Labels) error {
@@ -232,8 +293,8 @@ func (t *tx) putRow(before, after watchword.Subject) error {
 	if err := t.voidCodes(before, after); err != nil {
 		return err
 	}
-	if _, err := t.exec(`UPDATE subjects SET role = ?, state = ?, labels = ?, proof = ?, version = ?, incarnation = ?, changed = ? WHERE tenant = ? AND id = ?`,
-		after.Role, after.State, labels, after.Proof, after.Version, after.Incarnation, toMillis(after.Changed), after.Tenant, after.ID); err != nil {
+	if _, err := t.exec(`UPDATE subjects SET role = ?, state = ?, labels = ?, name = ?, proof = ?, version = ?, incarnation = ?, changed = ? WHERE tenant = ? AND id = ?`,
+		after.Role, after.State, labels, after.Name, after.Proof, after.Version, after.Incarnation, toMillis(after.Changed), after.Tenant, after.ID); err != nil {
 		return err
 	}
 	if maps.Equal(before.Labels, after.Labels) {
@@ -295,6 +356,24 @@ func (s *Store) SetLabels(ctx context.Context, by audit.Actor, id watchword.Subj
 	return s.changeSubject(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
 		return before.Relabel(l, ifVersion, truncateToMillis(now))
 	}, entry)
+}
+
+// SetName changes what people call a subject. It writes none of the columns that authority depends on, which would raise its version.
+func (s *Store) SetName(ctx context.Context, by audit.Actor, id watchword.SubjectID, name string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return writeAs(ctx, s, by, func(t *tx) (watchword.Subject, error) {
+		before, err := t.subject(by.Tenant, id)
+		if err != nil {
+			return before, err
+		}
+		after, changes := before.Rename(name, truncateToMillis(now))
+		if !changes {
+			return before, nil
+		}
+		if _, err := t.exec(`UPDATE subjects SET name = ?, version = ?, changed = ? WHERE tenant = ? AND id = ?`, after.Name, after.Version, toMillis(after.Changed), by.Tenant, id); err != nil {
+			return after, err
+		}
+		return after, t.addEntry(entry(before, after))
+	})
 }
 
 // SetProof sets whether a subject must prove its key.
@@ -360,7 +439,7 @@ func (s *Store) DeleteSubject(ctx context.Context, by audit.Actor, id watchword.
 		if err := t.endAccess(before, after, now); err != nil {
 			return none, err
 		}
-		if _, err := t.exec(`UPDATE subjects SET deleted = 1 WHERE tenant = ? AND id = ?`, by.Tenant, id); err != nil {
+		if _, err := t.exec(`UPDATE subjects SET deleted = ? WHERE tenant = ? AND id = ?`, deletedSubject, by.Tenant, id); err != nil {
 			return none, err
 		}
 		return none, t.addEntry(entry(before, after))

@@ -66,6 +66,16 @@ func (t *T) SetRole(ctx context.Context, tenant watchword.TenantID, id watchword
 	return t.Store.SetRole(ctx, in(tenant, e), id, role, now, audit.FixedEntry[watchword.Subject](e))
 }
 
+// SetName is [Store.SetName].
+func (t *T) SetName(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, name string, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.SetName(ctx, in(tenant, e), id, name, now, audit.FixedEntry[watchword.Subject](e))
+}
+
+// ForgetSubject is [Store.ForgetSubject].
+func (t *T) ForgetSubject(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, e audit.Entry) error {
+	return t.Store.ForgetSubject(ctx, in(tenant, e), id, e)
+}
+
 // Resume is [Store.Resume].
 func (t *T) Resume(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, now time.Time, e audit.Entry) (watchword.Subject, error) {
 	return t.Store.Resume(ctx, in(tenant, e), id, now, audit.FixedEntry[watchword.Subject](e))

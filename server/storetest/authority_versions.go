@@ -20,6 +20,7 @@ func (t *T) authorizedSteps(e audit.Entry) map[string]error {
 	out := map[string]error{
 		"CreateSubject": t.CreateSubject(t.ctx, sub, nil, e),
 		"DeleteSubject": t.DeleteSubject(t.ctx, tenant, "lamp-1", t.now, e),
+		"ForgetSubject": t.ForgetSubject(t.ctx, tenant, "lamp-1", e),
 		"AddCode":       t.AddCode(t.ctx, t.code("lamp-1", "x"), e),
 		"SetClockMark":  t.SetClockMark(t.ctx, clock.Mark{}, e),
 		"RotateKeys":    t.RotateKeys(t.ctx, keyring.KeyUpdate{}, e),
@@ -32,6 +33,7 @@ func (t *T) authorizedSteps(e audit.Entry) map[string]error {
 	}
 	_, _, out["RedeemCode"] = t.RedeemCode(t.ctx, t.redemption("x", "x"), t.now, e) // by the maker of the code
 	_, out["SetLabels"] = t.SetLabels(t.ctx, tenant, "lamp-1", nil, 0, t.now, e)
+	_, out["SetName"] = t.SetName(t.ctx, tenant, "lamp-1", "x", t.now, e)
 	_, out["SetProof"] = t.SetProof(t.ctx, tenant, "lamp-1", watchword.RequireProof, t.now, e)
 	_, out["SetRole"] = t.SetRole(t.ctx, tenant, "lamp-1", "viewer", t.now, e)
 	_, out["Suspend"] = t.Suspend(t.ctx, tenant, "lamp-1", t.now, e)

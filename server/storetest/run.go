@@ -33,6 +33,8 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"the clock's mark is kept", clockMark},
 		{"a subject's life", subjectLife},
 		{"ids are never free again", tombstones},
+		{"a deleted device's id is free once it is forgotten", forgottenDevice},
+		{"a subject has a name", subjectNames},
 		{"labels find subjects, page by page", subjectPages},
 		{"labels are replaced under their version", labelsUnderVersion},
 		{"each edit of labels says what it replaced", labelsOfManyEditors},

@@ -67,6 +67,12 @@ type Store interface {
 	RetireEndedKeys(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[watchword.Subject]) ([]watchword.Subject, error)
 	// SubjectsWithEndingKeys returns at most limit subjects of which an active key ends after now and at the latest at until.
 	SubjectsWithEndingKeys(ctx context.Context, t watchword.TenantID, now, until time.Time, limit int) ([]watchword.SubjectID, error)
+	// SetName writes Name (the same as it was: no change, no entry), and leaves the authority version.
+	SetName(ctx context.Context, by audit.Actor, id watchword.SubjectID, name string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	// ForgetSubject makes the id of a deleted device free (already: no entry): a device that is added with it has the next incarnation
+	// and version, and its commands the next number. Codes: not_found where no deleted subject has the id, conflict for an
+	// operator or a service.
+	ForgetSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, e audit.Entry) error
 	// SetProof writes Proof (the same as it was: no change, no entry).
 	SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// Suspend: new or active becomes suspended (already suspended: no change, no entry, no error); revoked: conflict.

@@ -48,6 +48,75 @@ func tombstones(t *T) {
 	equal(t, "subjects listed", len(ss), 0)
 }
 
+func forgottenDevice(t *T) {
+	forget := func(id watchword.SubjectID) error {
+		return t.ForgetSubject(t.ctx, tenant, id, t.entry(audit.DeviceForget, string(id)))
+	}
+	create := func(id watchword.SubjectID, kind watchword.Kind) error {
+		return t.CreateSubject(t.ctx, watchword.Subject{Tenant: tenant, ID: id, Kind: kind, State: watchword.New, Labels: watchword.Labels{"life": "2"}, Created: t.now, Changed: t.now}, nil, t.entry(audit.DeviceCreate, string(id)))
+	}
+	before := t.enrolled("lamp-1")
+	t.wantCode(watchword.NotFound, forget("lamp-1")) // it is not deleted
+	t.wantCode(watchword.NotFound, forget("lamp-2"))
+	equal(t, "number", t.order(1, "lamp-1").Seq, 1)
+	t.must(t.DeleteSubject(t.ctx, tenant, "lamp-1", t.now, t.entry(audit.DeviceDelete, "lamp-1")))
+	t.wantCode(watchword.Conflict, create("lamp-1", watchword.Device))
+	n := t.log()
+	t.must(forget("lamp-1"))
+	equal(t, "entries", t.log(), n+1)
+	t.must(forget("lamp-1"))
+	equal(t, "entries of what is forgotten already", t.log(), n+1)
+	_, err := t.Subject(t.ctx, tenant, "lamp-1")
+	t.wantCode(watchword.NotFound, err)
+	t.wantCode(watchword.Conflict, create("lamp-1", watchword.Operator)) // the id stays one of a device
+	t.must(create("lamp-1", watchword.Device))
+	t.wantCode(watchword.Conflict, create("lamp-1", watchword.Device))
+	t.wantCode(watchword.NotFound, forget("lamp-1"))
+	s, err := t.Subject(t.ctx, tenant, "lamp-1")
+	t.must(err)
+	equal(t, "state", s.State, watchword.New)
+	equal(t, "labels", s.Labels.String(), "life=2")
+	equal(t, "incarnation", s.Incarnation, before.Incarnation+1)
+	if s.Version <= before.Version+1 || s.AuthorityVersion <= before.AuthorityVersion+1 {
+		t.Errorf("version %d and authority version %d do not go on from %d and %d", s.Version, s.AuthorityVersion, before.Version, before.AuthorityVersion)
+	}
+	for _, k := range s.Keys {
+		equal(t, "state of a key of before", k.State, watchword.KeyRevoked)
+	}
+	found, err := t.Subjects(t.ctx, tenant, watchword.Device, "", watchword.Labels{"life": "2"}, "", 10)
+	t.must(err)
+	equal(t, "found by its label", len(found), 1)
+	equal(t, "incarnation after the enrollment", t.enroll("lamp-1", "k2").Incarnation, before.Incarnation+1)
+	equal(t, "the next number", t.order(2, "lamp-1").Seq, 2)
+
+	boss := watchword.Subject{Tenant: tenant, ID: "boss", Kind: watchword.Operator, Role: "viewer", State: watchword.New, Created: t.now, Changed: t.now}
+	t.must(t.CreateSubject(t.ctx, boss, nil, t.entry(audit.KindFor(watchword.Operator, audit.DeviceCreate), "boss")))
+	t.must(t.DeleteSubject(t.ctx, tenant, "boss", t.now, t.entry(audit.KindFor(watchword.Operator, audit.DeviceDelete), "boss")))
+	t.wantCode(watchword.Conflict, forget("boss"))
+}
+
+func subjectNames(t *T) {
+	before := t.enrolled("lamp-1")
+	name := func(name string) watchword.Subject {
+		s, err := t.SetName(t.ctx, tenant, "lamp-1", name, t.now, t.entry(audit.DeviceName, "lamp-1"))
+		t.must(err)
+		return s
+	}
+	s := name("Lampe im Büro, 2. Stock")
+	equal(t, "name", s.Name, "Lampe im Büro, 2. Stock")
+	equal(t, "version", s.Version, before.Version+1)
+	equal(t, "authority version", s.AuthorityVersion, before.AuthorityVersion)
+	n := t.log()
+	equal(t, "version of the same name", name(s.Name).Version, s.Version)
+	equal(t, "entries of the same name", t.log(), n)
+	all, err := t.Subjects(t.ctx, tenant, watchword.Device, "", nil, "", 10)
+	t.must(err)
+	equal(t, "name in a list", all[0].Name, s.Name)
+	_, err = t.SetName(t.ctx, tenant, "lamp-2", "x", t.now, t.entry(audit.DeviceName, "lamp-2"))
+	t.wantCode(watchword.NotFound, err)
+	equal(t, "no name", name("").Name, "")
+}
+
 func subjectPages(t *T) {
 	for i := range 25 {
 		site := "a"
