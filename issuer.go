@@ -70,7 +70,8 @@ func LogOrigin(issuer string) string {
 	return rest + "/log"
 }
 
-// RestoredLogOrigin returns the origin of an issuer's audit log from the restore with this epoch on.
+// RestoredLogOrigin returns the beginning of the origin of an issuer's audit log from the restore with this epoch on. A random part
+// follows, after a hyphen.
 func RestoredLogOrigin(issuer string, epoch int64) string {
 	return LogOrigin(issuer) + "/" + strconv.FormatInt(epoch, 10)
 }

@@ -7,10 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/backup"
 	"github.com/watchword-iot/watchword/server/sqlite"
 )
@@ -30,6 +33,9 @@ const (
 // journalRetry is how long the server waits after an error of the journal's disk. Tests shorten it.
 var journalRetry = 5 * time.Second
 
+// journalRecordLimit is the most bytes of a record. Tests lower it.
+var journalRecordLimit = backup.MaxRecord
+
 // journalContext is the context of the key that authenticates journals ([keyring.Ring.DeriveSecret]).
 const journalContext = "journal"
 
@@ -45,9 +51,36 @@ type journalState struct {
 	seen    int64     // the last entry that was looked at
 	written time.Time // when a record was written last
 	opened  bool      // the journals in the folder were looked at
+	follows int64     // size of the log of the newest backup for which a journal was begun
+	// restored and applied are what the journals of a restored server say of its log ([backup.JournalHead]); nil for another server.
+	restored, applied *backup.Log
 
 	mu       sync.Mutex
 	complete time.Time // when the journal had all that it must have; zero: it is not kept, or did not begin
+	faults   []string  // since the last backup, which an operator must know though the journal goes on
+}
+
+// fault notes what an operator must know of the journal, until the next backup.
+func (j *journalState) fault(text string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	const most = 8 // further ones are in the process log
+	if len(j.faults) < most && !slices.Contains(j.faults, text) {
+		j.faults = append(j.faults, text)
+	}
+}
+
+func (j *journalState) clearFaults() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.faults = nil
+}
+
+// warnings returns the faults since the last backup.
+func (j *journalState) warnings() []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Clone(j.faults)
 }
 
 // lag returns for how long the journal lacks what it must have; 0 where none is kept.
@@ -117,11 +150,16 @@ func (s *Server) journalStep(ctx context.Context) error {
 	if err := s.openJournal(ctx); err != nil {
 		return err
 	}
-	last, made := s.knownBackups().last(false)
-	if made && (j.current == nil || last.Made.After(j.current.Made)) {
-		return s.nextJournal(ctx, last)
+	if err := s.checkJournal(ctx); err != nil {
+		return err
 	}
-	if j.current == nil { // it begins with the first backup
+	last, made := s.ownBackups().last(false)
+	switch {
+	case made && (j.current == nil || last.Log.Size > j.follows):
+		return s.nextJournal(ctx, last)
+	case j.current == nil && j.restored != nil: // the backup from which it was restored can be restored again
+		return s.createJournal(backup.Log{Origin: s.keys.LogOrigin(), Size: j.restored.Size, Hash: j.restored.Hash})
+	case j.current == nil: // it begins with the first backup
 		j.setComplete(s.o.Now())
 		return nil
 	}
@@ -136,6 +174,9 @@ func (s *Server) openJournal(ctx context.Context) error {
 	}
 	recipients, err := BackupKey{}.recipients(s.cfg)
 	if err != nil {
+		return err
+	}
+	if err := s.readRestoredLog(ctx); err != nil {
 		return err
 	}
 	files, err := journalFiles(s.cfg.Backup.Journal)
@@ -158,17 +199,55 @@ func (s *Server) openJournal(ctx context.Context) error {
 		if err != nil || tree.Size() < found.To() {
 			return errors.Join(err, found.Close(), watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and the journal %s covers %d: entries of the log are missing", tree.Size(), path, found.To()))
 		}
-		j.current, j.seen = found, found.To()
+		found.Limit = journalRecordLimit
+		j.current, j.seen, j.follows = found, found.To(), found.Start.Size
 		break
 	}
 	j.opened = true
-	if j.current == nil || j.current.Damage == "" {
+	return nil
+}
+
+// readRestoredLog reads from the log of a restored server which log it continues.
+func (s *Server) readRestoredLog(ctx context.Context) error {
+	if !s.keys.Restored() {
 		return nil
 	}
-	// A crash cut off its last record, or the disk damaged one: another file goes on after the last valid record, and has what was
-	// in those behind it.
-	start := backup.Log{Origin: j.current.Start.Origin, Size: j.current.To()}
-	return s.createJournal(start)
+	found, err := s.store.Find(ctx, audit.Query{Tenant: watchword.DefaultTenant, Kind: audit.LogRestore, Object: s.keys.LogOrigin()}, audit.Page{Newest: true, Limit: 1})
+	if err != nil || len(found) == 0 || found[0].Pruned() {
+		return err
+	}
+	e, err := found[0].Entry()
+	if err != nil {
+		return err
+	}
+	number := func(name string) int64 {
+		n, _ := strconv.ParseInt(e.Data[name], 10, 64) // entries of earlier builds lack some
+		return n
+	}
+	s.journal.restored = &backup.Log{Origin: e.Data["origin"], Size: number("size"), Hash: e.Data["root"]}
+	if origin := e.Data["source_origin"]; origin != "" {
+		s.journal.applied = &backup.Log{Origin: origin, Size: number("source_size")}
+	}
+	return nil
+}
+
+// checkJournal begins another journal in the place of one that is damaged: a crash cut off its last record, or another process
+// removed, replaced or changed the file. It begins where that one began, since nothing in the file is certain, so that there is no gap.
+func (s *Server) checkJournal(ctx context.Context) error {
+	j := s.journal.current
+	if j == nil {
+		return nil
+	}
+	err := j.Check()
+	if err != nil && j.Damage == "" {
+		return fileError(err, s.cfg.Backup.Journal)
+	}
+	if err == nil {
+		return nil
+	}
+	s.o.Log.ErrorContext(ctx, "the journal was damaged: another one begins where it began", slog.String("file", j.Path()), slog.String("damage", j.Damage))
+	s.journal.fault("the journal " + filepath.Base(j.Path()) + " was damaged (" + j.Damage + "), and another one was begun: find out what changes files in the folder of backup.journal")
+	return s.createJournal(j.Start)
 }
 
 // journalFiles returns the journals in a folder, sorted by name, which is by time. It must exist.
@@ -197,10 +276,13 @@ func (s *Server) createJournal(start backup.Log) error {
 	}
 	now := s.o.Now()
 	path := filepath.Join(s.cfg.Backup.Journal, "watchword-"+now.UTC().Format("20060102T150405.000Z")+backup.JournalSuffix)
-	next, err := backup.CreateJournal(path, journalKey(s.keys), recipients, backup.JournalHead{Issuer: s.keys.Issuer(), Start: start, Made: now})
+	next, err := backup.CreateJournal(path, journalKey(s.keys), recipients, backup.JournalHead{
+		Issuer: s.keys.Issuer(), Start: start, Made: now, Epoch: s.keys.Epoch(), Restored: s.journal.restored, Applied: s.journal.applied,
+	})
 	if err != nil {
 		return fileError(err, path)
 	}
+	next.Limit = journalRecordLimit
 	old := s.journal.current
 	s.journal.current, s.journal.seen, s.journal.written = next, start.Size, now
 	if old != nil {
@@ -210,19 +292,26 @@ func (s *Server) createJournal(start backup.Log) error {
 }
 
 // nextJournal begins the journal that follows a backup. The one before is completed first, so that an older backup can be restored with
-// both.
+// both. If that fails, the next one begins where that one ends, so that nothing is missing between them.
 func (s *Server) nextJournal(ctx context.Context, b backupRecord) error {
-	if s.journal.current != nil {
-		if err := s.followLog(ctx); err != nil {
-			return err
+	start := b.Log
+	if old := s.journal.current; old != nil {
+		err := s.followLog(ctx)
+		if err == nil {
+			err = s.coverSeen()
 		}
-		if err := s.coverSeen(); err != nil {
-			return err
+		if err != nil {
+			s.o.Log.WarnContext(ctx, "the journal before the backup cannot be completed: the next one begins where it ends", slog.String("file", old.Path()), slog.Any("err", err))
+			if old.To() < start.Size {
+				start = backup.Log{Origin: b.Log.Origin, Size: old.To()}
+			}
 		}
 	}
-	if err := s.createJournal(b.Log); err != nil {
+	if err := s.createJournal(start); err != nil {
 		return err
 	}
+	s.journal.follows = b.Log.Size
+	s.journal.clearFaults()
 	if err := s.followLog(ctx); err != nil {
 		return err
 	}
@@ -278,8 +367,8 @@ func (s *Server) followSnapshot(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	for {
-		r, err := journalRecord(ctx, db, j.seen)
+	for page := journalPage; ; {
+		r, err := journalRecord(ctx, db, j.seen, page)
 		if err != nil {
 			return err
 		}
@@ -288,17 +377,37 @@ func (s *Server) followSnapshot(ctx context.Context) (err error) {
 		}
 		r.Schema, r.At = schema, s.o.Now()
 		if len(r.Objects) > 0 {
-			if err := s.appendRecord(r); err != nil {
+			err := s.appendRecord(r)
+			if watchword.CodeOf(err) == watchword.TooLarge {
+				if page > 1 {
+					page /= 2
+					continue
+				}
+				err = s.omitObjects(ctx, r, err)
+			}
+			if err != nil {
 				return err
 			}
 		}
-		j.seen = r.To
+		j.seen, page = r.To, journalPage
 	}
 }
 
-// journalRecord makes the record of the next page of entries.
-func journalRecord(ctx context.Context, db *sqlite.Snapshot, after int64) (r backup.Record, err error) {
-	entries, raw, to, err := db.JournalPage(ctx, after, journalPage)
+// omitObjects writes the record of one entry whose objects are too large, without them: a restore names them, and what follows is
+// journaled.
+func (s *Server) omitObjects(ctx context.Context, r backup.Record, why error) error {
+	r = r.Omit()
+	for _, ref := range r.Omitted {
+		name := strings.TrimSpace(string(ref.Kind) + " " + ref.ID)
+		s.o.Log.ErrorContext(ctx, "an object is too large for the journal: only a backup has its change", slog.String("object", name), slog.Int64("entry", r.To), slog.Any("err", why))
+		s.journal.fault("the journal lacks a change of " + name + ", which is too large for it: make a backup")
+	}
+	return s.appendRecord(r)
+}
+
+// journalRecord makes the record of the next entries, at most page.
+func journalRecord(ctx context.Context, db *sqlite.Snapshot, after int64, page int) (r backup.Record, err error) {
+	entries, raw, to, err := db.JournalPage(ctx, after, page)
 	if err != nil {
 		return r, err
 	}
@@ -328,7 +437,7 @@ func journalRecord(ctx context.Context, db *sqlite.Snapshot, after int64) (r bac
 // this server wrote are deleted.
 func (s *Server) deleteOldJournals(ctx context.Context) error {
 	oldest := s.journal.current.Start.Size
-	for _, m := range s.knownBackups().Made {
+	for _, m := range s.ownBackups().Made {
 		oldest = min(oldest, m.Log.Size)
 	}
 	files, err := journalFiles(s.cfg.Backup.Journal)

@@ -133,9 +133,14 @@ func (s *Server) openBackupRecords(ctx context.Context) {
 	s.backups.records = r
 }
 
-// knownBackups returns the records.
-func (s *Server) knownBackups() backupRecords {
+// ownBackups returns the records of backups of the server's log: those of before a restore are of another server.
+func (s *Server) ownBackups() (own backupRecords) {
 	s.backups.mu.Lock()
 	defer s.backups.mu.Unlock()
-	return s.backups.records
+	for _, m := range s.backups.records.Made {
+		if m.Log.Origin == s.keys.LogOrigin() {
+			own.Made = append(own.Made, m)
+		}
+	}
+	return own
 }

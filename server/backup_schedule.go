@@ -30,7 +30,7 @@ func (s *Server) scheduleBackups(ctx context.Context) error {
 	var failed time.Time
 	for {
 		now := s.o.Now()
-		last, made := s.knownBackups().last(true)
+		last, made := s.ownBackups().last(true)
 		due := !made || !now.Before(last.Made.Add(every)) || last.Made.After(now.Add(every))
 		if due && (failed.IsZero() || now.Sub(failed).Abs() >= min(every, backupRetry)) {
 			failed = time.Time{}
@@ -144,7 +144,7 @@ func (b *backups) setScheduled(err error) {
 
 // backupAge returns how long ago the last backup was made that is complete; ok is false if none was.
 func (s *Server) backupAge() (age time.Duration, ok bool) {
-	last, ok := s.knownBackups().last(false)
+	last, ok := s.ownBackups().last(false)
 	return s.o.Now().Sub(last.Made), ok
 }
 
@@ -161,6 +161,10 @@ func (s *Server) backupWarnings() (out []string) {
 			out = append(out, fmt.Sprintf("the last backup was made %s ago", age.Round(time.Second)))
 		}
 	}
+	if _, ok := s.backupAge(); !ok && s.keys.Restored() {
+		out = append(out, "this server was restored, and no backup of it was made since: make one now")
+	}
+	out = append(out, s.journal.warnings()...)
 	if lag := s.journal.lag(s.o.Now()); lag > journalLagWarning {
 		out = append(out, fmt.Sprintf("the journal of backup.journal was not written for %s", lag.Round(time.Second)))
 	}

@@ -65,3 +65,13 @@ func AskBackup(ctx context.Context, dir string, w io.Writer, key BackupKey) erro
 	_, err := askBackup(ctx, dir, newHashed(w), "b", key)
 	return fileError(err, "b")
 }
+
+// NextEpoch returns the epoch of a restore at a time.
+func NextEpoch(known, least int64, now time.Time) int64 { return nextEpoch(known, least, now) }
+
+// SetJournalRecordLimit lowers the most bytes of a record for one test.
+func SetJournalRecordLimit(t interface{ Cleanup(func()) }, n int) {
+	before := journalRecordLimit
+	journalRecordLimit = n
+	t.Cleanup(func() { journalRecordLimit = before })
+}

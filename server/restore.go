@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -31,7 +32,8 @@ type RestoreOptions struct {
 	// Source has what was done after the backup: the old data folder, the folder of its journals, an export of the log, or, for
 	// their number alone, a mirror of the log or one of its checkpoints. Empty: none.
 	Source string
-	Epoch  int64 // at least this one; 0: any
+	// Epoch is at least this one, and this one if it is not below the minutes since 2025; 0: any.
+	Epoch int64
 	// AcceptLoss says that the operator accepts that changes of authority after the backup are lost.
 	AcceptLoss bool
 	// AcceptClock vouches for the clock of this machine as it is.
@@ -55,12 +57,27 @@ type RestoredBackup struct {
 	PlanFile string                 // which has the plan; empty: none
 }
 
-// restoreEpoch is the time from which epochs are counted, in minutes, so that two restores of one backup differ.
+// restoreEpoch is the time from which epochs are counted.
 var restoreEpoch = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// nextEpoch returns the epoch of a restore at a time, above all that are known.
+const (
+	// epochsPerSecond is how many epochs a restore chooses among that does not have to pass over a higher one.
+	epochsPerSecond = 64
+	// epochsAfterKnown is how many it chooses among otherwise.
+	epochsAfterKnown = 4096
+)
+
+// nextEpoch returns the epoch of a restore at a time, above all that are known: least, if it is that and at least the minutes since
+// 2025. Otherwise it is chosen so that restores of one backup, which do not know of each other, differ, and a later one has a
+// higher epoch: 64 times the seconds since 2025, or the next one after the known one, and a random number.
 func nextEpoch(known, least int64, now time.Time) int64 {
-	return max(known+1, int64(now.Sub(restoreEpoch)/time.Minute), least)
+	if least > known && least >= int64(now.Sub(restoreEpoch)/time.Minute) {
+		return least
+	}
+	if n := int64(now.Sub(restoreEpoch)/time.Second)*epochsPerSecond + rand.Int64N(epochsPerSecond); n > known {
+		return n
+	}
+	return known + 1 + rand.Int64N(max(min(epochsAfterKnown, keyring.MaxEpoch-known), 1))
 }
 
 // RestoreBackup restores a backup to a folder on which no server was, and makes it the server of its devices: it has a higher epoch,
@@ -163,10 +180,14 @@ func (r RestoreOptions) step(ctx context.Context, data, sum string, o Options, o
 	if err != nil {
 		return err
 	}
+	applied := out.Found.To // up to here nothing was lost
+	if out.Found.Damage != "" || out.Found.Missing > 0 || len(out.Found.Omitted)+len(out.Found.Lost) > 0 {
+		applied = 0
+	}
 	step := sqlite.Restore{RestoredState: state, Replay: out.Found.Replay, Journal: out.Found.Journal, Notices: out.Found.Notices, Now: now, AcceptLoss: r.AcceptLoss, First: audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(audit.LogRestore, state.Instance.LogOrigin, now, map[string]string{
 		"origin": out.Manifest.Log.Origin, "size": strconv.FormatInt(out.Manifest.Log.Size, 10), "root": out.Manifest.Log.Hash, "checkpoint": string(last.Note),
 		"epoch": strconv.FormatInt(state.Instance.Epoch, 10), "epoch_before": strconv.FormatInt(before, 10), "backup": sum, "made": out.Manifest.Made.UTC().Format(time.RFC3339),
-		"source": string(out.Found.Kind), "accept_loss": strconv.FormatBool(r.AcceptLoss),
+		"source": string(out.Found.Kind), "source_origin": out.Found.Origin, "source_size": strconv.FormatInt(applied, 10), "accept_loss": strconv.FormatBool(r.AcceptLoss),
 	})}
 	if out.Done, err = s.store.Restore(ctx, step); err != nil {
 		return err

@@ -39,7 +39,7 @@ const (
 // RestoreSource is what a source has of the log after a backup.
 type RestoreSource struct {
 	Kind    SourceKind
-	Origin  string
+	Origin  string        // of the log that the source has
 	To      int64         // the last entry that the source has or proves; the size of the backup's log without a source
 	Missing int64         // entries after the backup that the source proves and whose content it does not have
 	Damage  string        // why entries after To cannot be read; empty: there are none known
@@ -47,6 +47,7 @@ type RestoreSource struct {
 	Journal []audit.Entry // likewise, whose rows were copied from journals, or from the old folder those of the server's keys and addresses
 	Lost    []audit.Entry // changes of the server's root, TLS authority and addresses after the backup whose rows the source does not have
 	Epoch   int64         // of the old data folder; 0: not known
+	Omitted []backup.Ref  // objects that changed after the backup and were too large for the journal
 	// Notices are those of acts after the backup that were not acknowledged, as far as the source says so: a journal does not.
 	Notices []watchword.Notice
 	// Warnings are what was passed over and has nothing that could be lost.
@@ -65,6 +66,12 @@ func (f RestoreSource) checkLoss(accepted bool) error {
 		return watchword.Refuse(watchword.Conflict, "what was done after the backup is not known: %s%s", what, how)
 	case f.Damage != "":
 		return watchword.Refuse(watchword.Conflict, "the log is readable up to entry %d (%s), and what was done after it is not known: %s%s", f.To, f.Damage, what, how)
+	case len(f.Omitted) > 0:
+		var list []string
+		for _, ref := range f.Omitted[:min(len(f.Omitted), mostListed)] {
+			list = append(list, fmt.Sprintf("%s %s", ref.Kind, ref.ID))
+		}
+		return watchword.Refuse(watchword.Conflict, "%d objects were changed after the backup and are too large for the journal, so they would be as in the backup: %s; find the old data folder, or accept the loss with --accept-loss", len(f.Omitted), strings.Join(list, "; "))
 	case f.Missing > 0:
 		return watchword.Refuse(watchword.Conflict, "%d entries of the log after the backup are known to be missing, and not what they are: %s%s", f.Missing, what, how)
 	case len(f.Lost) > 0:
@@ -174,7 +181,13 @@ func (s *Server) applyJournals(ctx context.Context, paths []string, o RestoreOpt
 	if err != nil {
 		return out, err
 	}
-	out.To, out.Missing, out.Damage = max(read.To, m.Log.Size), read.Missing, read.Damage
+	out.To, out.Missing, out.Damage, out.Omitted = max(read.To, m.Log.Size), read.Missing, read.Damage, read.Omitted
+	if read.Origin != "" {
+		out.Origin = read.Origin
+	}
+	if out.Damage == "" && len(read.PassedOver) > 0 {
+		out.Damage = "journals of several servers that were restored from each other are here, and those of " + out.Origin + " count; leave only those of the server that you mean in the folder: " + strings.Join(read.PassedOver, "; ")
+	}
 	if out.Damage == "" && len(read.Unreadable) > 0 {
 		out.Damage = "not journals of this server, or damaged from their beginning; remove from the folder what is not of this server: " + strings.Join(read.Unreadable, "; ")
 	}
@@ -287,9 +300,10 @@ func (s *Server) readOldFolder(ctx context.Context, dir string, m backup.Manifes
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	if is, err := f.Instance(ctx); err == nil {
-		if is.Origin() != m.Log.Origin {
-			return r.out, watchword.Refuse(watchword.LogInvalid, "%s has the log %s, and the backup is of %s", dir, is.Origin(), m.Log.Origin)
+		if is.Issuer != m.Issuer { // a server that was restored from the backup has another origin and the same entries
+			return r.out, watchword.Refuse(watchword.LogInvalid, "%s is of the server %s, and the backup is of %s", dir, is.Issuer, m.Issuer)
 		}
+		r.out.Origin = is.Origin()
 		r.out.Epoch = max(is.Epoch, is.SupersededBy)
 	}
 	if r.signed, err = readOldCheckpoint(dir); err != nil {

@@ -50,7 +50,7 @@ func (a *app) restoreCommand() *cobra.Command {
 	r := server.RestoreOptions{}
 	f := c.Flags()
 	f.StringVar(&r.Source, "log", "", "old data folder, folder of journals, export of the log, mirror of the log or checkpoint: what was done after the backup")
-	f.Int64Var(&r.Epoch, "epoch", 0, "the new epoch is at least this number, which must be higher than that of every server that was ever restored from this one")
+	f.Int64Var(&r.Epoch, "epoch", 0, "the new epoch, if it is at least the minutes since 2025; it must be higher than that of every server that was ever restored from this one (default: by the clock, with a random part)")
 	f.BoolVar(&r.AcceptLoss, "accept-loss", false, "accept that changes after the backup are lost: revoked subjects act again")
 	f.BoolVar(&r.AcceptClock, "accept-clock", false, "vouch for the clock of this machine as it is")
 	f.StringVar(&r.Plan, "plan", "", "file for the trust bundle that an offline root has to sign (default: DATA.plan.json)")
@@ -92,6 +92,9 @@ func newRestoredBackup(r server.RestoreOptions, done server.RestoredBackup) rest
 		} else {
 			out.Unapplied = append(out.Unapplied, replayedEntry{e.Entry.Seq, e.Entry.Kind, e.Entry.Object, e.Err.Error()})
 		}
+	}
+	for _, ref := range done.Found.Omitted {
+		out.Unapplied = append(out.Unapplied, replayedEntry{0, string(ref.Kind), ref.ID, "its change is too large for the journal"})
 	}
 	for _, e := range done.Found.Lost {
 		out.Unapplied = append(out.Unapplied, replayedEntry{e.Seq, e.Kind, e.Object, "the server has its root, TLS authority and addresses of the backup"})
@@ -135,5 +138,6 @@ func (r restoredBackup) table(w *terminal.Writer) {
 		w.Printf("          watchword key sign %s --key ROOT > signed.json; watchword key import signed.json --stopped --data %s\n", r.Plan, r.Data)
 	}
 	w.Printf("next      start the server (watchword serve) at the addresses of the old one, and never start the old one again\n")
+	w.Printf("          make a backup of it at once (watchword backup create); with [backup] every, it does that at its start\n")
 	w.Printf("          give witnesses the log key above, and copy the log to another folder than before (watchword audit mirror)\n")
 }

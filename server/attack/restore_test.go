@@ -444,6 +444,19 @@ func TestTwoRestoresOfOneBackupDiffer(t *testing.T) {
 	if trusts[0].Command[0].ID() == trusts[1].Command[0].ID() || trusts[0].Roots[0].ID() != trusts[1].Roots[0].ID() {
 		t.Error("two restores have one command key, or two roots")
 	}
+	origins := map[string]bool{}
+	for range 2 { // with the same epoch, which the operator chose
+		r := s.options(file)
+		r.AcceptLoss, r.Epoch = true, 5_000_000
+		d := s.restore(r, server.Options{})
+		if d.Epoch != r.Epoch || !strings.Contains(d.Origin, "/log/5000000-") {
+			t.Errorf("with epoch %d: epoch %d, origin %s", r.Epoch, d.Epoch, d.Origin)
+		}
+		origins[d.Origin] = true
+	}
+	if len(origins) != 2 {
+		t.Errorf("two restores of epoch 5000000 have the origins %v", origins)
+	}
 }
 
 // With an offline root the restored server serves nothing before the root has signed the bundle with the new keys.

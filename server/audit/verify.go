@@ -66,10 +66,11 @@ func NewLogVerifier(keys []ledger.Key, own, external [][]byte) (*LogVerifier, er
 // The restored log begins with the entries that the backup had.
 func sameLog(a, b string) bool { return baseOrigin(a) == baseOrigin(b) }
 
-// baseOrigin returns an origin without the epoch of a restore.
+// baseOrigin returns an origin without the epoch and the random part of a restore.
 func baseOrigin(origin string) string {
 	i := strings.LastIndexByte(origin, '/')
-	if _, err := strconv.ParseUint(origin[i+1:], 10, 63); i >= 0 && err == nil && strings.HasSuffix(origin[:i], "/log") {
+	epoch, _, _ := strings.Cut(origin[i+1:], "-")
+	if _, err := strconv.ParseUint(epoch, 10, 63); i >= 0 && err == nil && strings.HasSuffix(origin[:i], "/log") {
 		return origin[:i]
 	}
 	return origin

@@ -8,7 +8,9 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -32,6 +34,11 @@ type JournalHead struct {
 	Issuer string    `json:"issuer"`
 	Start  Log       `json:"start"` // of the backup that the journal follows: its records begin there; without a hash where it follows another journal
 	Made   time.Time `json:"made"`
+	Epoch  int64     `json:"epoch,omitempty"` // of commands
+	// Restored is the log that the one of a restored server continues: its origin, and the entries that both have.
+	Restored *Log `json:"restored,omitempty"`
+	// Applied is the log whose changes after that the restore applied, and the last entry up to which nothing of it was lost.
+	Applied *Log `json:"applied,omitempty"`
 }
 
 // recordHead is the head of every other frame.
@@ -42,8 +49,10 @@ type recordHead struct {
 }
 
 const (
+	// MaxRecord is the most bytes of an encrypted record.
+	MaxRecord = 64 << 20
+
 	maxHead = 64 << 10
-	maxBody = 64 << 20
 	macSize = sha256.Size
 )
 
@@ -56,14 +65,17 @@ const JournalSuffix = ".journal"
 // Journal is a journal that is being written. It is not safe for concurrent use.
 type Journal struct {
 	JournalHead
-	// Damage says why what is behind the last valid frame cannot be read: the file ends within a frame, as after a crash, or a frame
-	// was changed. Such a journal is not written any more: whole frames may be behind a damaged one. Empty: all frames are valid.
+	// Damage says why the journal is not written any more: the file ends within a frame, as after a crash, or a frame was changed, and
+	// whole frames may be behind it; or it is not the file any more that this process wrote ([Journal.Check]). Empty: all frames are valid.
 	Damage string
+	// Limit is the most bytes of a record that is written: [MaxRecord] or fewer.
+	Limit int
 
 	f          *os.File
 	key        []byte
 	recipients []age.Recipient
 	end        int64 // bytes that are certainly durable
+	torn       bool  // what an error left may be behind end
 	mac        [macSize]byte
 	last       recordHead
 }
@@ -82,7 +94,7 @@ func CreateJournal(path string, key []byte, recipients []age.Recipient, head Jou
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{JournalHead: head, f: f, key: key, recipients: recipients, last: recordHead{To: head.Start.Size}}
+	j := &Journal{JournalHead: head, Limit: MaxRecord, f: f, key: key, recipients: recipients, last: recordHead{To: head.Start.Size}}
 	if err = j.write(b, nil); err == nil {
 		err = durable.SyncDir(filepath.Dir(path))
 	}
@@ -107,7 +119,7 @@ func OpenJournal(path string, key []byte, recipients []age.Recipient) (_ *Journa
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	j := &Journal{f: f, key: key, recipients: recipients}
+	j := &Journal{Limit: MaxRecord, f: f, key: key, recipients: recipients}
 	frames := frameReader{r: bufio.NewReader(f), key: key}
 	for valid := 0; ; valid++ {
 		head, _, err := frames.next()
@@ -161,11 +173,45 @@ func (j *Journal) Path() string { return j.f.Name() }
 // To returns the number of the last entry of the log that the journal covers.
 func (j *Journal) To() int64 { return j.last.To }
 
-// Append writes a record that covers the entries after To up to to. It is durable when Append returns; after an error nothing was
-// written, and the caller may try again.
-func (j *Journal) Append(r Record) error {
+// Check returns an error if the journal is damaged, or if the file at its path is not what this process wrote: it was removed, another
+// one is in its place, or another process changed its length. That is Damage from then on: what was written may be lost. Codes:
+// backup_invalid; other errors say that the file could not be examined.
+func (j *Journal) Check() error {
+	if j.Damage == "" && j.torn {
+		if err := j.f.Truncate(j.end); err != nil {
+			return err
+		}
+		j.torn = false
+	}
+	if j.Damage == "" {
+		there, err := os.Lstat(j.Path())
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		own, oerr := j.f.Stat()
+		if oerr != nil {
+			return oerr
+		}
+		switch {
+		case err != nil:
+			j.Damage = "it was removed"
+		case !os.SameFile(there, own):
+			j.Damage = "another file is in its place"
+		case there.Size() != j.end:
+			j.Damage = fmt.Sprintf("it has %d bytes, and this server wrote %d", there.Size(), j.end)
+		}
+	}
 	if j.Damage != "" {
-		return watchword.Refuse(watchword.BackupInvalid, "the journal is damaged (%s): only another file can follow it", j.Damage)
+		return watchword.Refuse(watchword.BackupInvalid, "the journal %s is damaged (%s): only another file can follow it", j.Path(), j.Damage)
+	}
+	return nil
+}
+
+// Append writes a record that covers the entries after To up to to. It is durable when Append returns; after an error nothing was
+// written, and the caller may try again. Codes: too_large for a record of more than Limit bytes; those of [Journal.Check].
+func (j *Journal) Append(r Record) error {
+	if err := j.Check(); err != nil {
+		return err
 	}
 	r.From = j.last.To
 	next := recordHead{j.last.Number + 1, r.From, r.To}
@@ -188,8 +234,8 @@ func (j *Journal) Append(r Record) error {
 	if err != nil {
 		return err
 	}
-	if body.Len() > maxBody {
-		return watchword.Refuse(watchword.TooLarge, "a record of the journal has %d bytes, the limit is %d", body.Len(), maxBody)
+	if body.Len() > j.Limit {
+		return watchword.Refuse(watchword.TooLarge, "a record of the journal has %d bytes, the limit is %d", body.Len(), j.Limit)
 	}
 	if err := j.write(head, body.Bytes()); err != nil {
 		return err
@@ -198,7 +244,7 @@ func (j *Journal) Append(r Record) error {
 	return nil
 }
 
-// write appends a frame. A frame that an earlier error left is overwritten.
+// write appends a frame. What an error leaves of it is cut off before the next one.
 func (j *Journal) write(head, body []byte) error {
 	var b []byte
 	b = binary.BigEndian.AppendUint32(b, uint32(len(head))) //nolint:gosec // both are limited
@@ -212,15 +258,13 @@ func (j *Journal) write(head, body []byte) error {
 		err = j.f.Sync()
 	}
 	if err != nil {
-		return errors.Join(err, j.cut())
+		j.torn = true
+		return err
 	}
 	j.mac = mac
 	j.end += int64(len(b))
 	return nil
 }
-
-// cut removes what is behind the last frame.
-func (j *Journal) cut() error { return j.f.Truncate(j.end) }
 
 // Close closes the file.
 func (j *Journal) Close() error { return j.f.Close() }
@@ -265,7 +309,7 @@ func (f *frameReader) next() (head, body []byte, err error) {
 		return nil, nil, io.EOF
 	}
 	if err == nil {
-		body = part(maxBody)
+		body = part(MaxRecord)
 	}
 	var mac []byte
 	frame := len(b)

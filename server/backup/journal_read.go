@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -18,12 +19,18 @@ import (
 
 // JournalsRead is what [ReadJournals] found.
 type JournalsRead struct {
-	To      int64 // the last entry of the log that the journals cover
-	Records int   // that were passed on
-	Entries int   // in these: audit entries of changes of authority
-	Missing int64 // entries after the backup, before To, that are in no journal which can be read
+	Origin  string // of the log to which the last journal belongs
+	To      int64  // the last entry of that log that the journals cover
+	Records int    // that were passed on
+	Entries int    // in these: audit entries of changes of authority
+	Missing int64  // entries after the backup, before To, that are in no journal which can be read
 	// Damage says why entries after To may be lost: the last journal is damaged there. Empty: nothing says so.
 	Damage string
+	// Omitted are objects that changed and whose rows no later record has: they were too large for one.
+	Omitted []Ref
+	// PassedOver are journals whose last records do not count, and are not known to be in those that do: of a server from which, or
+	// beside which, another one was restored.
+	PassedOver []string
 	// Unreadable are the files without a valid beginning, each with the reason; Empty are those with no byte, as a crash leaves one that
 	// had no record. An unreadable one may have entries of this log, an empty one has none.
 	Unreadable, Empty []string
@@ -35,15 +42,14 @@ type JournalsRead struct {
 // before it count, and those of the other files, and the result says what is missing. A record has whole rows, so one that follows
 // a gap is right for its objects.
 //
+// A server that was restored from that backup, or from a later one of the same log, goes on in another log. Its journals count too, in the
+// place of those of the log before from where they part. Of several such servers, the one of the highest epoch counts: the devices
+// obey it.
+//
 // Codes: backup_invalid where no journal has a valid beginning, where no identity opens a record, or where a journal follows another
 // log than that of the backup; not_found where none is of the backup's log; those of f.
 func ReadJournals(paths []string, key []byte, identities []age.Identity, since Log, f func(Record) error) (out JournalsRead, err error) {
-	type journal struct {
-		path string
-		head JournalHead
-	}
-	var found []journal
-	valid := 0
+	var all []journalFile
 	for _, path := range paths {
 		if info, err := os.Stat(path); err == nil && info.Size() == 0 {
 			out.Empty = append(out.Empty, path)
@@ -57,23 +63,19 @@ func ReadJournals(paths []string, key []byte, identities []age.Identity, since L
 		if err := j.Close(); err != nil {
 			return out, err
 		}
-		if valid++; j.Start.Origin == since.Origin {
-			found = append(found, journal{path, j.JournalHead})
-		}
+		all = append(all, journalFile{path, j.JournalHead, j.To()})
 	}
-	slices.SortFunc(found, func(a, b journal) int {
-		return cmp.Or(cmp.Compare(a.head.Start.Size, b.head.Start.Size), a.head.Made.Compare(b.head.Made))
-	})
+	found := out.line(all, since)
 	switch {
 	case len(found) > 0:
-	case valid == 0 && len(out.Unreadable) > 0:
+	case len(all) == 0 && len(out.Unreadable) > 0:
 		return out, watchword.Refuse(watchword.BackupInvalid, "no journal can be read: %s", strings.Join(out.Unreadable, "; "))
-	case valid == 0 && len(out.Empty) > 0:
+	case len(all) == 0 && len(out.Empty) > 0:
 		return out, watchword.Refuse(watchword.BackupInvalid, "no journal has a record: %s", strings.Join(out.Empty, ", "))
 	default:
 		return out, watchword.Refuse(watchword.NotFound, "no journal of the log %s was found", since.Origin)
 	}
-	out.To = since.Size
+	out.Origin, out.To = found[len(found)-1].head.Start.Origin, since.Size
 	for _, j := range found {
 		start := j.head.Start
 		if start.Size == since.Size && start.Hash != "" && start.Hash != since.Hash {
@@ -83,11 +85,95 @@ func ReadJournals(paths []string, key []byte, identities []age.Identity, since L
 			out.Missing += start.Size - out.To
 			out.To = start.Size
 		}
-		if err := out.read(j.path, key, identities, f); err != nil {
+		if err := out.read(j, key, identities, f); err != nil {
 			return out, err
 		}
 	}
 	return out, nil
+}
+
+type journalFile struct {
+	path string
+	head JournalHead
+	to   int64
+}
+
+// journalPart is a journal, and the last entry for which it counts.
+type journalPart struct {
+	journalFile
+	last int64
+}
+
+// line returns the journals that follow a backup, in order: those of its log, and from where a restored server's log parts from it,
+// those of that one, and so on.
+func (out *JournalsRead) line(all []journalFile, since Log) (found []journalPart) {
+	for origin := since.Origin; origin != ""; {
+		next, end := successor(all, origin, since), int64(math.MaxInt64)
+		var applied map[string]int64
+		if next.Restored != nil {
+			end, applied = next.Restored.Size, next.applied(all)
+		}
+		var of, others []journalFile
+		for _, j := range all {
+			if j.head.Start.Origin == origin {
+				of = append(of, j)
+				if j.to > max(end, applied[origin]) {
+					out.PassedOver = append(out.PassedOver, j.path)
+				}
+				continue
+			}
+			if j.head.continues(origin, since) && j.head.Start.Origin != next.Start.Origin && j.to > applied[j.head.Start.Origin] {
+				out.PassedOver = append(out.PassedOver, j.path)
+			}
+			others = append(others, j)
+		}
+		slices.SortFunc(of, func(a, b journalFile) int {
+			return cmp.Or(cmp.Compare(a.head.Start.Size, b.head.Start.Size), a.head.Made.Compare(b.head.Made))
+		})
+		for _, j := range of {
+			if j.head.Start.Size < end {
+				found = append(found, journalPart{j, end})
+			}
+		}
+		all, origin = others, next.Start.Origin // fewer each time, so it ends
+	}
+	return found
+}
+
+// successor returns the head of a journal of the server whose log continues that of an origin, which had the entries of since; the zero
+// one if there is none.
+func successor(all []journalFile, origin string, since Log) (next JournalHead) {
+	for _, j := range all {
+		if j.head.continues(origin, since) && (next.Restored == nil || j.head.Epoch > next.Epoch) {
+			next = j.head
+		}
+	}
+	return next
+}
+
+// continues reports whether the journal is of a server whose log continues that of an origin, after the entries of since.
+func (h JournalHead) continues(origin string, since Log) bool {
+	r := h.Restored
+	return r != nil && r.Origin == origin && h.Start.Origin != origin && (r.Size > since.Size || r.Size == since.Size && r.Hash == since.Hash)
+}
+
+// applied returns, by origin, up to which entry restores applied the changes of logs, so that they are in the journals of h.
+func (h JournalHead) applied(all []journalFile) map[string]int64 {
+	out := map[string]int64{}
+	for h.Applied != nil {
+		of := *h.Applied
+		if _, again := out[of.Origin]; again {
+			break
+		}
+		out[of.Origin] = of.Size
+		h = JournalHead{}
+		for _, j := range all {
+			if j.head.Start.Origin == of.Origin && j.head.Applied != nil {
+				h = j.head
+			}
+		}
+	}
+	return out
 }
 
 func detail(err error) string {
@@ -98,7 +184,8 @@ func detail(err error) string {
 }
 
 // read reads one journal. Frames that have no entry after the backup, or after the journals before, are verified and not decrypted.
-func (out *JournalsRead) read(path string, key []byte, identities []age.Identity, f func(Record) error) (err error) {
+func (out *JournalsRead) read(part journalPart, key []byte, identities []age.Identity, f func(Record) error) (err error) {
+	path := part.path
 	file, err := os.Open(path)
 	if err != nil {
 		return err
@@ -121,6 +208,9 @@ func (out *JournalsRead) read(path string, key []byte, identities []age.Identity
 		if frames.n == 1 || j.last.To <= out.To {
 			continue
 		}
+		if j.last.From >= part.last {
+			return nil
+		}
 		r, err := openRecord(body, identities)
 		if err != nil {
 			return err
@@ -128,8 +218,19 @@ func (out *JournalsRead) read(path string, key []byte, identities []age.Identity
 		if r.From != j.last.From || r.To != j.last.To {
 			return watchword.Refuse(watchword.BackupInvalid, "record %d of the journal %s is not the one that its head names", j.last.Number, path)
 		}
+		r.To = min(r.To, part.last)
+		// Records of two files may overlap.
+		r.Entries = slices.DeleteFunc(r.Entries, func(e Entry) bool { return e.Seq <= out.To || e.Seq > r.To })
 		if err := f(r); err != nil {
 			return err
+		}
+		for _, o := range r.Objects {
+			out.Omitted = slices.DeleteFunc(out.Omitted, func(ref Ref) bool { return ref == o.Ref })
+		}
+		for _, ref := range r.Omitted {
+			if !slices.Contains(out.Omitted, ref) {
+				out.Omitted = append(out.Omitted, ref)
+			}
 		}
 		out.Records++
 		out.Entries += len(r.Entries)
@@ -143,7 +244,7 @@ func openRecord(body []byte, identities []age.Identity) (r Record, err error) {
 		return r, invalid(err, "no identity that was given opens the journal: it is encrypted to others")
 	}
 	if err == nil {
-		err = json.NewDecoder(io.LimitReader(plain, maxBody)).Decode(&r)
+		err = json.NewDecoder(io.LimitReader(plain, MaxRecord)).Decode(&r)
 	}
 	if err != nil {
 		return r, invalid(err, "a record of the journal is not readable")

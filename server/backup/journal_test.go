@@ -229,3 +229,61 @@ func TestADamagedJournalAmongOthers(t *testing.T) {
 		}
 	}
 }
+
+// The journals of a restored server count from where its log parts from the one before. What is passed over then is named, unless the
+// restore had it.
+func TestAJournalOfARestoredServerLeadsOn(t *testing.T) {
+	id := identity(t)
+	restored := func(origin string, epoch, parts, applied int64) backup.JournalHead {
+		h := head(parts)
+		h.Start.Origin, h.Epoch, h.Restored = origin, epoch, &backup.Log{Origin: "hub/log", Size: parts, Hash: "h"}
+		if applied > 0 {
+			h.Applied = &backup.Log{Origin: "hub/log", Size: applied}
+		}
+		return h
+	}
+	const nine, ten = "hub/log/9-a", "hub/log/10-b"
+	beside := restored(ten, 10, 10, 0)
+	beside.Applied = &backup.Log{Origin: nine, Size: 30}
+	again := restored(ten, 10, 25, 0)
+	again.Restored.Origin = nine
+	other := restored(nine, 9, 10, 0)
+	other.Restored.Hash = "other"
+	type file struct {
+		head backup.JournalHead
+		to   []int64
+	}
+	first := file{head(10), []int64{12, 15, 20, 25}}
+	for _, tc := range []struct {
+		name            string
+		files           []file
+		want            []int64
+		origin          string
+		missing, passed int
+	}{
+		{"restored from the same backup, with the journal", []file{first, {restored(nine, 9, 10, 25), []int64{14, 30}}}, []int64{14, 30}, nine, 0, 0},
+		{"likewise, without its last record", []file{first, {restored(nine, 9, 10, 24), []int64{14, 30}}}, []int64{14, 30}, nine, 0, 1},
+		{"likewise, without the journal", []file{first, {restored(nine, 9, 10, 0), []int64{14, 30}}}, []int64{14, 30}, nine, 0, 1},
+		{"its journal alone", []file{{restored(nine, 9, 10, 0), []int64{14, 30}}}, []int64{14, 30}, nine, 0, 0},
+		{"restored from a later backup", []file{{head(10), []int64{12, 20}}, {restored(nine, 9, 20, 0), []int64{22, 30}}}, []int64{12, 20, 22, 30}, nine, 0, 0},
+		{"likewise, within a record", []file{{head(10), []int64{12, 23}}, {restored(nine, 9, 20, 23), []int64{22, 30}}}, []int64{12, 20, 22, 30}, nine, 0, 0},
+		{"likewise, with a gap before", []file{{head(10), []int64{12, 18}}, {restored(nine, 9, 20, 0), []int64{22, 30}}}, []int64{12, 18, 22, 30}, nine, 2, 0},
+		{"restored from an earlier backup", []file{first, {restored(nine, 9, 9, 0), []int64{14, 30}}}, []int64{12, 15, 20, 25}, "hub/log", 0, 0},
+		{"restored from another log", []file{first, {other, []int64{14, 30}}}, []int64{12, 15, 20, 25}, "hub/log", 0, 0},
+		{"two of them: that of the higher epoch", []file{{restored(ten, 10, 10, 0), []int64{13}}, {restored(nine, 9, 10, 0), []int64{14, 30}}}, []int64{13}, ten, 0, 1},
+		{"two, and the second had the first", []file{{restored(nine, 9, 10, 25), []int64{14, 30}}, {beside, []int64{13}}, first}, []int64{13}, ten, 0, 0},
+		{"one after the other", []file{{again, []int64{28}}, {restored(nine, 9, 10, 25), []int64{14, 25}}, first}, []int64{14, 25, 28}, ten, 0, 0},
+	} {
+		dir := t.TempDir()
+		var paths []string
+		for i, f := range tc.files {
+			path := filepath.Join(dir, string(rune('a'+i)))
+			journal(t, path, id.Recipient(), f.head, f.to...)
+			paths = append(paths, path)
+		}
+		to, out, err := readJournals(10, id, paths...)
+		if err != nil || !reflect.DeepEqual(to, tc.want) || out.Origin != tc.origin || out.To != tc.want[len(tc.want)-1] || out.Missing != int64(tc.missing) || len(out.PassedOver) != tc.passed {
+			t.Errorf("%s: %v, %+v, %v", tc.name, to, out, err)
+		}
+	}
+}

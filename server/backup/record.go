@@ -22,6 +22,18 @@ type Record struct {
 	Schema  int64     `json:"schema"` // of the rows
 	Entries []Entry   `json:"entries,omitempty"`
 	Objects []Object  `json:"objects,omitempty"`
+	// Omitted are objects that entries up to To changed and whose rows are too large for a record, which does not have those entries
+	// either. A later record may have the rows.
+	Omitted []Ref `json:"omitted,omitempty"`
+}
+
+// Omit returns the record with the names of its objects alone.
+func (r Record) Omit() Record {
+	for _, o := range r.Objects {
+		r.Omitted = append(r.Omitted, o.Ref)
+	}
+	r.Objects, r.Entries = nil, nil // what is not applied is not logged as applied
+	return r
 }
 
 // Entry is an audit entry as the log has it: its body as text, and the salt under which the log committed to it.

@@ -1,7 +1,9 @@
 package keyring
 
 import (
+	"crypto/rand"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -38,7 +40,7 @@ func (r *Ring) RestoredState(by audit.Actor, epoch int64, now time.Time) (out Re
 	}
 	ks := r.state.Load()
 	out.Instance = r.instance
-	out.Instance.Epoch, out.Instance.LogOrigin, out.Instance.SupersededBy = epoch, watchword.RestoredLogOrigin(r.instance.Issuer, epoch), 0
+	out.Instance.Epoch, out.Instance.LogOrigin, out.Instance.SupersededBy = epoch, restoredLogOrigin(r.instance.Issuer, epoch), 0
 	out.Instance.RestoredAt = now.Truncate(time.Second).Add(time.Second) // iat has seconds
 	for _, role := range restoredRoles {
 		for _, k := range ks.all {
@@ -95,6 +97,13 @@ func (r *Ring) RestoredState(by audit.Actor, epoch int64, now time.Time) (out Re
 	}
 	out.Entries = auditEntries(by, out.KeyUpdate, "restored from a backup", now)
 	return out, nil
+}
+
+// restoredLogOrigin returns the origin of the log from a restore on. Its end is random: two restores that were given the same epoch
+// have different logs.
+func restoredLogOrigin(issuer string, epoch int64) string {
+	const letters = 8 // 40 bits
+	return watchword.RestoredLogOrigin(issuer, epoch) + "-" + strings.ToLower(rand.Text()[:letters])
 }
 
 // CheckBundle returns an error if no bundle of the current epoch was published: the server was restored, and its offline root

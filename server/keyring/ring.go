@@ -311,6 +311,9 @@ func (r *Ring) Epoch() int64 { return r.instance.Epoch }
 // LogOrigin returns the origin of the log.
 func (r *Ring) LogOrigin() string { return r.instance.Origin() }
 
+// Restored reports whether the server was restored from a backup.
+func (r *Ring) Restored() bool { return r.instance.LogOrigin != "" }
+
 // Signer returns the active signer of a role; nil for an offline root.
 func (r *Ring) Signer(role Role) *jose.Signer { return r.state.Load().signers[role] }
 

@@ -11,8 +11,9 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// MaxEpoch is the highest epoch that a restore chooses, and that a bundle which a subject hands in may have. Epochs are minutes, so
-// it leaves room for a million years, and stays below the largest integer of JSON (2^53): no bundle can take all epochs away.
+// MaxEpoch is the highest epoch that a restore chooses, and that a bundle which a subject hands in may have. Epochs are
+// 64 for each second, so it leaves room for 500 years, and stays below the largest integer of JSON (2^53): no bundle can take all
+// epochs away.
 const MaxEpoch = 1 << 40
 
 // CheckNotSuperseded returns an error if another server was restored from a backup of this one: a bundle of a higher epoch,

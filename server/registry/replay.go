@@ -50,9 +50,14 @@ func CheckReplayed(all []Replayed) error {
 	return watchword.Refuse(watchword.Conflict, "%d changes of authority after the backup cannot be applied again; accept the loss with --accept-loss: %s", n, strings.Join(lost, "; "))
 }
 
-// ReplayedData returns the data, as names and values, that an entry gets when its act was applied again: where it came from.
+// ReplayedData returns the data, as names and values, that an entry gets when its act was applied again: where it came from. The actor
+// is the one who did it first, also after several restores.
 func ReplayedData(e audit.Entry) []string {
-	return []string{"replayed_entry", strconv.FormatInt(e.Seq, 10), "replayed_actor", string(e.Actor)}
+	actor := string(e.Actor)
+	if actor == "" {
+		actor = e.Data["replayed_actor"]
+	}
+	return []string{"replayed_entry", strconv.FormatInt(e.Seq, 10), "replayed_actor", actor}
 }
 
 // Effect is what a store has to write of an act that is applied again.
