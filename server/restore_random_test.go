@@ -68,7 +68,7 @@ func (x *randomActs) try() (kind string, err error) {
 		if x.r.IntN(4) == 0 {
 			return "policy delete", a.DeletePolicy(ctx, name)
 		}
-		text := fmt.Sprintf("subjects = [%q]\n[[allow]]\npublish = [\"x/%d\"]\n", "lamp-"+strconv.Itoa(x.r.IntN(8)), x.r.IntN(3))
+		text := fmt.Sprintf("subjects = [%q]\n[[allow]]\npublish = [\"x/%d\"]\n", "lamp-"+strconv.Itoa(x.r.IntN(14)), x.r.IntN(3))
 		_, err = a.ApplyPolicy(ctx, name, []byte(text), -1)
 		return "policy apply", err
 	case 1, 2, 3:
@@ -82,7 +82,7 @@ func (x *randomActs) try() (kind string, err error) {
 		_, err = a.RotateKey(ctx, x.pick("issuer", "command"), true)
 		return "key rotate", err
 	}
-	name := "lamp-" + strconv.Itoa(x.r.IntN(8))
+	name := "lamp-" + strconv.Itoa(x.r.IntN(14))
 	id := watchword.SubjectID(name)
 	switch x.r.IntN(12) {
 	case 0, 1, 2:
@@ -133,7 +133,7 @@ func (x *randomActs) enrollDevice(name string) error {
 
 // person does an act with an operator or a service.
 func (x *randomActs) person(kind string, m admin.Subjects) (what string, err error) {
-	ctx, name := x.t.Context(), kind+"-"+strconv.Itoa(x.r.IntN(4))
+	ctx, name := x.t.Context(), kind+"-"+strconv.Itoa(x.r.IntN(6))
 	id := watchword.SubjectID(name)
 	switch x.r.IntN(11) {
 	case 0, 1:
