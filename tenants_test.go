@@ -113,6 +113,8 @@ var keptByName = map[string]string{
 	"policy.rule.paths":                     "of one rule",
 	"policy.Item.Args":                      "of one rule",
 	"registry.groups.byText":                "of one answer",
+	"registry.judge.like":                   "of one edit",
+	"policy.IDs.levels":                     "of grants of one tenant",
 }
 
 // Fields and variables keep nothing by a name that may stand for something else in another tenant: the key of each map, and of

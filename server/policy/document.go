@@ -60,9 +60,6 @@ type Subject struct {
 	Labels watchword.Labels
 }
 
-// Role returns the custom role that the document is for; "" where it is for ids or labels.
-func (d *Document) Role() string { return d.role }
-
 // SubjectSelector returns the subjects of the document: some ids, or, where ids is nil, all subjects with these
 // labels (and the custom role that the document is for, if there is one).
 func (d *Document) SubjectSelector() (ids []watchword.SubjectID, labels watchword.Labels) {
@@ -70,6 +67,23 @@ func (d *Document) SubjectSelector() (ids []watchword.SubjectID, labels watchwor
 		return slices.AppendSeq([]watchword.SubjectID{}, maps.Keys(d.subjects)), nil
 	}
 	return nil, d.labels
+}
+
+// Selector chooses subjects, so that a store can find those that a document may be for; [Document.AppliesTo] decides.
+type Selector struct {
+	IDs    []watchword.SubjectID // in any order; nil: not by ids
+	Labels watchword.Labels      // which the subjects have; empty with IDs
+	Kinds  []watchword.Kind      // of one of which they are; nil: any
+}
+
+// Selector returns a choice of subjects that has all for which the document is.
+func (d *Document) Selector() Selector {
+	s := Selector{Kinds: d.kinds}
+	s.IDs, s.Labels = d.SubjectSelector()
+	if d.role != "" { // only operators have roles
+		s.Kinds = []watchword.Kind{watchword.Operator}
+	}
+	return s
 }
 
 // AppliesTo reports whether the document is for w.

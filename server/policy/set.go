@@ -32,7 +32,7 @@ type Set struct {
 	docs      map[string]*Document
 	bySubject map[watchword.SubjectID][]*Document
 	byRole    map[string][]*Document
-	byLabel   map[[2]string][]*Document // each document under one of its label pairs
+	byLabel   map[[2]string][]*Document // each document under that of its label pairs which the fewest documents have
 	everybody []*Document               // documents with for = {}
 }
 
@@ -47,6 +47,12 @@ func NewSet(docs ...*Document) *Set {
 
 func index(docs map[string]*Document) *Set {
 	s := &Set{docs: docs, bySubject: map[watchword.SubjectID][]*Document{}, byRole: map[string][]*Document{}, byLabel: map[[2]string][]*Document{}}
+	uses := map[[2]string]int{} // how many documents have a label pair
+	for _, d := range docs {
+		for k, v := range d.labels {
+			uses[[2]string{k, v}]++
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(docs)) {
 		d := docs[name]
 		switch {
@@ -59,8 +65,12 @@ func index(docs map[string]*Document) *Set {
 		case len(d.labels) == 0:
 			s.everybody = append(s.everybody, d)
 		default:
-			k := slices.Min(slices.Collect(maps.Keys(d.labels)))
-			pair := [2]string{k, d.labels[k]}
+			var pair [2]string
+			for _, k := range slices.Sorted(maps.Keys(d.labels)) {
+				if one := [2]string{k, d.labels[k]}; pair[0] == "" || uses[one] < uses[pair] {
+					pair = one
+				}
+			}
 			s.byLabel[pair] = append(s.byLabel[pair], d)
 		}
 	}

@@ -201,3 +201,24 @@ func TestASetHasTheVersionThatItWasGiven(t *testing.T) {
 		t.Error("the documents are gone")
 	}
 }
+
+// A policy for the lamps of a site is not examined for the lamps of other sites: it is found by the label that the fewest policies
+// have.
+func TestAPolicyIsFoundByItsRarestLabel(t *testing.T) {
+	var docs []*policy.Document
+	for i := range 50 {
+		docs = append(docs, parsed(t, fmt.Sprint("p", i), lines(fmt.Sprintf("for = { kind = \"lamp\", site = \"s%d\" }", i), "[[allow]]", fmt.Sprintf("publish = [\"plant/%d\"]", i))))
+	}
+	docs = append(docs, parsed(t, "lamps", lines(`for = { kind = "lamp" }`, "[[allow]]", `publish = ["lamp"]`)))
+	set := policy.NewSet(docs...)
+	for site, want := range map[string]int{"s7": 2, "elsewhere": 1} {
+		w := policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp", "site": site}}
+		if got := set.Examined(w); got != want {
+			t.Errorf("site %s: %d policies are examined, want %d", site, got, want)
+		}
+	}
+	g := set.GrantFor(policy.Subject{ID: "lamp-1", Kind: watchword.Device, Labels: watchword.Labels{"kind": "lamp", "site": "s7"}})
+	if !g.Publish("plant/7").Allowed || !g.Publish("lamp").Allowed || g.Publish("plant/8").Allowed {
+		t.Error("the policies of another site count")
+	}
+}

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"maps"
 	"slices"
 
 	"github.com/watchword-iot/watchword"
@@ -29,19 +28,12 @@ func (c *comparison) documents() (out []*policy.Document) {
 }
 
 // checkEdit refuses an edit that gives what the actor may not give, takes something from a subject which has more than the actor,
-// or makes a token too large. It reads each subject once. Codes: exceeds_own, token_too_large, timed_out.
+// or makes a token too large. It reads each subject that the edit concerns once. Codes: exceeds_own, token_too_large, timed_out.
 func (r *Registry) checkEdit(ctx context.Context, c *comparison) error {
 	if err := c.by.MayEdit(c.old, c.doc); err != nil {
 		return err
 	}
-	return r.eachConcerned(ctx, c.by.Tenant, c.documents(), func(s *watchword.Subject, w policy.Subject) error {
-		is := c.after.GrantFor(w)
-		var was *policy.Grant
-		if c.mayNarrow(s.ID) {
-			was = c.before.GrantFor(w)
-		}
-		return r.checkSubject(c, s, w, was, is)
-	})
+	return r.eachConcerned(ctx, c.by.Tenant, c.documents(), newJudge(r, c).check)
 }
 
 // mayNarrow reports whether the edit may be refused because it takes something from the subject. The server itself, and a process
@@ -67,75 +59,25 @@ func (r *Registry) checkSubject(c *comparison, s *watchword.Subject, w policy.Su
 }
 
 // eachConcerned calls f with each subject of the tenant, not revoked, that one of some documents is for, in order of ids, until it
-// returns an error. It reads no more subjects than the documents' selectors have in common. Code: timed_out where ctx ends.
-func (r *Registry) eachConcerned(ctx context.Context, t watchword.TenantID, docs []*policy.Document, f func(*watchword.Subject, policy.Subject) error) error {
-	one := func(s *watchword.Subject) error {
+// returns an error. It reads no other subjects, but for those with one of several labels of a document. Of a subject it has ID, Kind,
+// Role, State, Labels and Proof; subjects with the same labels may share them. Code: timed_out where ctx ends.
+func (r *Registry) eachConcerned(ctx context.Context, t watchword.TenantID, docs []*policy.Document, f func(*watchword.Subject) error) error {
+	var some []policy.Selector
+	for _, d := range docs {
+		some = append(some, d.Selector())
+	}
+	err := r.store.EachSubject(ctx, t, some, func(s *watchword.Subject) error {
 		if err := ctx.Err(); err != nil {
-			return watchword.Wrap(err, watchword.TimedOut, "the subjects of the policy were not compared in time")
+			return err
 		}
 		w := session.PolicySubject(s)
 		if s.State == watchword.Revoked || !slices.ContainsFunc(docs, func(d *policy.Document) bool { return d.AppliesTo(w) }) {
 			return nil
 		}
-		return f(s, w)
+		return f(s)
+	})
+	if err != nil && ctx.Err() != nil {
+		return watchword.Wrap(ctx.Err(), watchword.TimedOut, "the subjects of the policy were not compared in time")
 	}
-	ids, kind, labels := selection(docs)
-	if ids != nil {
-		for _, id := range ids {
-			s, err := r.store.Subject(ctx, t, id)
-			if watchword.CodeOf(err) == watchword.NotFound {
-				continue
-			}
-			if err == nil {
-				err = one(&s)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	const page = 1000
-	for after := watchword.SubjectID(""); ; {
-		subjects, err := r.store.Subjects(ctx, t, kind, "", labels, after, page)
-		if err != nil {
-			return err
-		}
-		for i := range subjects {
-			if err := one(&subjects[i]); err != nil {
-				return err
-			}
-		}
-		if len(subjects) < page {
-			return nil
-		}
-		after = subjects[page-1].ID
-	}
-}
-
-// selection returns which subjects must be read to find all that the documents are for: some ids, in order, or, where ids is nil,
-// those of a kind (empty: of any) with some labels.
-func selection(docs []*policy.Document) (ids []watchword.SubjectID, kind watchword.Kind, labels watchword.Labels) {
-	ids = []watchword.SubjectID{}
-	kind = watchword.Operator
-	for i, d := range docs {
-		some, sel := d.SubjectSelector()
-		if some == nil {
-			ids = nil
-		} else if ids != nil {
-			ids = append(ids, some...)
-		}
-		if d.Role() == "" { // only operators have roles
-			kind = ""
-		}
-		if i == 0 {
-			labels = maps.Clone(sel)
-		}
-		maps.DeleteFunc(labels, func(k, v string) bool { return sel[k] != v })
-	}
-	if ids != nil {
-		slices.Sort(ids)
-		ids = slices.Compact(ids)
-	}
-	return ids, kind, labels
+	return err
 }

@@ -58,10 +58,8 @@ func (r *Registry) CheckPolicy(ctx context.Context, t watchword.TenantID, name s
 	if err != nil {
 		return err
 	}
-	set = set.With(doc)
-	return r.eachConcerned(ctx, t, []*policy.Document{doc}, func(s *watchword.Subject, w policy.Subject) error {
-		return r.checkGrantSize(set.GrantFor(w), s)
-	})
+	j := newJudge(r, &comparison{by: session.Actor{Actor: audit.Actor{Tenant: t}}, before: set, after: set.With(doc), doc: doc})
+	return r.eachConcerned(ctx, t, []*policy.Document{doc}, j.check)
 }
 
 // The bounds of all policies of a tenant together: all are compiled at the start and looked at for each subject.

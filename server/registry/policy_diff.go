@@ -110,14 +110,20 @@ func (r *Registry) diff(ctx context.Context, c *comparison, live LiveSessions, o
 	}
 	refuse(c.by.MayEdit(c.old, c.doc))
 	g := groups{out: out, byText: map[string]int{}}
-	return r.eachConcerned(ctx, c.by.Tenant, c.documents(), func(s *watchword.Subject, w policy.Subject) error {
-		was, is := c.before.GrantFor(w), c.after.GrantFor(w)
-		refuse(r.checkSubject(c, s, w, was, is))
-		d := policy.Compare(c.before, c.after, w, was, is)
+	j := newJudge(r, c)
+	j.compares = true
+	return r.eachConcerned(ctx, c.by.Tenant, c.documents(), func(s *watchword.Subject) error {
+		w, sessions, v := session.PolicySubject(s), live(c.by.Tenant, s.ID), j.verdict(s)
+		d := v.difference
+		if v.refused || len(sessions) > 0 || j.isApart(s, v) {
+			was, is := j.grants(s.ID, w)
+			refuse(r.checkSubject(c, s, w, was, is))
+			d = policy.Compare(c.before, c.after, w, was, is)
+		}
 		if d.IsZero() {
 			return nil
 		}
-		return g.add(w, &d, changesOf(&d, s, live(c.by.Tenant, s.ID)))
+		return g.add(w, &d, changesOf(&d, s, sessions))
 	})
 }
 

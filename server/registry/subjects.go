@@ -17,6 +17,10 @@ import (
 type Store interface {
 	DirectoryStore
 	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
+	// EachSubject calls f with each subject that one of some selectors chooses, in order of ids, until f returns an error, which it
+	// returns. A subject has ID, Kind, Role, State, Labels and Proof; f must not change the labels. It may be called with more subjects: those
+	// that a selector chooses by one of its labels.
+	EachSubject(ctx context.Context, t watchword.TenantID, some []policy.Selector, f func(*watchword.Subject) error) error
 	SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// SetRole, Suspend, Revoke, DeleteSubject and RevokeKey leave at least one owner with a key that has no end

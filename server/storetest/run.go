@@ -36,6 +36,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"a deleted device's id is free once it is forgotten", forgottenDevice},
 		{"a subject has a name", subjectNames},
 		{"labels find subjects, page by page", subjectPages},
+		{"selectors choose subjects", selectedSubjects},
 		{"labels are replaced under their version", labelsUnderVersion},
 		{"each edit of labels says what it replaced", labelsOfManyEditors},
 		{"a proof is required or not", proofRequired},

@@ -54,6 +54,10 @@ type Store interface {
 	// Subjects returns up to limit subjects without keys, in order of id after `after`, that are of kind (empty:
 	// any), in state (empty: any) and carry every pair of sel.
 	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
+	// EachSubject calls f with each subject that one of some selectors chooses, in order of ids, until f returns an error, which it
+	// returns; it may call f with others that have one of the labels of a selector. A subject has ID, Kind, Role, State, Labels and
+	// Proof. No selector chooses no subject.
+	EachSubject(ctx context.Context, t watchword.TenantID, some []policy.Selector, f func(*watchword.Subject) error) error
 	// SetLabels replaces the labels. ifVersion 0 means any; another version than today's: precondition_failed.
 	SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// SetRole writes Role (the same as it was: no change, no entry). Codes: not_found, conflict for another kind of subject and for

@@ -2,11 +2,14 @@ package storetest
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/policy"
 )
 
 func subjectLife(t *T) {
@@ -115,6 +118,62 @@ func subjectNames(t *T) {
 	_, err = t.SetName(t.ctx, tenant, "lamp-2", "x", t.now, t.entry(audit.DeviceName, "lamp-2"))
 	t.wantCode(watchword.NotFound, err)
 	equal(t, "no name", name("").Name, "")
+}
+
+// selectedSubjects are those of each selector, once each, in order of ids, and no more than have one of its labels.
+func selectedSubjects(t *T) {
+	for i := range 30 {
+		t.add(watchword.SubjectID(fmt.Sprintf("lamp-%02d", i)), watchword.Labels{"kind": "lamp", "site": fmt.Sprint("s", i%10)})
+	}
+	t.add("pump-1", watchword.Labels{"kind": "pump", "site": "s1"})
+	add := func(id watchword.SubjectID, kind watchword.Kind, role string) {
+		s := watchword.Subject{Tenant: tenant, ID: id, Kind: kind, Role: role, State: watchword.New, Created: t.now, Changed: t.now}
+		t.must(t.CreateSubject(t.ctx, s, nil, t.entry(audit.KindFor(kind, audit.DeviceCreate), string(id))))
+	}
+	add("anna", watchword.Operator, "installer")
+	add("billing", watchword.Service, "")
+	t.add("gone", watchword.Labels{"kind": "pump"})
+	t.must(t.DeleteSubject(t.ctx, tenant, "gone", t.now, t.entry(audit.DeviceDelete, "gone")))
+	_, err := t.SetProof(t.ctx, tenant, "pump-1", watchword.RequireProof, t.now, t.entry(audit.DeviceProof, "pump-1"))
+	t.must(err)
+	get := func(some ...policy.Selector) (all []watchword.Subject) {
+		t.must(t.EachSubject(t.ctx, tenant, some, func(s *watchword.Subject) error {
+			if slices.ContainsFunc(some, func(sel policy.Selector) bool { return sel.IDs != nil || s.Labels.Has(sel.Labels) }) {
+				all = append(all, *s)
+			}
+			return nil
+		}))
+		return all
+	}
+	ids := func(all []watchword.Subject) (text string) {
+		for i := range all {
+			text += " " + string(all[i].ID)
+		}
+		return strings.TrimSpace(text)
+	}
+	site := policy.Selector{Labels: watchword.Labels{"kind": "lamp", "site": "s1"}}
+	equal(t, "a site", ids(get(site)), "lamp-01 lamp-11 lamp-21")
+	equal(t, "two sites", ids(get(site, policy.Selector{Labels: watchword.Labels{"kind": "lamp", "site": "s2"}})), "lamp-01 lamp-02 lamp-11 lamp-12 lamp-21 lamp-22")
+	equal(t, "ids and a site", ids(get(policy.Selector{IDs: []watchword.SubjectID{"pump-1", "no", "gone", "anna"}}, site)), "anna lamp-01 lamp-11 lamp-21 pump-1")
+	equal(t, "people", ids(get(policy.Selector{Kinds: []watchword.Kind{watchword.Operator, watchword.Service}})), "anna billing")
+	equal(t, "operators", ids(get(policy.Selector{Kinds: []watchword.Kind{watchword.Operator}})), "anna")
+	equal(t, "no ids", ids(get(policy.Selector{IDs: []watchword.SubjectID{}})), "")
+	equal(t, "no selector", ids(get()), "")
+	equal(t, "all", len(get(site, policy.Selector{})), 33)
+	pump := get(policy.Selector{Labels: watchword.Labels{"kind": "pump"}})
+	equal(t, "pumps", len(pump), 1)
+	equal(t, "kind", pump[0].Kind, watchword.Device)
+	equal(t, "state", pump[0].State, watchword.New)
+	equal(t, "proof", pump[0].Proof, watchword.RequireProof)
+	equal(t, "labels", pump[0].Labels.String(), "kind=pump,site=s1")
+	equal(t, "role", get(policy.Selector{IDs: []watchword.SubjectID{"anna"}})[0].Role, "installer")
+	calls := 0
+	err = t.EachSubject(t.ctx, tenant, []policy.Selector{site}, func(*watchword.Subject) error {
+		calls++
+		return watchword.Refuse(watchword.TooLarge, "enough")
+	})
+	t.wantCode(watchword.TooLarge, err)
+	equal(t, "calls after an error", calls, 1)
 }
 
 func subjectPages(t *T) {
