@@ -20,12 +20,19 @@ type installed struct {
 	root     string
 	uid, gid int
 	env      []string
+	wrap     []string // program with arguments that makes the mounts and runs the rest of its command line; nil: none is needed
 }
 
 // in returns the path of a file of the root folder.
 func (i installed) in(path string) string { return filepath.Join(i.root, path) }
 
 func (i installed) command(t *testing.T, args ...string) *exec.Cmd {
+	if i.wrap != nil {
+		args = append(append(append([]string{}, i.wrap...), "chroot", fmt.Sprintf("--userspec=%d:%d", i.uid, i.gid), "--groups=", i.root), args...)
+		c := exec.CommandContext(t.Context(), args[0], args[1:]...)
+		c.Env = append([]string{"PATH=" + os.Getenv("PATH")}, i.env...)
+		return c
+	}
 	c := exec.CommandContext(t.Context(), args[0], args[1:]...)
 	c.Dir, c.Env = "/", append([]string{"PATH=/usr/bin:/bin"}, i.env...)
 	c.SysProcAttr = &syscall.SysProcAttr{Chroot: i.root, Credential: &syscall.Credential{Uid: uint32(i.uid), Gid: uint32(i.gid)}}

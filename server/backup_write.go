@@ -258,7 +258,7 @@ func readCertificate(cfg Config) ([]smallMember, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := durable.ReadPrivate(cfg.Server.TLSKey)
+	key, err := durable.ReadTrusted(cfg.Server.TLSKey, durable.MaxPrivate) // a group may read it, as certFiles.read says
 	if err != nil {
 		return nil, err
 	}

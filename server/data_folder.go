@@ -56,7 +56,7 @@ type ServerFile struct {
 // it will trust; otherwise it creates nothing. Codes: folder_in_use, key_exposed, file_untrusted,
 // config_invalid.
 func openData(dir string) (*os.File, error) {
-	err := durable.EnsureFolder(dir, true)
+	err := durable.EnsureFolder(dir, false) // the mount point of a volume may be open to others; the files in it are not
 	if err == nil {
 		err = checkFiles(dir)
 	}
@@ -69,7 +69,7 @@ func openData(dir string) (*os.File, error) {
 		return nil, ours
 	}
 	if err != nil {
-		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the data folder %s cannot be created or read", dir)
+		return nil, watchword.Wrap(err, watchword.ConfigInvalid, "the data folder %s cannot be created or read: %s", dir, err)
 	}
 	return durable.Lock(filepath.Join(dir, lockFile))
 }
@@ -142,7 +142,7 @@ func operatorKey(path string) (*jose.PrivateKey, error) {
 }
 
 // checkFiles refuses a data folder whose private files others can read, or whose trusted files
-// others can write. Codes: key_exposed, file_untrusted.
+// others can write. The database is private where others can enter the folder. Codes: key_exposed, file_untrusted.
 func checkFiles(dir string) error {
 	for _, sub := range []string{filepath.Dir(kekFile), filepath.Dir(caFile), acmeFolder} {
 		if err := durable.CheckFolder(filepath.Join(dir, sub), false); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -154,7 +154,16 @@ func checkFiles(dir string) error {
 			return err
 		}
 	}
-	for _, name := range []string{databaseFile, databaseFile + "-wal", databaseFile + "-shm", checkpointFile, serverFile, caFile, lockFile, backupsFile, runningFile} {
+	check := durable.CheckFile
+	if watchword.CodeOf(durable.CheckFolder(dir, true)) == watchword.KeyExposed {
+		check = durable.CheckPrivate
+	}
+	for _, name := range []string{databaseFile, databaseFile + "-wal", databaseFile + "-shm", backupsFile} {
+		if err := check(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	for _, name := range []string{checkpointFile, serverFile, caFile, lockFile, runningFile} {
 		if err := durable.CheckFile(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/watchword-iot/watchword"
@@ -85,9 +86,9 @@ func TestDataFilesOfOtherOwnersAreRefused(t *testing.T) {
 // A folder that is refused is left as it was found.
 func TestRefusedFolderStaysEmpty(t *testing.T) {
 	for name, make := range map[string]func(dir string) error{
-		"that all can write to": func(dir string) error { return os.Chmod(dir, 0o777) },
-		"that others can enter": func(dir string) error { return os.Chmod(dir, 0o755) },
-		"of another user":       func(dir string) error { return os.Chown(dir, otherUID, otherUID) },
+		"that all can write to":     func(dir string) error { return os.Chmod(dir, 0o777) },
+		"that a group can write to": func(dir string) error { return os.Chmod(dir, 0o775) },
+		"of another user":           func(dir string) error { return os.Chown(dir, otherUID, otherUID) },
 		"with keys of another user": func(dir string) error {
 			if err := os.Mkdir(filepath.Join(dir, "keys"), 0o700); err != nil {
 				return err
@@ -121,6 +122,38 @@ func TestRefusedFolderStaysEmpty(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The mount point of a volume may be open to others. No file in it is, whatever the umask; a database that others could read is
+// refused there, and not in a folder that they cannot enter.
+func TestDataFolderThatOthersCanEnter(t *testing.T) {
+	before := syscall.Umask(0)
+	t.Cleanup(func() { syscall.Umask(before) })
+	dir := t.TempDir()
+	must(t, os.Chmod(dir, 0o755))
+	once(t, config(t, dir))
+	once(t, config(t, dir))
+	files := 0
+	must(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || path == dir || d.Name() == "ca.pem" {
+			return err
+		}
+		files++
+		info, err := d.Info()
+		if err == nil && info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("others can read %s: %v", path, info.Mode())
+		}
+		return err
+	}))
+	if files < 7 {
+		t.Errorf("looked at %d files", files)
+	}
+	must(t, os.Chmod(filepath.Join(dir, "watchword.db"), 0o644))
+	if _, err := server.New(t.Context(), config(t, dir), quiet); watchword.CodeOf(err) != watchword.KeyExposed {
+		t.Errorf("got %v", err)
+	}
+	must(t, os.Chmod(dir, 0o700))
+	once(t, config(t, dir))
 }
 
 // So it is with the configuration, the certificate and its key, and the files of secrets.

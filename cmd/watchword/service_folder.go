@@ -49,7 +49,7 @@ func (d serviceFolder) path(name string) string { return filepath.Join(string(d)
 
 // lock makes the folder if it does not exist, and locks it for its writer, without waiting. Code: folder_in_use.
 func (d serviceFolder) lock() (*os.File, error) {
-	if err := durable.EnsureFolder(string(d), true); err != nil {
+	if err := durable.EnsureFolder(string(d), false); err != nil {
 		return nil, err
 	}
 	return durable.Lock(d.path(serviceLockFile))

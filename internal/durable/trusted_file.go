@@ -46,6 +46,15 @@ func ReadTrusted(path string, limit int64) ([]byte, error) {
 	return read(path, writableByOthers, limit)
 }
 
+// CheckPrivate is [CheckFile] for a private file. Codes: key_exposed for its mode, file_untrusted; otherwise the error of the system.
+func CheckPrivate(path string) error {
+	f, err := open(path, accessibleByOthers)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
 // CheckFile checks a trusted file that other code will open. Codes: file_untrusted; otherwise the
 // error of the system.
 func CheckFile(path string) error {

@@ -104,10 +104,12 @@ func checkEntry(path string, info fs.FileInfo, forbidden fs.FileMode) error {
 	switch {
 	case mode&forbidden == 0, forbidden == writableByOthers && mode&forbidden&^ownGroup(info) == 0:
 		return nil
+	case forbidden == accessibleByOthers && !info.IsDir() && mode&forbidden&^ownGroupOfRoots(info) == 0:
+		return nil
 	case forbidden == accessibleByOthers && info.IsDir():
 		return watchword.Refuse(watchword.KeyExposed, "the folder %s can be entered by others (mode %04o); run chmod 700 %s", path, mode, shellWord(path))
 	case forbidden == accessibleByOthers:
-		return watchword.Refuse(watchword.KeyExposed, "%s can be read or written by others (mode %04o); run chmod 600 %s, and replace the key if others may have read it", path, mode, shellWord(path))
+		return watchword.Refuse(watchword.KeyExposed, "%s can be read or written by others (mode %04o); run chmod 600 %s, and replace the secrets in it if others may have read it", path, mode, shellWord(path))
 	}
 	return watchword.Refuse(watchword.FileUntrusted, "%s can be written by others (mode %04o): check that its content is correct, and run chmod go-w %s", path, mode, shellWord(path))
 }
@@ -119,6 +121,16 @@ func ownGroup(info fs.FileInfo) fs.FileMode {
 	me := os.Geteuid()
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && me != 0 && os.Getegid() == me && int(st.Gid) == me {
 		return 0o020
+	}
+	return 0
+}
+
+// ownGroupOfRoots returns the group permission bit to ignore for a private file of root that the user's own group may read, and not
+// write: so root gives a secret to a process of another user, such as a mounted secret of Kubernetes with fsGroup. A private file of
+// the user's own has no such group.
+func ownGroupOfRoots(info fs.FileInfo) fs.FileMode {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid == 0 && ownGroup(info) != 0 {
+		return 0o040
 	}
 	return 0
 }

@@ -179,7 +179,7 @@ func TestSuggestedCommandFixesFilePermissions(t *testing.T) {
 				if !found {
 					t.Fatalf("it says no command: %v", err)
 				}
-				command, _, _ = strings.Cut("ch"+command, ", and replace the key")
+				command, _, _ = strings.Cut("ch"+command, ", and replace the secrets")
 				if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
 					t.Fatalf("%s: %v\n%s", command, err, out)
 				}
@@ -353,9 +353,23 @@ func TestFilesOfRootAreTrusted(t *testing.T) {
 				t.Errorf("%s: it says %v", name, err)
 			}
 		}
-		for _, name := range []string{"own-group", "group-writes"} {
+		for _, name := range []string{"own-group", "group-writes", "group-reads"} {
 			if _, err := durable.ReadPrivate(filepath.Join(dir, name)); watchword.CodeOf(err) != watchword.KeyExposed {
 				t.Errorf("a private file, %s: %v", name, err)
+			}
+		}
+		// Root gives a secret to the process by the process's own group, which may read it alone.
+		given, writable := watchword.Code(""), watchword.KeyExposed
+		if os.Getegid() != other {
+			given = watchword.KeyExposed
+		}
+		for name, want := range map[string]watchword.Code{"given": given, "given-readonly": given, "given-writable": writable, "given-all": writable} {
+			_, err := durable.ReadPrivate(filepath.Join(dir, name))
+			if errors.Is(err, fs.ErrPermission) && os.Getegid() != other { // the system refuses it before
+				continue
+			}
+			if watchword.CodeOf(err) != want {
+				t.Errorf("a private file of root, %s: %v, want code %q", name, err, want)
 			}
 		}
 		return
@@ -373,7 +387,8 @@ func TestFilesOfRootAreTrusted(t *testing.T) {
 		uid, gid int
 	}{
 		"own-group": {0o664, other, other}, "everybodys": {0o666, other, other}, "roots-group": {0o664, other, 0}, "thirds-group": {0o664, other, other + 1},
-		"folder/own": {0o664, other, other}, "group-writes": {0o620, other, other},
+		"folder/own": {0o664, other, other}, "group-writes": {0o620, other, other}, "group-reads": {0o640, other, other},
+		"given": {0o640, 0, other}, "given-readonly": {0o440, 0, other}, "given-writable": {0o660, 0, other}, "given-all": {0o644, 0, other},
 	} {
 		path := put(t, filepath.Join(dir, name), c.mode)
 		must(t, os.Chown(path, c.uid, c.gid))
