@@ -43,15 +43,16 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"status":   wantStatus,
-			"awaiting": awaiting,
-			"until":    until,
-			"repeat":   repeat,
-			"capture":  capture,
-			"mangle":   replaceInFile,
-			"retain":   retain,
-			"unpack":   unpack,
-			"upgraded": upgraded,
+			"status":        wantStatus,
+			"awaiting":      awaiting,
+			"until":         until,
+			"repeat":        repeat,
+			"capture":       capture,
+			"mangle":        replaceInFile,
+			"retain":        retain,
+			"unpack":        unpack,
+			"upgraded":      upgraded,
+			"forward-proxy": forwardProxy,
 		},
 	})
 }

@@ -15,21 +15,23 @@ const maxHeader = 64 << 10
 type Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 // Transport returns a transport with limits on the handshake, on response headers (64 KiB), and, over HTTP/2, on the time
-// until a broken connection is detected. dial nil uses the network.
+// until a broken connection is detected. dial nil means [DialFromEnvironment].
 func Transport(c *tls.Config, dial Dial) *http.Transport {
 	t := &http.Transport{
 		TLSClientConfig: c, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: time.Minute,
 		ResponseHeaderTimeout: exchangeTimeout + maxWait, MaxResponseHeaderBytes: maxHeader,
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 	}
-	if dial != nil {
-		t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-			c, err := dial(ctx, network, address)
-			if err != nil {
-				err = dialError{err}
-			}
-			return c, err
+	if dial == nil {
+		t.DialContext = DialFromEnvironment
+		return t
+	}
+	t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := dial(ctx, network, address)
+		if err != nil {
+			err = dialError{err}
 		}
+		return c, err
 	}
 	return t
 }

@@ -53,9 +53,9 @@ type Options struct {
 	// Run continues: for pause, about a day, it sends no request (other methods return subject_revoked); then it sends one,
 	// and calls Revoked again if the answer is the same. It must not block.
 	Revoked func(pause time.Duration)
-	// Dial, if not nil, makes the device's connections, under TLS: through a proxy, over
-	// another interface. It is called from several goroutines, 20 times at once and then once a
-	// second at most.
+	// Dial, if not nil, makes the device's connections, under TLS: over another interface, through a proxy of another kind. It is
+	// called from several goroutines, 20 times at once and then once a second at most. nil means directly, or through the HTTP
+	// proxy that the environment names (HTTPS_PROXY, NO_PROXY), by CONNECT.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	Log  *slog.Logger     // nil means slog.Default
 	Now  func() time.Time // nil means time.Now
@@ -69,7 +69,7 @@ func (o *Options) fill() {
 		o.Now = time.Now
 	}
 	if o.Dial == nil {
-		o.Dial = (&net.Dialer{}).DialContext
+		o.Dial = rest.DialFromEnvironment
 	}
 }
 

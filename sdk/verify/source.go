@@ -139,6 +139,7 @@ func newTransport(c *http.Client, pool *x509.CertPool, version uint16) http.Roun
 		return rest.WithHeaderLimit(c.Transport)
 	}
 	t := rest.Transport(&tls.Config{RootCAs: pool, MinVersion: version}, nil)
-	t.Proxy, t.DisableKeepAlives = http.ProxyFromEnvironment, true // fetches are minutes apart
+	t.Proxy, t.DialContext = http.ProxyFromEnvironment, rest.DialDirect // SOCKS too
+	t.DisableKeepAlives = true                                          // fetches are minutes apart
 	return t
 }
