@@ -129,10 +129,9 @@ func (s *Server) openACME() error {
 	if _, ours := errors.AsType[*watchword.Error](err); err != nil && !ours {
 		return watchword.Wrap(err, watchword.ConfigInvalid, "the folder %s cannot be created or read", filepath.Join(s.cfg.Data, acmeFolder))
 	}
-	for _, host := range []string{hostOf(s.info.URL), hostOf("https://" + s.publicMQTTS(s.info.URL))} {
+	for _, host := range slices.Compact([]string{hostOf(s.info.URL), hostOf("https://" + s.publicMQTTS(s.info.URL))}) {
 		if host != "" && !slices.Contains(conf.Names, host) {
 			s.o.Log.Warn("server.acme_domain does not have this name: clients that use it get the server's own certificate, which browsers and clients without the trust bundle refuse", slog.String("name", host))
-			break
 		}
 	}
 	return err

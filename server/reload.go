@@ -34,8 +34,12 @@ func (c Config) Reloaded(next Config) (out Config, atStart []string) {
 }
 
 // ReloadCertificate reads the files of server.tls_cert and server.tls_key again. On an error the certificate before stays in use.
-// The server also looks at both files by itself, when they change. Codes: config_invalid, file_untrusted.
+// The server also looks at both files by itself, when they change. An order by ACME that failed is made again at once. Codes:
+// config_invalid, file_untrusted.
 func (s *Server) ReloadCertificate() error {
+	if s.acme != nil {
+		s.acme.Retry()
+	}
 	if s.certFiles == nil {
 		return nil
 	}

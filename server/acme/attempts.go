@@ -38,6 +38,7 @@ type attempts struct {
 	Error     string    `json:"error,omitempty"`
 	Tried     time.Time `json:"tried"`
 	Next      time.Time `json:"next"`
+	Limited   bool      `json:"limited,omitempty"` // the authority asked for the wait
 }
 
 // waitAfter returns the wait after so many failures, 1 or more, of which the last one is err.
@@ -46,12 +47,18 @@ func waitAfter(failures int, err error) time.Duration {
 	if n := failures - 1; n < 10 {
 		wait = min(firstWait<<n, longestWait)
 	}
-	if e, ok := errors.AsType[*xacme.Error](err); ok {
-		if d, limited := xacme.RateLimit(e); limited {
-			wait = max(wait, min(d, longestRate))
-		}
+	if d, limited := rateLimit(err); limited {
+		wait = max(wait, min(d, longestRate))
 	}
 	return wait
+}
+
+// rateLimit returns for how long an authority that limits the rate wants no order.
+func rateLimit(err error) (time.Duration, bool) {
+	if e, ok := errors.AsType[*xacme.Error](err); ok {
+		return xacme.RateLimit(e)
+	}
+	return 0, false
 }
 
 // heldUntil returns until when no order is made after the last one. The time of an order that is in the future is of a clock that was
@@ -65,13 +72,25 @@ func (m *Manager) heldUntil(now time.Time) time.Time {
 	return m.state.Next
 }
 
+// Retry has an order that is held after a failure made at once, unless the authority itself asked for the wait: a person has corrected
+// what it needs. The next wait, if it fails again, is as long as it would have been.
+func (m *Manager) Retry() {
+	m.mu.Lock()
+	if m.state.Failures > 0 && !m.state.Limited {
+		m.state.Next = time.Time{}
+	}
+	m.mu.Unlock()
+	m.Wake()
+}
+
 // failed notes an order that failed.
 func (m *Manager) failed(err error, now time.Time) {
 	m.mu.Lock()
 	n := m.state.Failures + 1
 	wait := waitAfter(n, err)
 	wait += time.Duration(rand.Int64N(int64(wait)/10 + 1)) // servers that fail together do not come again together
-	m.state = attempts{m.c.Directory, m.c.Names, n, errorText(err), now, now.Add(wait).Truncate(time.Second)}
+	_, limited := rateLimit(err)
+	m.state = attempts{m.c.Directory, m.c.Names, n, errorText(err), now, now.Add(wait).Truncate(time.Second), limited}
 	state, c := m.state, m.cert
 	m.mu.Unlock()
 	line, attrs := "the authority issued no certificate: clients get the server's own one", []any{

@@ -100,7 +100,7 @@ func (m *Manager) step(ctx context.Context) time.Duration {
 		return due.Sub(now)
 	}
 	c, err := m.order(ctx)
-	if ctx.Err() != nil { // the server ends: this says nothing of the authority
+	if err != nil && ctx.Err() != nil { // the server ends: this says nothing of the authority
 		return lookEvery
 	}
 	now = m.o.Now()
