@@ -207,6 +207,31 @@ func (s Subject) RevokeKey(id KeyID, now time.Time) (_ Subject, changed bool, er
 	return s.nextVersion(s.State, now), true, nil
 }
 
+// SetKeyEnd sets the end of a valid signing key of an operator or a service, in whole seconds: an end that it has becomes earlier, never
+// later, so that the end of a key limits what its holder can do. Codes: conflict for a device, for a key that is not valid and for a
+// later end; not_found; bad_request for an end that has passed.
+func (s Subject) SetKeyEnd(id KeyID, end, now time.Time) (_ Subject, changed bool, err error) {
+	if s.Kind == Device {
+		return s, false, Refuse(Conflict, "%q is a device, whose keys have no end: revoke the device, or let it replace its keys", s.ID)
+	}
+	i := slices.IndexFunc(s.Keys, func(k Key) bool { return k.ID == id && k.Purpose == Sign })
+	switch end = end.Truncate(time.Second); {
+	case i < 0:
+		return s, false, Refuse(NotFound, "%q has no key with this id", s.ID)
+	case !s.Keys[i].ValidAt(now):
+		return s, false, Refuse(Conflict, "the key is not valid any more")
+	case !end.After(now):
+		return s, false, RefuseField("ends_at", "must be in the future: to end the key now, revoke it")
+	case s.Keys[i].Ends.Equal(end):
+		return s, false, nil
+	case !EarlierEnd(s.Keys[i].Ends, end).Equal(end):
+		return s, false, Refuse(Conflict, "the key ends at %s, and an end can only become earlier: make a link for another key", s.Keys[i].Ends.UTC().Format(time.RFC3339))
+	}
+	s.Keys = slices.Clone(s.Keys)
+	s.Keys[i].Ends = end
+	return s.nextVersion(s.State, now), true, nil
+}
+
 // RetireEndedKeys retires the active keys whose end has passed, as of their ends.
 func (s Subject) RetireEndedKeys(now time.Time) (_ Subject, changed bool) {
 	s.Keys = slices.Clone(s.Keys)
@@ -231,7 +256,7 @@ func (s Subject) ReplaceKeys(sign, seal Key, now time.Time) (Subject, error) {
 			k.State, k.Retired = KeyRetired, now
 			for _, next := range []*Key{&sign, &seal} {
 				if next.Purpose == k.Purpose {
-					next.Ends = earlierEnd(next.Ends, k.Ends)
+					next.Ends = EarlierEnd(next.Ends, k.Ends)
 				}
 			}
 		}
@@ -279,8 +304,8 @@ func (s Subject) SetRole(role string, now time.Time) (_ Subject, changed bool, e
 	return s.nextVersion(s.State, now), true, nil
 }
 
-// earlierEnd returns the earlier end of two; zero is no end.
-func earlierEnd(a, b time.Time) time.Time {
+// EarlierEnd returns the earlier end of two; zero is no end.
+func EarlierEnd(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
 	}

@@ -216,6 +216,44 @@ func TestReplacedKeyKeepsTheEnd(t *testing.T) {
 	}
 }
 
+// The end of a key becomes earlier, never later.
+func TestKeyEndIsSet(t *testing.T) {
+	end := noon.Add(time.Hour)
+	revoked := key("sign", watchword.Sign, watchword.KeyRevoked)
+	device := lamp(watchword.Active, key("sign", watchword.Sign, watchword.KeyActive))
+	for _, c := range []struct {
+		name    string
+		kind    watchword.Kind
+		key     watchword.Key
+		id      watchword.KeyID
+		end     time.Time
+		want    time.Time
+		changed bool
+		code    watchword.Code
+	}{
+		{"a key without an end gets one, in whole seconds", watchword.Operator, device.Keys[0], "sign", end.Add(time.Second - 1), end, true, ""},
+		{"that of a service too", watchword.Service, device.Keys[0], "sign", end, end, true, ""},
+		{"an end becomes earlier", watchword.Operator, until(device.Keys[0], end), "sign", end.Add(-time.Second), end.Add(-time.Second), true, ""},
+		{"the same end changes nothing", watchword.Operator, until(device.Keys[0], end), "sign", end, end, false, ""},
+		{"an end does not become later", watchword.Operator, until(device.Keys[0], end), "sign", end.Add(time.Second), end, false, watchword.Conflict},
+		{"no end in this second", watchword.Operator, device.Keys[0], "sign", noon.Add(time.Second - 1), time.Time{}, false, watchword.BadRequest},
+		{"a key that has ended stays ended", watchword.Operator, until(device.Keys[0], noon), "sign", end, noon, false, watchword.Conflict},
+		{"a revoked key", watchword.Operator, revoked, "sign", end, time.Time{}, false, watchword.Conflict},
+		{"an unknown key", watchword.Operator, device.Keys[0], "other", end, time.Time{}, false, watchword.NotFound},
+		{"a key of a device", watchword.Device, device.Keys[0], "sign", end, time.Time{}, false, watchword.Conflict},
+	} {
+		s := device
+		s.Kind, s.Keys = c.kind, []watchword.Key{c.key}
+		after, changed, err := s.SetKeyEnd(c.id, c.end, noon)
+		if watchword.CodeOf(err) != c.code || changed != c.changed || !after.Keys[0].Ends.Equal(c.want) || changed != (after.Version == s.Version+1) {
+			t.Errorf("%s: %v until %s, version %d after %d, %v", c.name, changed, after.Keys[0].Ends, after.Version, s.Version, err)
+		}
+		if !s.Keys[0].Ends.Equal(c.key.Ends) {
+			t.Errorf("%s: the subject of before has changed", c.name)
+		}
+	}
+}
+
 // Each method with which a subject gets a key keeps the bound of new keys: a new one too, since it takes a Key.
 func TestNewKeysAreBounded(t *testing.T) {
 	subject := func(kind watchword.Kind, state watchword.State, n int, added time.Time) watchword.Subject {

@@ -55,4 +55,6 @@ type ApproveLoginRequest struct {
 	ID   string `json:"id" minLength:"1" maxLength:"64" doc:"the id of the operator"`
 	Role string `json:"role,omitempty" maxLength:"64" doc:"the role of an operator that is added; absent where the operator exists"`
 	Name string `json:"key_name,omitempty" maxLength:"64" doc:"what the approver calls the machine that has the key; printable ASCII"`
+	// KeyTTL is as in [CreateOperatorRequest].
+	KeyTTL string `json:"key_ttl,omitempty" doc:"lifetime of the key from now on, for example 12h; at most 10 years; without it the key has no end"`
 }

@@ -69,6 +69,11 @@ type KeyList struct {
 	Keys []DeviceKey `json:"keys"`
 }
 
+// KeyEndRequest is the body of PUT /v1/operators/{id}/keys/{kid}/end, /v1/services/{id}/keys/{kid}/end and /v1/self/keys/{kid}/end.
+type KeyEndRequest struct {
+	EndsAt time.Time `json:"ends_at" doc:"end of the key, in whole seconds; earlier than the one that it has"`
+}
+
 // RoleRequest is the body of PUT /v1/operators/{id}/role.
 type RoleRequest struct {
 	Role string `json:"role" maxLength:"64"`

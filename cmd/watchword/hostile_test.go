@@ -411,6 +411,8 @@ var hostileCases = map[string]hostileCase{
 	"operator resume":      {args: []string{"alice"}},
 	"operator revoke":      {args: []string{"alice", "--reason", "r", "--yes"}},
 	"operator key list":    {args: []string{"alice"}},
+	"operator key set-end": {args: []string{"alice", "key", "12h"}},
+	"service key set-end":  {args: []string{"billing", "key", "12h"}},
 	"operator key revoke":  {args: []string{"alice", "key", "--yes"}, quiet: true},
 	"service key list":     {args: []string{"billing"}},
 	"service key revoke":   {args: []string{"billing", "key", "--yes"}, quiet: true},

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"time"
+
 	"github.com/spf13/cobra"
 
 	"github.com/watchword-iot/watchword"
@@ -22,20 +24,40 @@ func (a *app) operatorInvite() *cobra.Command {
 			"link over a channel that only they read: who has it first is the operator. A role that has more than yours is refused.",
 	}
 	role := c.Flags().String("role", "operator", "owner, admin, operator, viewer, auditor, or a role that a policy defines")
-	ttl := c.Flags().Duration("ttl", 0, "how long the link is valid (default 24h)")
+	lifetimes := lifetimeFlags(c)
 	picture := c.Flags().Bool("qr", false, "also draw the link as a QR code")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
 		if err != nil {
 			return err
 		}
-		s, err := cl.CreateOperator(c.Context(), watchword.SubjectID(args[0]), *role, *ttl)
+		ttl, keyTTL := lifetimes()
+		s, err := cl.CreateOperatorWith(c.Context(), api.CreateOperatorRequest{ID: args[0], Role: *role, TTL: ttl, KeyTTL: keyTTL})
 		if err != nil {
 			return err
 		}
 		return a.printLoginLink(s, s.Enrollment, *picture, operatorKind)
 	}
 	return c
+}
+
+// lifetimeFlags adds the options for the lifetimes of a link and of the key that enrolls with it, and returns a function that returns
+// both; empty for the default.
+func lifetimeFlags(c *cobra.Command) func() (link, key string) {
+	ttl := c.Flags().Duration("ttl", 0, "how long the link is valid (default 24h)")
+	keyTTL := keyTTLFlag(c)
+	text := func(d time.Duration) string {
+		if d == 0 {
+			return ""
+		}
+		return d.String()
+	}
+	return func() (string, string) { return text(*ttl), text(*keyTTL) }
+}
+
+// keyTTLFlag adds the option for the lifetime of a key.
+func keyTTLFlag(c *cobra.Command) *time.Duration {
+	return c.Flags().Duration("key-ttl", 0, "end of the key, counted from now (default: it has none)")
 }
 
 // printLoginLink prints the link of an operator or a service.
@@ -70,7 +92,7 @@ func (a *app) serviceCreate() *cobra.Command {
 			"'LINK' on the machine of the back end, or by any client of POST /v1/enroll.",
 	}
 	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; may be repeated")
-	ttl := c.Flags().Duration("ttl", 0, "how long the link is valid (default 24h)")
+	lifetimes := lifetimeFlags(c)
 	picture := c.Flags().Bool("qr", false, "also draw the link as a QR code")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		l, err := parseLabels(*pairs)
@@ -81,7 +103,8 @@ func (a *app) serviceCreate() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		s, err := cl.CreateService(c.Context(), watchword.SubjectID(args[0]), l, *ttl)
+		ttl, keyTTL := lifetimes()
+		s, err := cl.CreateServiceWith(c.Context(), api.CreateServiceRequest{ID: args[0], Labels: l, TTL: ttl, KeyTTL: keyTTL})
 		if err != nil {
 			return err
 		}

@@ -71,6 +71,7 @@ func (a *app) operatorApprove() *cobra.Command {
 	key := c.Flags().String("thumbprint", "", "with a code: complete thumbprint of the key, as the person's screen shows it")
 	pin := c.Flags().String("pin", "", "with a code: pin of the server, as the person's screen shows it")
 	machine := c.Flags().String("machine", "", "name of the person's machine, for operator key list")
+	keyTTL := keyTTLFlag(c)
 	yes := yesFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		r, err := loginRequest(args[0], *key, *pin)
@@ -99,7 +100,7 @@ func (a *app) operatorApprove() *cobra.Command {
 		if err := a.confirm(*yes, question); err != nil {
 			return err
 		}
-		return a.printSubject(cl.ApproveLogin(c.Context(), r, watchword.SubjectID(args[1]), *role, *machine))
+		return a.printSubject(cl.ApproveLogin(c.Context(), r, watchword.SubjectID(args[1]), *role, *machine, *keyTTL))
 	}
 	return c
 }

@@ -42,7 +42,7 @@ func (a *app) subjectIDs(k subjectKind) cobra.CompletionFunc {
 func (a *app) subjectLink(k subjectKind) *cobra.Command {
 	c := &cobra.Command{Use: "link [NAME]", Short: "Make a new one-time link, for the first key or a further one, without NAME one of your own; the previous link becomes invalid", Args: positional(cobra.MaximumNArgs(1)), ValidArgsFunction: a.subjectIDs(k)}
 	ttl := c.Flags().Duration("ttl", 0, "how long the link is valid (default 24h)")
-	keyTTL := c.Flags().Duration("key-ttl", 0, "end of the key, counted from now (default: it has none)")
+	keyTTL := keyTTLFlag(c)
 	picture := c.Flags().Bool("qr", false, "also draw the link as a QR code")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cl, own, err := a.clientForKeys(args)

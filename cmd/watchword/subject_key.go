@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -14,7 +15,7 @@ import (
 
 // subjectKeys is the commands for the keys of operators or of services.
 func (a *app) subjectKeys(k subjectKind) *cobra.Command {
-	return commandGroup("key", "List and revoke the keys of one: one for each machine", a.subjectKeyList(k), a.subjectKeyRevoke(k))
+	return commandGroup("key", "List and revoke the keys of one, and set their ends: one for each machine", a.subjectKeyList(k), a.subjectKeyRevoke(k), a.subjectKeySetEnd(k))
 }
 
 func (a *app) subjectKeyList(k subjectKind) *cobra.Command {
@@ -34,21 +35,67 @@ func (a *app) subjectKeyList(k subjectKind) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printList(a, keys, "KEY\tMACHINE\tSTATE\tSINCE\tUNTIL", func(w *terminal.Writer, one api.DeviceKey) {
-				until, name := "-", "-"
-				switch {
-				case one.Retired != nil:
-					until = formatTime(*one.Retired)
-				case one.EndsAt != nil:
-					until = formatTime(*one.EndsAt)
-				}
-				if one.Name != "" {
-					name = one.Name
-				}
-				w.Printf("%s\t%s\t%s\t%s\t%s\n", one.ID, name, one.State, formatTime(one.AddedAt), until)
-			})
+			return printKeys(a, keys)
 		},
 	}
+}
+
+func printKeys(a *app, keys []api.DeviceKey) error {
+	return printList(a, keys, "KEY\tMACHINE\tSTATE\tSINCE\tUNTIL", func(w *terminal.Writer, one api.DeviceKey) {
+		until, name := "-", "-"
+		switch {
+		case one.Retired != nil:
+			until = formatTime(*one.Retired)
+		case one.EndsAt != nil:
+			until = formatTime(*one.EndsAt)
+		}
+		if one.Name != "" {
+			name = one.Name
+		}
+		w.Printf("%s\t%s\t%s\t%s\t%s\n", one.ID, name, one.State, formatTime(one.AddedAt), until)
+	})
+}
+
+func (a *app) subjectKeySetEnd(k subjectKind) *cobra.Command {
+	return &cobra.Command{
+		Use: "set-end [NAME] KEY END", Short: "Set the end of one key of one, or make it earlier; without NAME, of your own", Args: positional(cobra.RangeArgs(2, 3)), ValidArgsFunction: a.subjectIDs(k),
+		Long: "END is a time (2026-12-01T18:00:00Z) or a duration from now on (12h). From then on the key is not accepted, and its tokens and sessions\n" +
+			"end with it. An end can only become earlier. KEY is the thumbprint of the key, as key list prints it; put -- before one that begins\n" +
+			"with a dash.",
+		RunE: func(c *cobra.Command, args []string) error {
+			name, key := args[:len(args)-2], watchword.KeyID(args[len(args)-2])
+			end, err := parseEnd(args[len(args)-1], time.Now())
+			if err != nil {
+				return err
+			}
+			cl, own, err := a.clientForKeys(name)
+			if err != nil {
+				return err
+			}
+			var keys []api.DeviceKey
+			if own {
+				keys, err = cl.SetOwnKeyEnd(c.Context(), key, end)
+			} else {
+				keys, err = k.of(cl).SetKeyEnd(c.Context(), watchword.SubjectID(name[0]), key, end)
+			}
+			if err != nil {
+				return err
+			}
+			return printKeys(a, keys)
+		},
+	}
+}
+
+// parseEnd reads a time, or a duration from now on.
+func parseEnd(s string, now time.Time) (time.Time, error) {
+	if d, err := time.ParseDuration(s); err == nil && d > 0 {
+		return now.Add(d), nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return t, usage("END must be a time (2026-12-01T18:00:00Z) or a duration from now on (12h)")
+	}
+	return t, nil
 }
 
 func (a *app) subjectKeyRevoke(k subjectKind) *cobra.Command {

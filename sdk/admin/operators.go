@@ -37,6 +37,11 @@ func (c *Client) CreateOperator(ctx context.Context, id watchword.SubjectID, rol
 	if ttl > 0 {
 		in.TTL = ttl.String()
 	}
+	return c.CreateOperatorWith(ctx, in)
+}
+
+// CreateOperatorWith is [Client.CreateOperator] with everything that the request may state, such as the lifetime of the key.
+func (c *Client) CreateOperatorWith(ctx context.Context, in api.CreateOperatorRequest) (s api.Subject, err error) {
 	err = c.call(ctx, http.MethodPost, operatorsPath, nil, in, &s)
 	return s, err
 }
@@ -48,6 +53,11 @@ func (c *Client) CreateService(ctx context.Context, id watchword.SubjectID, l wa
 	if ttl > 0 {
 		in.TTL = ttl.String()
 	}
+	return c.CreateServiceWith(ctx, in)
+}
+
+// CreateServiceWith is [Client.CreateService] with everything that the request may state, such as the lifetime of the key.
+func (c *Client) CreateServiceWith(ctx context.Context, in api.CreateServiceRequest) (s api.Subject, err error) {
 	err = c.call(ctx, http.MethodPost, servicesPath, nil, in, &s)
 	return s, err
 }
@@ -127,6 +137,22 @@ func (m Subjects) Keys(ctx context.Context, id watchword.SubjectID) ([]api.Devic
 // not_found; conflict for the last key without an end of the last owner; exceeds_own; proof_required as in Link.
 func (m Subjects) RevokeKey(ctx context.Context, id watchword.SubjectID, key watchword.KeyID) error {
 	return m.c.call(ctx, http.MethodDelete, m.path(id, "/keys/"+url.PathEscape(string(key))), nil, nil, nil)
+}
+
+// SetKeyEnd sets the end of one key, in whole seconds, or makes it earlier; the key's tokens and sessions end with it at the latest. It
+// returns the keys. Codes: not_found; bad_request for an end that has passed; conflict for a later end, a key that is not valid, and
+// the last key without an end of the last owner; exceeds_own; proof_required as in Link.
+func (m Subjects) SetKeyEnd(ctx context.Context, id watchword.SubjectID, key watchword.KeyID, end time.Time) ([]api.DeviceKey, error) {
+	var out api.KeyList
+	err := m.c.call(ctx, http.MethodPut, m.path(id, "/keys/"+url.PathEscape(string(key))+"/end"), nil, api.KeyEndRequest{EndsAt: end}, &out)
+	return out.Keys, err
+}
+
+// SetOwnKeyEnd is [Subjects.SetKeyEnd] for a key of the caller. It needs a token that is bound to the caller's key.
+func (c *Client) SetOwnKeyEnd(ctx context.Context, key watchword.KeyID, end time.Time) ([]api.DeviceKey, error) {
+	var out api.KeyList
+	err := c.call(ctx, http.MethodPut, selfPath+"/keys/"+url.PathEscape(string(key))+"/end", nil, api.KeyEndRequest{EndsAt: end}, &out)
+	return out.Keys, err
 }
 
 // OwnKeys returns the keys of the caller, oldest first: at most 32.

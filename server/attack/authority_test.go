@@ -187,6 +187,14 @@ func (b *fullAuthorityDevice) operations(t *testing.T, n *int) map[string]func()
 			return operation{path: fmt.Sprintf("/v1/services/"+format, id), body: body}
 		}
 	}
+	keyEnd := func(list string, create func(watchword.SubjectID) (api.Subject, error)) func() operation {
+		return func() operation {
+			s, err := create(name())
+			must(t, err)
+			k := b.enrollKey(s.ID, s.Enrollment, "laptop")
+			return operation{path: fmt.Sprintf("%s/%s/keys/%s/end", list, s.ID, k.kid()), body: `{"ends_at":"2040-01-01T00:00:00Z"}`}
+		}
+	}
 	lamp := b.enroll("lamp-of-boss", device.Options{}, nil)
 	return map[string]func() operation{
 		"POST /v1/devices":              func() operation { return operation{path: "/v1/devices", body: fmt.Sprintf(`{"id":%q}`, name())} },
@@ -206,14 +214,20 @@ func (b *fullAuthorityDevice) operations(t *testing.T, n *int) map[string]func()
 		"POST /v1/operators/{id}/suspend": operator("%s/suspend", `{"reason":"r"}`),
 		"POST /v1/operators/{id}/resume":  operator("%s/resume", `{"reason":"r"}`),
 		"POST /v1/operators/{id}/revoke":  operator("%s/revoke", `{"reason":"r"}`),
-		"POST /v1/services":               func() operation { return operation{path: "/v1/services", body: fmt.Sprintf(`{"id":%q}`, name())} },
-		"PUT /v1/services/{id}/labels":    service("%s/labels", `{"labels":{"a":"b"}}`),
-		"POST /v1/services/{id}/link":     service("%s/link", `{"ttl":"1h"}`),
-		"POST /v1/services/{id}/suspend":  service("%s/suspend", `{"reason":"r"}`),
-		"POST /v1/services/{id}/resume":   service("%s/resume", `{"reason":"r"}`),
-		"POST /v1/services/{id}/revoke":   service("%s/revoke", `{"reason":"r"}`),
-		"PUT /v1/devices/{id}/config":     of("/v1/devices/%s/config", `{"a":1}`),
-		"POST /v1/commands":               at("/v1/commands", fmt.Sprintf(`{"device":%q,"function":"f","args":{}}`, lamp.ID())),
+		"PUT /v1/operators/{id}/keys/{kid}/end": keyEnd("/v1/operators", func(id watchword.SubjectID) (api.Subject, error) {
+			return b.admin.CreateOperator(ctx, id, "viewer", 0)
+		}),
+		"PUT /v1/services/{id}/keys/{kid}/end": keyEnd("/v1/services", func(id watchword.SubjectID) (api.Subject, error) {
+			return b.admin.CreateService(ctx, id, nil, 0)
+		}),
+		"POST /v1/services":              func() operation { return operation{path: "/v1/services", body: fmt.Sprintf(`{"id":%q}`, name())} },
+		"PUT /v1/services/{id}/labels":   service("%s/labels", `{"labels":{"a":"b"}}`),
+		"POST /v1/services/{id}/link":    service("%s/link", `{"ttl":"1h"}`),
+		"POST /v1/services/{id}/suspend": service("%s/suspend", `{"reason":"r"}`),
+		"POST /v1/services/{id}/resume":  service("%s/resume", `{"reason":"r"}`),
+		"POST /v1/services/{id}/revoke":  service("%s/revoke", `{"reason":"r"}`),
+		"PUT /v1/devices/{id}/config":    of("/v1/devices/%s/config", `{"a":1}`),
+		"POST /v1/commands":              at("/v1/commands", fmt.Sprintf(`{"device":%q,"function":"f","args":{}}`, lamp.ID())),
 		"PUT /v1/policies/{name}": func() operation {
 			*n++
 			return operation{path: fmt.Sprint("/v1/policies/p", *n), body: "subjects = [\"nobody\"]\n[[allow]]\npublish = [\"a\"]\n", contentType: "application/toml"}
@@ -236,6 +250,7 @@ func (b *fullAuthorityDevice) operations(t *testing.T, n *int) map[string]func()
 		"PUT /v1/self/functions":                   at("/v1/self/functions", `{"functions":[{"name":"f"}]}`),
 		"POST /v1/self/receipts":                   nil, // one that fits is in TestReceiptsOfOneWhoseRightWentAreRefused
 		"POST /v1/self/link":                       nil, // of an operator: see server/attack/operator_keys_test.go; the same act is POST /v1/operators/{id}/link
+		"PUT /v1/self/keys/{kid}/end":              nil, // of an operator: see server/attack/operator_keys_test.go; the same act is PUT /v1/operators/{id}/keys/{kid}/end
 		"POST /v1/self/keys":                       nil, // its proof is by the keys: see server/attack/rekey_test.go; the store's contract holds Rekey
 		"POST /v1/enrollments/{user_code}/approve": nil, // the store's contract holds ApprovePairing
 		"POST /v1/logins/{user_code}/approve":      nil, // the same: ApprovePairing

@@ -64,7 +64,7 @@ func TestRequestLogin(t *testing.T) {
 	if pin := mustValue(srv.admin.TrustPin(t.Context()))(t); r.Pin != pin {
 		t.Errorf("pin %s, want %s", r.Pin, pin)
 	}
-	_, err = srv.admin.ApproveLogin(t.Context(), parsed, "vera", "viewer", "")
+	_, err = srv.admin.ApproveLogin(t.Context(), parsed, "vera", "viewer", "", 0)
 	must(t, err)
 	must(t, testwait.For(t, "the decision", done))
 	c, err := admin.New(*got)
@@ -186,15 +186,15 @@ func TestLoginThroughAManInTheMiddle(t *testing.T) {
 	if r.UserCode != own.UserCode || r.Pin == pin || r.Key == own.sign.Public().ID() {
 		t.Fatalf("shown %+v", r)
 	}
-	_, err = srv.admin.ApproveLogin(ctx, r, "vera", "viewer", "")
+	_, err = srv.admin.ApproveLogin(ctx, r, "vera", "viewer", "", 0)
 	wants(t, "what the person's screen shows", err, watchword.Conflict)
 	half := r
 	half.Key = own.sign.Public().ID()
-	_, err = srv.admin.ApproveLogin(ctx, half, "vera", "viewer", "")
+	_, err = srv.admin.ApproveLogin(ctx, half, "vera", "viewer", "", 0)
 	wants(t, "the attacker's key, the pin of the screen", err, watchword.Conflict)
 	half = r
 	half.Pin = pin
-	_, err = srv.admin.ApproveLogin(ctx, half, "vera", "viewer", "")
+	_, err = srv.admin.ApproveLogin(ctx, half, "vera", "viewer", "", 0)
 	wants(t, "the key of the screen, the true pin", err, watchword.Conflict)
 	if a := own.poll(); a.code != watchword.PairingPending {
 		t.Errorf("the attacker's own request: %+v", a)

@@ -116,7 +116,7 @@ func TestLoginWithoutALink(t *testing.T) {
 	} {
 		r := other
 		edit(&r)
-		_, err := srv.admin.ApproveLogin(ctx, r, "vera", "viewer", "")
+		_, err := srv.admin.ApproveLogin(ctx, r, "vera", "viewer", "", 0)
 		wants(t, name, err, watchword.Conflict)
 	}
 	for name, body := range map[string]string{
@@ -128,15 +128,20 @@ func TestLoginWithoutALink(t *testing.T) {
 			t.Errorf("%s: %+v", name, a)
 		}
 	}
-	_, err = srv.admin.ApproveLogin(ctx, other, "vera", "no-such-role", "")
+	_, err = srv.admin.ApproveLogin(ctx, other, "vera", "no-such-role", "", 0)
 	wants(t, "an unknown role", err, watchword.BadRequest)
-	_, err = srv.admin.ApproveLogin(ctx, other, "vera", "", "")
+	_, err = srv.admin.ApproveLogin(ctx, other, "vera", "", "", 0)
 	wants(t, "no role for a new operator", err, watchword.BadRequest)
 	if got := laptop.self("vera"); got != http.StatusUnauthorized {
 		t.Errorf("before the approval: %d", got)
 	}
-	s, err := srv.admin.ApproveLogin(ctx, other, "vera", "viewer", "laptop")
+	_, err = srv.admin.ApproveLogin(ctx, other, "vera", "viewer", "laptop", 100*365*24*time.Hour)
+	wants(t, "a key for a hundred years", err, watchword.BadRequest)
+	s, err := srv.admin.ApproveLogin(ctx, other, "vera", "viewer", "laptop", time.Hour)
 	must(t, err)
+	if ends := s.Keys[0].EndsAt; ends == nil || time.Until(*ends) > time.Hour || time.Until(*ends) < 55*time.Minute || ends.Nanosecond() != 0 {
+		t.Errorf("the key of an hour ends at %v", ends)
+	}
 	if s.ID != "vera" || s.Role != "viewer" || s.Kind != watchword.Operator || s.State != watchword.Active || s.Keys[0].Name != "laptop" {
 		t.Errorf("approved: %+v", s)
 	}
@@ -148,7 +153,7 @@ func TestLoginWithoutALink(t *testing.T) {
 	if answered.ID != "vera" || answered.Kind != watchword.Operator || answered.HTTPS != srv.url {
 		t.Errorf("answered: %+v", answered)
 	}
-	_, err = srv.admin.ApproveLogin(ctx, other, "eve", "viewer", "")
+	_, err = srv.admin.ApproveLogin(ctx, other, "eve", "viewer", "", 0)
 	wants(t, "a second approval", err, watchword.Conflict)
 	_, err = srv.admin.RejectLogin(ctx, laptop.UserCode)
 	wants(t, "rejecting what is approved", err, watchword.Conflict)
@@ -156,9 +161,9 @@ func TestLoginWithoutALink(t *testing.T) {
 
 	// A further key of the same operator: both count.
 	desktop := srv.newLoginClient(c.now).ask()
-	_, err = srv.admin.ApproveLogin(ctx, desktop.request(), "vera", "owner", "")
+	_, err = srv.admin.ApproveLogin(ctx, desktop.request(), "vera", "owner", "", 0)
 	wants(t, "another role with a further key", err, watchword.BadRequest)
-	_, err = srv.admin.ApproveLogin(ctx, desktop.request(), "vera", "", "")
+	_, err = srv.admin.ApproveLogin(ctx, desktop.request(), "vera", "", "", 0)
 	must(t, err)
 	if a, b := laptop.self("vera"), desktop.self("vera"); a != http.StatusOK || b != http.StatusOK {
 		t.Errorf("two keys: %d and %d", a, b)
@@ -239,7 +244,7 @@ func TestLoginRequestsAreRefused(t *testing.T) {
 	_, err = srv.admin.RejectPairing(t.Context(), l.UserCode)
 	wants(t, "a login rejected as a device", err, watchword.NotFound)
 	r := token.LoginRequest{UserCode: device.user, Key: device.sign.Public().ID(), Pin: l.pin}
-	_, err = srv.admin.ApproveLogin(t.Context(), r, "eve", "viewer", "")
+	_, err = srv.admin.ApproveLogin(t.Context(), r, "eve", "viewer", "", 0)
 	wants(t, "a device approved as an operator", err, watchword.NotFound)
 	_, err = srv.admin.RejectLogin(t.Context(), device.user)
 	wants(t, "a device rejected as an operator", err, watchword.NotFound)

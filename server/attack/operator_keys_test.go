@@ -447,7 +447,7 @@ func TestOwnKeysNeedAProofOfAnOwnKey(t *testing.T) {
 	}
 	// Another owner's approval gives the key no end.
 	l = srv.newLoginClient(time.Now).ask()
-	_, err = srv.admin.ApproveLogin(ctx, l.request(), "olga", "", "")
+	_, err = srv.admin.ApproveLogin(ctx, l.request(), "olga", "", "", 0)
 	must(t, err)
 	keys, err = srv.admin.Operators().Keys(ctx, "olga")
 	must(t, err)
@@ -490,4 +490,74 @@ func TestAProofOfAnotherKeyIsNoProof(t *testing.T) {
 	if a := lamp.proved("GET", "/v1/self", "", ""); a.status != http.StatusOK {
 		t.Errorf("with a proof of the own key: %d %s", a.status, a.body)
 	}
+}
+
+// An end that a key gets counts at once: for its tokens, for a stream that is open, and for links that were made with it.
+func TestKeyGetsAnEndWhileItIsUsed(t *testing.T) {
+	srv := serve(t, nil)
+	ctx := t.Context()
+	s, err := srv.admin.CreateOperatorWith(ctx, api.CreateOperatorRequest{ID: "vera", Role: "viewer", KeyTTL: "10h"})
+	must(t, err)
+	laptop := srv.enrollKey("vera", s.Enrollment, "laptop")
+	link, err := srv.admin.Operators().Link(ctx, "vera", 0, 0)
+	must(t, err)
+	desktop := srv.enrollKey("vera", &link, "desktop")
+	tok, other := laptop.bearer(), desktop.bearer()
+	events, rest := srv.stream("/v1/events", tok), srv.stream("/v1/events", other)
+	self := func(token string, want int) {
+		t.Helper()
+		if a := srv.request("GET", "/v1/self", token, ""); a.status != want {
+			t.Errorf("a request: %d %s, want %d", a.status, a.body, want)
+		}
+	}
+	self(tok, http.StatusOK)
+	end := func(of watchword.KeyID, at time.Time, want int, code string) {
+		t.Helper()
+		body, err := json.Marshal(api.KeyEndRequest{EndsAt: at})
+		must(t, err)
+		if a := desktop.proved("PUT", "/v1/self/keys/"+string(of)+"/end", string(body), ""); a.status != want || code != "" && !strings.Contains(a.body, code) {
+			t.Errorf("the end %s: %d %s, want %d %s", at, a.status, a.body, want, code)
+		}
+	}
+	end(laptop.kid(), time.Now().Add(20*time.Hour), http.StatusConflict, "conflict")
+	end("no-such", time.Now().Add(time.Hour), http.StatusNotFound, "not_found")
+	if a := srv.request("PUT", "/v1/self/keys/"+string(laptop.kid())+"/end", other, `{"ends_at":"2030-01-01T00:00:00Z"}`, "Content-Type: application/json"); !strings.Contains(a.body, "proof_required") {
+		t.Errorf("by a bearer token: %d %s", a.status, a.body)
+	}
+	if a := desktop.proved("PUT", "/v1/operators/operator/keys/"+string(laptop.kid())+"/end", `{"ends_at":"2030-01-01T00:00:00Z"}`, ""); a.status != http.StatusForbidden {
+		t.Errorf("by a viewer, of an owner: %d %s", a.status, a.body)
+	}
+	at := time.Now().Add(2 * time.Second).Truncate(time.Second)
+	keys, err := srv.admin.Operators().SetKeyEnd(ctx, "vera", laptop.kid(), at)
+	must(t, err)
+	if !slices.ContainsFunc(keys, func(k api.DeviceKey) bool { return k.ID == laptop.kid() && k.EndsAt != nil && k.EndsAt.Equal(at) }) {
+		t.Errorf("the keys are %+v", keys)
+	}
+	deadline := time.After(10 * time.Second)
+	for open := true; open; {
+		select {
+		case _, open = <-events:
+		case <-deadline:
+			t.Fatal("the stream of the key goes on after its end")
+		}
+	}
+	if time.Now().Before(at) {
+		t.Errorf("the stream ended %s before the key", time.Until(at))
+	}
+	self(tok, http.StatusUnauthorized)
+	if a := laptop.exchange(nil, ""); a.status == http.StatusOK {
+		t.Errorf("a token after the end: %s", a.body)
+	}
+	self(other, http.StatusOK)
+	select {
+	case _, open := <-rest:
+		if !open {
+			t.Error("the stream of the other key has ended")
+		}
+	default:
+	}
+	owner, err := srv.admin.Operators().Keys(ctx, "operator")
+	must(t, err)
+	_, err = srv.admin.Operators().SetKeyEnd(ctx, "operator", owner[0].ID, time.Now().Add(time.Hour))
+	wants(t, "the last key of the last owner", err, watchword.Conflict)
 }

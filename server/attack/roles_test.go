@@ -65,7 +65,7 @@ func TestRolesByOperation(t *testing.T) {
 	}
 	for _, p := range []string{
 		"POST devices", "DELETE devices/{id}", "PUT devices/{id}/config", "PUT devices/{id}/labels", "PUT devices/{id}/name", "POST devices/{id}/forget", "POST devices/{id}/link", "PUT devices/{id}/proof", "POST devices/{id}/resume", "POST devices/{id}/revoke", "POST devices/{id}/suspend",
-		"POST services", "DELETE services/{id}", "DELETE services/{id}/keys/{kid}", "PUT services/{id}/labels", "POST services/{id}/link", "POST services/{id}/resume", "POST services/{id}/revoke", "POST services/{id}/suspend",
+		"POST services", "DELETE services/{id}", "DELETE services/{id}/keys/{kid}", "PUT services/{id}/keys/{kid}/end", "PUT services/{id}/labels", "POST services/{id}/link", "POST services/{id}/resume", "POST services/{id}/revoke", "POST services/{id}/suspend",
 		"POST enrollments/{user_code}/approve", "POST enrollments/{user_code}/reject", "PUT policies/{name}", "DELETE policies/{name}", "DELETE retained/{topic}", "DELETE sessions/{id}", "DELETE tokens/{jti}",
 	} {
 		method, path, _ := strings.Cut(p, " ")

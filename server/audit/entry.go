@@ -42,6 +42,7 @@ const (
 	DeviceEnroll     = "device.enroll"
 	DeviceRekey      = "device.rekey"
 	DeviceKeyRevoke  = "device.key_revoke"
+	DeviceKeyEnd     = "device.key_end"
 	DeviceKeyRetire  = "device.key_retire"
 	PairingReject    = "pairing.reject"
 	LoginReject      = "login.reject"
@@ -88,7 +89,7 @@ const (
 // Kinds is the list of all kinds.
 var Kinds = withSubjects([]string{
 	ServerStart, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign, DeviceCreate,
-	OperatorRole, OperatorRecover, DeviceLink, DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyRetire, PairingReject, LoginReject, DeviceLabel, DeviceName, DeviceProof, DeviceSuspend,
+	OperatorRole, OperatorRecover, DeviceLink, DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyEnd, DeviceKeyRetire, PairingReject, LoginReject, DeviceLabel, DeviceName, DeviceProof, DeviceSuspend,
 	DeviceResume, DeviceRevoke, DeviceDelete, DeviceForget, TokenIssue, TokenRevoke, PolicyApply, PolicyDelete, CommandOrder,
 	CommandCancel, CommandSettle, CommandExpire, CommandConflict, CommandUndeliver, ConfigSet, CommandHandOver, SessionOpen,
 	SessionClose, RetainedShow, RetainedDelete, SessionsOverflow, RequestRefuse, RefusalsOverflow, LogRead, LogPrune,

@@ -116,7 +116,7 @@ func Permanent(kind string) bool {
 		return true
 	}
 	switch KindOfDevice(kind) {
-	case DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyRetire, DeviceRevoke, DeviceDelete, DeviceForget, OperatorRole, OperatorRecover, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign,
+	case DeviceEnroll, DeviceRekey, DeviceKeyRevoke, DeviceKeyEnd, DeviceKeyRetire, DeviceRevoke, DeviceDelete, DeviceForget, OperatorRole, OperatorRecover, KeyCreate, KeyActivate, KeyRetire, KeyErase, KeyRevoke, KeyMove, BundleSign,
 		PolicyApply, PolicyDelete, LogPrune, ServerStart, ClockRefuse, ClockTrust, ClockAccept, BackupCreate, AddressMove:
 		return true
 	}

@@ -135,7 +135,7 @@ var changes = map[string]func(audit.Entry) []Ref{
 	audit.ServerStart: server, audit.KeyCreate: server, audit.KeyActivate: server, audit.KeyRetire: server, audit.KeyErase: server, audit.KeyRevoke: server,
 	audit.KeyMove: server, audit.AddressMove: server, audit.LogRestore: server, audit.ServerSuperseded: server, audit.BundleSign: server,
 	audit.DeviceCreate: subject, audit.OperatorRole: subject, audit.DeviceLink: subject, audit.DeviceEnroll: subject, audit.DeviceRekey: subject,
-	audit.DeviceKeyRevoke: subject, audit.DeviceKeyRetire: subject, audit.DeviceLabel: subject, audit.DeviceName: subject, audit.DeviceForget: subject, audit.DeviceProof: subject, audit.DeviceSuspend: subject,
+	audit.DeviceKeyRevoke: subject, audit.DeviceKeyEnd: subject, audit.DeviceKeyRetire: subject, audit.DeviceLabel: subject, audit.DeviceName: subject, audit.DeviceForget: subject, audit.DeviceProof: subject, audit.DeviceSuspend: subject,
 	audit.DeviceResume: subject, audit.DeviceRevoke: subject, audit.DeviceDelete: subject, audit.OperatorRecover: subject,
 	audit.TokenRevoke: revokedToken, audit.PolicyApply: policy, audit.PolicyDelete: policy,
 

@@ -33,9 +33,12 @@ func VoidsCodesFor(before, after watchword.Subject) bool {
 	return enrolled || after.State == watchword.Revoked || before.Proof != after.Proof || before.Role != after.Role || !maps.Equal(before.Labels, after.Labels)
 }
 
-// VoidsCodesOfKey reports whether a key that has changed makes the unused codes void that were made with it, and those for its
-// subject: it is revoked, and a thief of the key may have made them.
-func VoidsCodesOfKey(k watchword.Key) bool { return k.State == watchword.KeyRevoked }
+// VoidsCodesOfKey reports whether a change of a key makes the unused codes void that were made with it, and those for its subject: it
+// is revoked, and a thief of the key may have made them; or it ends earlier, and a code that the subject made for itself would give
+// a key that ends later.
+func VoidsCodesOfKey(before, after watchword.Key) bool {
+	return after.State == watchword.KeyRevoked || !before.Ends.Equal(after.Ends)
+}
 
 // VoidsCodesBy reports whether a change of a subject makes the unused codes void that it has made: it is suspended or revoked, or has
 // another role or other labels. A change of policy is compared when a code is redeemed (see [Service.Enroll]).

@@ -44,17 +44,23 @@ func (l Lifetimes) ends(now time.Time) (link, key time.Time, err error) {
 	if l.Link < time.Second || l.Link > MaxCodeLifetime {
 		return link, key, watchword.RefuseField("ttl", "must be from 1 second to 30 days")
 	}
-	link, key = now.Add(l.Link), l.KeyEnds
-	if l.Key != 0 {
-		if l.Key < time.Second || l.Key > MaxKeyLifetime {
-			return link, key, watchword.RefuseField("key_ttl", "must be from 1 second to 10 years")
-		}
-		if end := now.Add(l.Key).Truncate(time.Second); key.IsZero() || end.Before(key) {
-			key = end
-		}
+	if key, err = l.keyEnd(now); err != nil {
+		return link, key, err
 	}
+	link = now.Add(l.Link)
 	if !key.IsZero() && key.Before(link) {
 		link = key
 	}
 	return link, key, nil
+}
+
+// keyEnd returns the end of a key that is given now; zero for none. Code: bad_request.
+func (l Lifetimes) keyEnd(now time.Time) (time.Time, error) {
+	if l.Key == 0 {
+		return l.KeyEnds, nil
+	}
+	if l.Key < time.Second || l.Key > MaxKeyLifetime {
+		return time.Time{}, watchword.RefuseField("key_ttl", "must be from 1 second to 10 years")
+	}
+	return watchword.EarlierEnd(now.Add(l.Key).Truncate(time.Second), l.KeyEnds), nil
 }

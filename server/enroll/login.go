@@ -73,6 +73,7 @@ type LoginApproval struct {
 	Pin      string
 	ID       watchword.SubjectID // of the operator
 	Role     string              // of an operator that is added; empty where the operator exists
+	KeyTTL   time.Duration       // lifetime of the key from now on, as [Lifetimes.Key]
 	KeyName  string              // what the approver calls the machine that has the key; may be empty
 }
 
@@ -99,6 +100,9 @@ func (svc *Service) ApproveLogin(ctx context.Context, by session.Actor, a LoginA
 		return watchword.Subject{}, watchword.RefuseField("key_name", "must be at most %d printable ASCII characters", watchword.MaxKeyName)
 	}
 	out := Approval{Pairing: p.ID, KeyName: a.KeyName, AnswerUntil: now.Add(ApprovedLoginLifetime)}
+	if out.KeyEnds, err = (Lifetimes{Key: a.KeyTTL}).keyEnd(now); err != nil {
+		return watchword.Subject{}, err
+	}
 	switch out.Subject, err = svc.store.Subject(ctx, by.Tenant, a.ID); {
 	case watchword.CodeOf(err) == watchword.NotFound:
 		out.Create, out.Subject = true, watchword.Subject{
@@ -115,7 +119,9 @@ func (svc *Service) ApproveLogin(ctx context.Context, by session.Actor, a LoginA
 		err = watchword.RefuseField("role", "must be empty, since the operator %q exists and has the role %s", a.ID, out.Subject.Role)
 	default:
 		if err = svc.checkComesBack(ctx, by, out.Subject); err == nil && givesItself(by, a.ID) {
-			out.KeyEnds, err = endOfActingKey(by, &out.Subject, now)
+			var latest time.Time
+			latest, err = endOfActingKey(by, &out.Subject, now)
+			out.KeyEnds = watchword.EarlierEnd(out.KeyEnds, latest)
 		}
 	}
 	if err != nil {

@@ -144,7 +144,11 @@ func (a *API) approveLogin(ctx context.Context, c *caller, code string, in api.A
 	if err := checkOwnKeys(c, watchword.SubjectID(in.ID)); err != nil {
 		return watchword.Subject{}, err
 	}
+	ttl, err := parseDuration("key_ttl", in.KeyTTL)
+	if err != nil {
+		return watchword.Subject{}, err
+	}
 	return a.Enrollment.ApproveLogin(ctx, c.actor, enroll.LoginApproval{
-		UserCode: code, Sign: watchword.KeyID(in.Sign), Pin: in.Pin, ID: watchword.SubjectID(in.ID), Role: in.Role, KeyName: in.Name,
+		UserCode: code, Sign: watchword.KeyID(in.Sign), Pin: in.Pin, ID: watchword.SubjectID(in.ID), Role: in.Role, KeyName: in.Name, KeyTTL: ttl,
 	}, a.Now())
 }

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
@@ -75,6 +76,14 @@ func (a *API) revokeKey(ctx context.Context, c *caller, id watchword.SubjectID, 
 	return nil, err
 }
 
+// setKeyEnd sets the end of one key. Codes: proof_required, denied, and those of [registry.Registry.SetKeyEnd].
+func (a *API) setKeyEnd(ctx context.Context, c *caller, id watchword.SubjectID, key watchword.KeyID, end time.Time) (*keyListOut, error) {
+	if err := checkOwnKeys(c, id); err != nil {
+		return nil, err
+	}
+	return keyListAnswer(a.Registry.SetKeyEnd(ctx, c.actor, id, key, end, a.Now()))
+}
+
 // createLink makes a link. Codes: proof_required, denied, and those of [enroll.Service.CreateLink].
 func (a *API) createLink(ctx context.Context, c *caller, id watchword.SubjectID, in *api.KeyLinkRequest) (*keyLinkOut, error) {
 	l, err := parseLifetimes(in)
@@ -120,6 +129,18 @@ func (a *API) keyRoutesOf(one string, kind watchword.Kind, what string) {
 			}
 			return a.revokeKey(ctx, c, in.ID, in.Key)
 		})
+	type keyEndIn struct {
+		DevicePath
+		Key  watchword.KeyID `path:"kid" maxLength:"64"`
+		Body api.KeyEndRequest
+	}
+	register(a, operation{method: http.MethodPut, path: one + "/keys/{kid}/end", summary: "Set the end of one key of " + what + ", or make it earlier: it counts for tokens and sessions at once"},
+		func(ctx context.Context, c *caller, in *keyEndIn) (*keyListOut, error) {
+			if _, err := a.subjectOf(ctx, c, kind, in.ID); err != nil {
+				return nil, err
+			}
+			return a.setKeyEnd(ctx, c, in.ID, in.Key, in.Body.EndsAt)
+		})
 }
 
 // selfKeyRoutes registers what an operator or a service can do with its own keys.
@@ -134,6 +155,14 @@ func (a *API) selfKeyRoutes() {
 	register(a, operation{method: http.MethodDelete, path: "/v1/self/keys/{kid}", summary: "Revoke one of the caller's keys, of an operator or a service", status: http.StatusNoContent},
 		func(ctx context.Context, c *caller, in *keyIn) (*noBody, error) {
 			return a.revokeKey(ctx, c, c.Subject(), in.Key)
+		})
+	type keyEndIn struct {
+		Key  watchword.KeyID `path:"kid" maxLength:"64"`
+		Body api.KeyEndRequest
+	}
+	register(a, operation{method: http.MethodPut, path: "/v1/self/keys/{kid}/end", summary: "Set the end of one of the caller's keys, of an operator or a service, or make it earlier"},
+		func(ctx context.Context, c *caller, in *keyEndIn) (*keyListOut, error) {
+			return a.setKeyEnd(ctx, c, c.Subject(), in.Key, in.Body.EndsAt)
 		})
 	type linkIn struct {
 		Body *api.KeyLinkRequest `required:"false"`

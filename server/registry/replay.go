@@ -96,6 +96,13 @@ func ReplaySubject(before watchword.Subject, exists bool, e audit.Entry) (after 
 		changed = err == nil
 	case audit.DeviceKeyRevoke:
 		after, changed, err = before.RevokeKey(watchword.KeyID(e.Data["sign"]), e.At)
+	case audit.DeviceKeyEnd:
+		var end time.Time
+		if end, err = time.Parse(time.RFC3339, e.Data["key_ends"]); err != nil {
+			err = watchword.Wrap(err, watchword.Conflict, "key_ends must be a time")
+		} else {
+			after, changed, err = before.SetKeyEnd(watchword.KeyID(e.Data["sign"]), end, e.At)
+		}
 	case audit.DeviceKeyRetire:
 		after, changed = before.RetireEndedKeys(e.At)
 	case audit.DeviceLabel:

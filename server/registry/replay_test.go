@@ -45,6 +45,8 @@ func TestReplayedActsOnSubjects(t *testing.T) {
 		{"device.rekey", keys, &active, registry.Changed, watchword.Active, ""},
 		{"operator.enroll", map[string]string{"sign": keys["sign"], "sign_jwk": keys["sign_jwk"]}, &operator, registry.Changed, watchword.Active, ""},
 		{"operator.key_revoke", map[string]string{"sign": string(next.ID())}, &operator, registry.Changed, watchword.Active, ""},
+		{"operator.key_end", map[string]string{"sign": string(next.ID()), "key_ends": at.Add(time.Hour).Format(time.RFC3339)}, &operator, registry.Changed, watchword.Active, ""},
+		{"operator.key_end", map[string]string{"sign": string(next.ID()), "key_ends": "soon"}, &operator, registry.NoEffect, watchword.Active, watchword.Conflict},
 		{"operator.role", map[string]string{"after": "admin"}, &operator, registry.Changed, watchword.Active, ""},
 		{"operator.role", map[string]string{"after": "viewer"}, &operator, registry.NoEffect, watchword.Active, ""},
 		{"device.label", map[string]string{"after": "site=b"}, &active, registry.Changed, watchword.Active, ""},

@@ -24,6 +24,18 @@ func (r *Registry) RevokeKey(ctx context.Context, by session.Actor, id watchword
 	}))
 }
 
+// SetKeyEnd sets the end of one signing key of an operator or a service, or makes it earlier. When it returns, the end counts for all
+// tokens and sessions of the key. Codes: not_found; bad_request for an end that has passed; conflict for a device, a later end, a
+// key that is not valid, and the last key without an end of the last owner; exceeds_own.
+func (r *Registry) SetKeyEnd(ctx context.Context, by session.Actor, id watchword.SubjectID, key watchword.KeyID, end, now time.Time) (watchword.Subject, error) {
+	rule := func(s watchword.Subject) (watchword.Subject, bool, error) { return s.SetKeyEnd(key, end, now) }
+	return r.change(ctx, by, id, rule, func(by session.Actor) (watchword.Subject, error) {
+		return r.store.SetKeyEnd(ctx, by.Actor, id, key, end, now, func(_, after watchword.Subject) audit.Entry {
+			return by.DoneEntry(audit.KindFor(after.Kind, audit.DeviceKeyEnd), string(id), now, map[string]string{"sign": string(key), "key_ends": end.Truncate(time.Second).UTC().Format(time.RFC3339)})
+		})
+	})
+}
+
 // retireBatch is how many subjects one transaction of [Registry.RetireEndedKeys] changes at most.
 const retireBatch = 100
 

@@ -31,6 +31,8 @@ type Store interface {
 	Revoke(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// RevokeKey deletes the subject's enrollment codes too. Codes: not_found, conflict.
 	RevokeKey(ctx context.Context, by audit.Actor, id watchword.SubjectID, key watchword.KeyID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	// SetKeyEnd sets or shortens the end of a key. Codes: not_found, conflict, bad_request ([watchword.Subject.SetKeyEnd]).
+	SetKeyEnd(ctx context.Context, by audit.Actor, id watchword.SubjectID, key watchword.KeyID, end, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// RetireEndedKeys retires the ended keys of at most limit subjects of all tenants, and returns these subjects.
 	RetireEndedKeys(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[watchword.Subject]) ([]watchword.Subject, error)
 	// SubjectsWithEndingKeys returns at most limit subjects of which an active key ends after now and at the latest at until.

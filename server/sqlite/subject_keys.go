@@ -24,6 +24,13 @@ func (s *Store) RevokeKey(ctx context.Context, by audit.Actor, id watchword.Subj
 	})
 }
 
+// SetKeyEnd sets or shortens the end of a key of an operator or a service.
+func (s *Store) SetKeyEnd(ctx context.Context, by audit.Actor, id watchword.SubjectID, key watchword.KeyID, end, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
+	return s.changeSubject(ctx, by, id, func(before watchword.Subject) (watchword.Subject, bool, error) {
+		return before.SetKeyEnd(key, end, truncateToMillis(now))
+	}, entry)
+}
+
 // RetireEndedKeys retires the keys of at most limit subjects of all tenants whose ends have passed, and returns these subjects.
 // The keys are not valid since their ends; the change takes them out of lists and of what depends on them.
 func (s *Store) RetireEndedKeys(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[watchword.Subject]) ([]watchword.Subject, error) {

@@ -336,14 +336,14 @@ func (t *tx) putKeys(before, after watchword.Subject) error {
 			if err := t.addKey(after.Tenant, after.ID, k); err != nil {
 				return err
 			}
-		case k.State != before.Keys[i].State:
-			if enroll.VoidsCodesOfKey(k) {
+		case k.State != before.Keys[i].State || !k.Ends.Equal(before.Keys[i].Ends):
+			if enroll.VoidsCodesOfKey(before.Keys[i], k) {
 				if err := t.voidCodesOfKey(after.Tenant, after.ID, k.ID); err != nil {
 					return err
 				}
 			}
-			if _, err := t.exec(`UPDATE subject_keys SET state = ?, retired = ? WHERE tenant = ? AND id = ? AND subject = ?`,
-				k.State, toMillis(k.Retired), after.Tenant, k.ID, after.ID); err != nil {
+			if _, err := t.exec(`UPDATE subject_keys SET state = ?, retired = ?, ends = ? WHERE tenant = ? AND id = ? AND subject = ?`,
+				k.State, toMillis(k.Retired), toMillis(k.Ends), after.Tenant, k.ID, after.ID); err != nil {
 				return err
 			}
 		}

@@ -112,6 +112,11 @@ func (t *T) RedeemCode(ctx context.Context, r enroll.Redemption, now time.Time, 
 	})
 }
 
+// SetKeyEnd is [Store.SetKeyEnd].
+func (t *T) SetKeyEnd(ctx context.Context, tenant watchword.TenantID, id watchword.SubjectID, key watchword.KeyID, end, now time.Time, e audit.Entry) (watchword.Subject, error) {
+	return t.Store.SetKeyEnd(ctx, in(tenant, e), id, key, end, now, audit.FixedEntry[watchword.Subject](e))
+}
+
 // Rekey is [Store.Rekey].
 func (t *T) Rekey(ctx context.Context, r enroll.KeyChange, now time.Time, e audit.Entry) (watchword.Subject, bool, error) {
 	return t.Store.Rekey(ctx, actor(e), r, now, audit.FixedEntry[watchword.Subject](e))

@@ -39,6 +39,7 @@ func (t *T) authorizedSteps(e audit.Entry) map[string]error {
 	_, out["Suspend"] = t.Suspend(t.ctx, tenant, "lamp-1", t.now, e)
 	_, out["Resume"] = t.Resume(t.ctx, tenant, "lamp-1", t.now, e)
 	_, out["RevokeKey"] = t.RevokeKey(t.ctx, tenant, "lamp-1", "lamp-1-sign", t.now, e)
+	_, out["SetKeyEnd"] = t.SetKeyEnd(t.ctx, tenant, "lamp-1", "lamp-1-sign", t.now.Add(time.Hour), t.now, e)
 	_, out["Revoke"] = t.Revoke(t.ctx, tenant, "lamp-1", t.now, e)
 	_, _, out["Rekey"] = t.Rekey(t.ctx, enroll.KeyChange{Tenant: tenant, Subject: "lamp-1"}, t.now, e)
 	_, out["ApprovePairing"] = t.ApprovePairing(t.ctx, enroll.Approval{Pairing: "x", Subject: sub}, t.now, e)

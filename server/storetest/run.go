@@ -45,6 +45,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"the last owner stays", lastOwnerStays},
 		{"keys are added, and revoked one by one", keysOfAnOperator},
 		{"new keys have a bound, in whichever way they come", newKeysBound},
+		{"a key that is there gets an end", keyEndSet},
 		{"keys end", keysEnd},
 		{"the last owner keeps a key without an end", lastOwnerKeepsAKey},
 		{"an owner is recovered, and operators are told", ownerRecovered},

@@ -66,6 +66,9 @@ type Store interface {
 	// RevokeKey revokes one signing key of an operator or a service (already revoked: no change, no entry), and deletes the
 	// subject's codes. Codes: not_found; conflict for a device, and for the last owner's last key without an end.
 	RevokeKey(ctx context.Context, by audit.Actor, id watchword.SubjectID, key watchword.KeyID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
+	// SetKeyEnd sets or shortens the end of a key; the unused codes for its subject, and those made with the key, are deleted. Codes:
+	// not_found, conflict (also for the last key without an end of the last owner), bad_request ([watchword.Subject.SetKeyEnd]).
+	SetKeyEnd(ctx context.Context, by audit.Actor, id watchword.SubjectID, key watchword.KeyID, end, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// RetireEndedKeys retires the active keys that ended, of at most limit subjects of all tenants, each with an entry, and
 	// returns these subjects.
 	RetireEndedKeys(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[watchword.Subject]) ([]watchword.Subject, error)

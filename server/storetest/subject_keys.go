@@ -66,6 +66,37 @@ func newKeysBound(t *T) {
 	t.must(add("a-day-later"))
 }
 
+// keyEndSet: a key that is there gets an end, and the last owner keeps a key without one.
+func keyEndSet(t *T) {
+	before := t.operator("alice", watchword.OwnerRole)
+	end, e := t.now.Add(time.Hour), t.entry(audit.KindFor(watchword.Operator, audit.DeviceKeyEnd), "alice")
+	n := t.log()
+	_, err := t.SetKeyEnd(t.ctx, tenant, "alice", "alice-sign", end, t.now, e)
+	t.wantCode(watchword.Conflict, err)
+	_, err = t.SetKeyEnd(t.ctx, tenant, "nobody", "alice-sign", end, t.now, e)
+	t.wantCode(watchword.NotFound, err)
+	_, err = t.SetKeyEnd(t.ctx, otherTenant, "alice", "alice-sign", end, t.now, e)
+	t.wantCode(watchword.NotFound, err)
+	equal(t, "entries of what was refused", t.log(), n)
+	t.operator("bob", watchword.OwnerRole)
+	n = t.log()
+	s, err := t.SetKeyEnd(t.ctx, tenant, "alice", "alice-sign", end, t.now, e)
+	t.must(err)
+	equal(t, "the authority version has grown", s.AuthorityVersion > before.AuthorityVersion, true)
+	got, err := t.Subject(t.ctx, tenant, "alice")
+	t.must(err)
+	k, ok := got.SignKey("alice-sign", end.Add(-time.Millisecond))
+	equal(t, "the key before its end", ok && k.Ends.Equal(end), true)
+	_, ok = got.SignKey("alice-sign", end)
+	equal(t, "the key at its end", ok, false)
+	t.must(t.issueTo("alice-sign"))
+	_, err = t.SetKeyEnd(t.ctx, tenant, "bob", "bob-sign", end, t.now, e) // alice has a key, but with an end
+	t.wantCode(watchword.Conflict, err)
+	ids, err := t.SubjectsWithEndingKeys(t.ctx, tenant, t.now, end, 10)
+	t.must(err)
+	equal(t, "subjects with ending keys", fmt.Sprint(ids), "[alice]")
+}
+
 // keysOfAnOperator: a link of an active operator adds a key, and one key is revoked without the others.
 func keysOfAnOperator(t *T) {
 	before := t.operator("alice", watchword.OwnerRole)

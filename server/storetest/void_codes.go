@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/server/enroll"
@@ -40,6 +41,12 @@ func voidCodes(t *T) {
 		{"its maker is deleted", func(m, _ watchword.SubjectID) error { return t.DeleteSubject(t.ctx, tenant, m, t.now, e) }, true},
 		{"the key that it was made with is revoked", func(m, _ watchword.SubjectID) error {
 			return act(t.RevokeKey(t.ctx, tenant, m, watchword.KeyID(m)+"-sign", t.now, e))
+		}, true},
+		{"the key that it was made with gets an end", func(m, _ watchword.SubjectID) error {
+			return act(t.SetKeyEnd(t.ctx, tenant, m, watchword.KeyID(m)+"-sign", t.now.Add(time.Hour), t.now, e))
+		}, true},
+		{"a key of its subject gets an end", func(_, s watchword.SubjectID) error {
+			return act(t.SetKeyEnd(t.ctx, tenant, s, watchword.KeyID(s)+"-sign", t.now.Add(time.Hour), t.now, e))
 		}, true},
 		{"another key of its maker is revoked", func(m, _ watchword.SubjectID) error {
 			t.must(t.AddCode(t.ctx, t.code(m, "code of second"), e))
