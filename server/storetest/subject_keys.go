@@ -79,7 +79,6 @@ func keyEndSet(t *T) {
 	t.wantCode(watchword.NotFound, err)
 	equal(t, "entries of what was refused", t.log(), n)
 	t.operator("bob", watchword.OwnerRole)
-	n = t.log()
 	s, err := t.SetKeyEnd(t.ctx, tenant, "alice", "alice-sign", end, t.now, e)
 	t.must(err)
 	equal(t, "the authority version has grown", s.AuthorityVersion > before.AuthorityVersion, true)
