@@ -162,7 +162,7 @@ type AuditConfig struct {
 	Quorum int `toml:"quorum"`
 }
 
-// LogConfig sets the process log: level debug, info, warn or error; format text or json; the absolute path of the file, or empty
+// LogConfig sets the process log: level debug, info, warn or error, or empty for info, and on a terminal warn; format text or json; the absolute path of the file, or empty
 // for standard error.
 type LogConfig struct {
 	Level  string `toml:"level"`
@@ -222,7 +222,7 @@ func Defaults() Config {
 			KeepAlive: Duration{30 * time.Minute},
 		},
 		Audit:   AuditConfig{CheckpointEvery: Duration{time.Second}},
-		Log:     LogConfig{Level: "info", Format: "text"},
+		Log:     LogConfig{Format: "text"},
 		Metrics: MetricsConfig{Listen: "127.0.0.1:9464"},
 		Backup:  BackupConfig{Keep: 7},
 	}
@@ -412,7 +412,7 @@ func (c Config) checkLog() error {
 		}
 		known[w.Key.String()] = true
 	}
-	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
+	if !slices.Contains([]string{"", "debug", "info", "warn", "error"}, c.Log.Level) {
 		return configError("log.level", "must be debug, info, warn or error")
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {

@@ -15,11 +15,12 @@ type processLog struct {
 	*slog.Logger // also [slog.Default]
 	level        slog.LevelVar
 	file         *logfile.File
+	terminal     bool // standard error is one
 }
 
 // openLog makes the log of the whole process. It goes to standard error where no file is named. Codes: config_invalid, file_untrusted.
 func (a *app) openLog(c server.LogConfig) (*processLog, error) {
-	l := &processLog{file: logfile.New(a.err)}
+	l := &processLog{file: logfile.New(a.err), terminal: a.err.IsTerminal()}
 	if err := l.use(c.File); err != nil {
 		return nil, err
 	}
@@ -34,10 +35,16 @@ func (a *app) openLog(c server.LogConfig) (*processLog, error) {
 	return l, nil
 }
 
-// setLevel sets the level. text was checked with the configuration.
+// setLevel sets the level. Where none is configured it is info; on a terminal warn, since lines about requests would cover what its
+// user types. text was checked with the configuration.
 func (l *processLog) setLevel(text string) {
 	var level slog.Level
-	_ = level.UnmarshalText([]byte(text))
+	switch {
+	case text != "":
+		_ = level.UnmarshalText([]byte(text))
+	case l.terminal && l.file.Path() == "":
+		level = slog.LevelWarn
+	}
 	l.level.Set(level)
 }
 

@@ -44,6 +44,9 @@ func (a *app) serveCommand() *cobra.Command {
 			return err
 		}
 		a.printAddresses(s.Info(), from)
+		if cfg.Log.Level == "" && log.level.Level() == slog.LevelWarn {
+			a.err.Printf("log            warnings and errors; log.level = \"info\" in the configuration shows refused requests too\n")
+		}
 		r := &serverReload{source: source, used: cfg, log: log, server: s}
 		return supervise(c.Context(), hup, supervised{ready: s.Ready(), status: "serves " + s.Info().URL, reload: r.reload, alive: s.CheckLiveness}, s.Run)
 	}

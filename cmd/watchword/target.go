@@ -144,13 +144,26 @@ func (a *app) options() (o admin.Options, store *contexts.Store, err error) {
 			err = a.warnOfKeyEnd(store, to.context, time.Now())
 		}
 	default:
-		o, err = admin.LocalOptions(to.data)
+		o, err = a.localOptions(to.data)
 		if watchword.CodeOf(err) == watchword.NotFound && a.dataFrom == fromDefault {
 			err = watchword.Refuse(watchword.NotFound, "no server was started with the data folder %s, and this user is logged in to none: start a server with %s, name the data folder of one with --data or WATCHWORD_DATA, or log in to a server of another machine with %s",
 				to.data, runnable("watchword serve"), runnable("watchword login LINK"))
 		}
 	}
 	return o, store, err
+}
+
+// localOptions is [admin.LocalOptions]. Where no server was started with the folder it waits for the first start, which may be going on,
+// unless the folder is the default one and does not exist.
+func (a *app) localOptions(dir string) (admin.Options, error) {
+	for end := time.Now().Add(admin.StartWait); ; time.Sleep(50 * time.Millisecond) {
+		o, err := admin.LocalOptions(dir)
+		_, started := os.Stat(filepath.Join(dir, "server.json"))
+		_, exists := os.Stat(dir)
+		if err == nil || started == nil || exists != nil && a.dataFrom == fromDefault || a.completes || time.Now().After(end) {
+			return o, err
+		}
+	}
 }
 
 // keyEndWarning is how long before its end a key is warned of.

@@ -6,7 +6,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/terminal"
+	"github.com/watchword-iot/watchword/internal/testwait"
+	"github.com/watchword-iot/watchword/jose"
 )
 
 // Which server a command talks to, of all ways to name one: docs/operations.md has the same order.
@@ -81,5 +84,37 @@ func TestServerOptionsAreGivenTogether(t *testing.T) {
 		if status := run(t.Context(), append(args, "device", "list"), terminal.New(out, false), terminal.New(errs, false)); status != 2 {
 			t.Errorf("%v: status %d: %s", args, status, errs)
 		}
+	}
+}
+
+// A command that begins before the first start of a server finds it.
+func TestCommandsWaitForTheFirstStart(t *testing.T) {
+	dir := t.TempDir()
+	key, err := jose.GenerateKey(jose.P256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := make(chan error, 1)
+	go func() {
+		o, err := (&app{target: target{dataFrom: fromFlag}}).localOptions(dir)
+		if err == nil && o.Dial != "127.0.0.1:8443" {
+			err = errors.New("the address is " + o.Dial)
+		}
+		found <- err
+	}()
+	for _, f := range []struct{ name, text string }{{"operator.jwk", string(key.JWK())}, {"server.json", `{"https":"127.0.0.1:8443"}`}} { // as a start writes them
+		path := filepath.Join(dir, f.name)
+		if err := os.WriteFile(path+".new", []byte(f.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := testwait.For(t, "the options", found); err != nil {
+		t.Error(err)
+	}
+	if _, err := (&app{target: target{dataFrom: fromDefault}}).localOptions(filepath.Join(dir, "none")); watchword.CodeOf(err) != watchword.NotFound {
+		t.Errorf("without a server: %v", err)
 	}
 }

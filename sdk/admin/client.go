@@ -7,15 +7,11 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"io/fs"
-	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -54,6 +50,7 @@ type Options struct {
 	Notice func(api.Notice)
 
 	serverName string // name that the certificate must be for, in place of URL's host; empty: URL's host
+	folder     string // data folder of the server; empty: it is another machine's
 }
 
 // TokenCache keeps access tokens between processes.
@@ -129,10 +126,7 @@ func transport(o Options) (http.RoundTripper, error) {
 		if !strings.HasPrefix(o.URL, "https://") { // its host decides whether a token may be sent without TLS
 			return nil, watchword.RefuseField("url", "must be https:// if another address is dialed")
 		}
-		var d net.Dialer
-		dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return d.DialContext(ctx, network, o.Dial)
-		}
+		dial = (&localDialer{folder: o.folder, address: o.Dial}).dial
 	}
 	return rest.Transport(conf, dial), nil
 }
@@ -149,25 +143,12 @@ func Local(dir string) (*Client, error) {
 
 // LocalOptions returns the options of [Local]. Codes: as there.
 func LocalOptions(dir string) (o Options, err error) {
-	const mostPlace, mostCA = 64 << 10, 1 << 20
-	b, err := durable.ReadTrusted(filepath.Join(dir, "server.json"), mostPlace)
-	if errors.Is(err, fs.ErrNotExist) {
-		return o, watchword.Refuse(watchword.NotFound, "no server was started with the data folder %s", dir)
-	}
+	const mostCA = 1 << 20
+	place, err := readServerFile(dir)
 	if err != nil {
 		return o, err
 	}
-	var place struct {
-		URL      string              `json:"url"`
-		HTTPS    string              `json:"https"`
-		Issuer   string              `json:"issuer"`
-		CA       string              `json:"ca"`
-		Operator watchword.SubjectID `json:"operator"`
-	}
-	if err := json.Unmarshal(b, &place); err != nil {
-		return o, watchword.Wrap(err, watchword.ConfigInvalid, "%s is damaged", filepath.Join(dir, "server.json"))
-	}
-	o = Options{URL: place.URL, Issuer: place.Issuer, Subject: place.Operator, Dial: localAddress(place.HTTPS)}
+	o = Options{URL: place.URL, Issuer: place.Issuer, Subject: place.Operator, Dial: localAddress(place.HTTPS), folder: dir}
 	if place.CA != "" {
 		if o.CA, err = durable.ReadTrusted(place.CA, mostCA); err != nil {
 			if watchword.CodeOf(err) == watchword.FileUntrusted {
@@ -188,16 +169,6 @@ func LocalOptions(dir string) (o Options, err error) {
 		return o, err
 	}
 	return o, nil
-}
-
-// localAddress returns the address by which this machine reaches a server that listens on listens: the server's public name
-// may not resolve here.
-func localAddress(listens string) string {
-	a, err := netip.ParseAddrPort(listens)
-	if err != nil || !a.Addr().IsUnspecified() {
-		return listens
-	}
-	return net.JoinHostPort("localhost", strconv.Itoa(int(a.Port())))
 }
 
 // URL returns the server's address.
