@@ -221,6 +221,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.guard = session.NewGuard(directory, session.GuardOptions{
 		Now: s.o.Now, Total: s.cfg.Limits.Connections, Revoked: s.keys.IssuerKeyRevoked, Opened: s.auditSessionOpened, Ended: s.auditSessionEnded,
 	})
+	directory.SizeBySessions(s.guard.Held)
 	s.live = session.NewLive()
 	reg := registry.New(s.store, directory, s.live, s.keys.Issuers)
 	s.registry = reg

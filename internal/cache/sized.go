@@ -19,6 +19,16 @@ func NewSized[K comparable, V any](max int) *Sized[K, V] {
 	return &Sized[K, V]{max: max, young: map[K]sized[V]{}}
 }
 
+// Resize sets the limit. Above a smaller one the older generation goes, and the rest at the next Put.
+func (m *Sized[K, V]) Resize(max int) {
+	if m.max = max; m.bytes+m.oldBytes > max {
+		m.old, m.oldBytes = nil, 0
+	}
+}
+
+// Len returns the number of entries.
+func (m *Sized[K, V]) Len() int { return len(m.young) + len(m.old) }
+
 // Get returns the value of k and moves it to the young generation.
 func (m *Sized[K, V]) Get(k K) (v V, ok bool) {
 	s, ok := m.young[k]

@@ -14,8 +14,22 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// directoryCacheBytes is how much memory the principals that a directory remembers may take.
-const directoryCacheBytes = 256 << 20
+// How much memory the principals that a directory remembers may take. It is sized by the sessions of the process: a change of the
+// policies recomputes all of them, and reads from the store each subject that is not remembered.
+const (
+	minDirectoryBytes = 256 << 20
+	maxDirectoryBytes = 1536 << 20
+)
+
+// boundBytes returns the bound for some sessions, with what the principals of the cache take on average. The cache has two
+// generations, and keeps all of a set that it walks over again and again only if the set fits into one of them.
+func (d *Directory) boundBytes(sessions, cached, bytes int) int {
+	if cached == 0 {
+		return d.minBytes
+	}
+	const spare = 1.1
+	return int(min(max(2*spare*float64(sessions)*float64(bytes)/float64(cached), float64(d.minBytes)), maxDirectoryBytes))
+}
 
 // DirectoryStore is what a [Directory] reads of the store of record.
 type DirectoryStore interface {
@@ -43,6 +57,8 @@ type Directory struct {
 	mu         sync.Mutex
 	generation uint64 // grows with each subject that is forgotten, so that a read begun before it is not remembered after
 	cache      *cache.Sized[subjectRef, *session.Principal]
+	minBytes   int        // minDirectoryBytes, but in tests
+	sessions   func() int // how many sessions the process has; nil: none
 }
 
 // version is one version of a policy, parsed.
@@ -58,10 +74,14 @@ type subjectRef struct {
 
 // NewDirectory returns a directory over st. The policies of a tenant are read when they are first asked for.
 func NewDirectory(st DirectoryStore) *Directory {
-	d := &Directory{store: st, reloadPolicies: map[watchword.TenantID]map[string]version{}, cache: cache.NewSized[subjectRef, *session.Principal](directoryCacheBytes)}
+	d := &Directory{store: st, reloadPolicies: map[watchword.TenantID]map[string]version{}, cache: cache.NewSized[subjectRef, *session.Principal](minDirectoryBytes), minBytes: minDirectoryBytes}
 	d.policies.Store(&map[watchword.TenantID]*policy.Set{})
 	return d
 }
+
+// SizeBySessions has the directory remember more subjects where there are more sessions: count returns how many there are now. It must not
+// block. Call it before the directory is used.
+func (d *Directory) SizeBySessions(count func() int) { d.sessions = count }
 
 // Policies returns a tenant's current policies. A document that did not change is the same pointer in the next set. Code:
 // unavailable.
@@ -216,6 +236,9 @@ func (d *Directory) Principal(ctx context.Context, t watchword.TenantID, id watc
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.generation == generation {
+		if d.sessions != nil {
+			d.cache.Resize(d.boundBytes(d.sessions(), d.cache.Len(), d.cache.Bytes()))
+		}
 		d.cache.Put(k, p, p.Bytes())
 	}
 	return p, nil

@@ -235,3 +235,39 @@ func BenchmarkPrincipal(b *testing.B) {
 		}
 	}
 }
+
+// A directory remembers all subjects of the sessions that it serves: a change of the policies reads none of them again. Without
+// sessions it remembers as many as fit into its least size.
+func TestADirectoryIsSizedByItsSessions(t *testing.T) {
+	w := newWorld(t)
+	const subjects, few = 300, 100 << 10
+	for i := range subjects {
+		w.add(watchword.SubjectID(fmt.Sprintf("dev-%03d", i)), watchword.Device, "", watchword.Labels{"kind": "lamp"})
+	}
+	read := func() int64 {
+		before, _ := w.store.Reads()
+		for i := range subjects {
+			if _, err := w.dir.Principal(t.Context(), here, watchword.SubjectID(fmt.Sprintf("dev-%03d", i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		after, _ := w.store.Reads()
+		return after - before
+	}
+	sessions := 0
+	w.dir.SizeBySessions(func() int { return sessions })
+	w.dir.SetMinBytes(few)
+	read()
+	if n := read(); n < subjects/2 || w.dir.CachedBytes() > few {
+		t.Errorf("without sessions %d of %d subjects are read again, and %d bytes are taken", n, subjects, w.dir.CachedBytes())
+	}
+	sessions = subjects
+	read()
+	w.apply("more", "for = {}\n[[allow]]\npublish = [\"more/${id}\"]\n")
+	if n := read(); n != 0 {
+		t.Errorf("with sessions %d subjects are read again", n)
+	}
+	if n := w.dir.BoundBytes(1_000_000, 1000, 8_000_000); n != registry.MaxDirectoryBytes {
+		t.Errorf("with a million sessions the bound is %d", n)
+	}
+}

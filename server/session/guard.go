@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -54,6 +55,8 @@ type Guard struct {
 	issuerRevoked func(id watchword.KeyID) bool
 	opened        func(s *Session)
 	ended         func(s *Session, cause error)
+
+	held atomic.Int64 // sessions in sessions and offline
 
 	changesMu sync.RWMutex // read-held by each change while it is applied to its sessions
 
@@ -154,7 +157,7 @@ func (g *Guard) Reserve(p Credentials, o Options) (*Session, error) {
 
 func (g *Guard) newSession(p Credentials, o Options) *Session {
 	now := g.now()
-	return &Session{guard: g, id: watchword.SessionID(watchword.NewID("ses_", now)), opened: now, options: o, credentials: p}
+	return &Session{guard: g, id: watchword.SessionID(watchword.NewID("ses_", now)), opened: now, options: o, subject: subjectKey{p.Tenant, p.Subject}, credentials: p}
 }
 
 // OpenOffline opens a session for state that outlives a connection: an MQTT persistent session, or
@@ -174,6 +177,7 @@ func (g *Guard) OpenOffline(ctx context.Context, p Credentials, o Options) *Sess
 	g.mu.Lock()
 	k := subjectKey{p.Tenant, p.Subject}
 	g.offline[s.id] = s
+	g.held.Add(1)
 	g.offlineBySubject[k] = append(g.offlineBySubject[k], s)
 	g.index.markUnindexed(s)
 	g.mu.Unlock()
@@ -184,7 +188,7 @@ func (g *Guard) OpenOffline(ctx context.Context, p Credentials, o Options) *Sess
 func (g *Guard) add(s *Session) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	k := subjectKey{s.credentials.Tenant, s.credentials.Subject}
+	k := s.subject
 	class := s.options.Class
 	limit, what, alike := g.maxPerSubject[class], [classCount]string{"sessions open", "requests waiting", "requests being answered"}[class], 0
 	all, old := len(g.sessions)-g.answerCount, s.options.Replaces
@@ -203,7 +207,7 @@ func (g *Guard) add(s *Session) error {
 	case class != ClassAnswer && all >= g.total:
 		return watchword.Refuse(watchword.Busy, "%d sessions are open, which is the limit of this server (limits.connections)", g.total)
 	case alike >= limit:
-		return watchword.Refuse(watchword.Busy, "%q has %d %s, which is the limit of one subject", s.credentials.Subject, limit, what)
+		return watchword.Refuse(watchword.Busy, "%q has %d %s, which is the limit of one subject", k.id, limit, what)
 	}
 	if len(g.sessions) == 0 {
 		g.clockWatch = clockjump.Start(g.now, g.expireAll, g.expireAll)
@@ -228,11 +232,14 @@ func (g *Guard) remove(s *Session) {
 	if s.offline {
 		all, of = g.offline, g.offlineBySubject
 	}
-	if _, in := all[s.id]; in && s.options.Class == ClassAnswer {
-		g.answerCount--
+	if _, in := all[s.id]; in {
+		g.held.Add(-1)
+		if s.options.Class == ClassAnswer {
+			g.answerCount--
+		}
 	}
 	delete(all, s.id)
-	k := subjectKey{s.credentials.Tenant, s.credentials.Subject}
+	k := s.subject
 	if listed := g.byID[k.tenant]; !s.offline && listed != nil {
 		if listed.Remove(s); listed.Len() == 0 {
 			delete(g.byID, k.tenant)
@@ -258,7 +265,7 @@ func (g *Guard) remove(s *Session) {
 func (g *Guard) Session(t watchword.TenantID, id watchword.SessionID) *Session {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if s := g.sessions[id]; s != nil && s.credentials.Tenant == t && s.Authority() != nil {
+	if s := g.sessions[id]; s != nil && s.subject.tenant == t && s.Authority() != nil {
 		return s
 	}
 	return nil
@@ -268,7 +275,7 @@ func (g *Guard) Session(t watchword.TenantID, id watchword.SessionID) *Session {
 func (g *Guard) OfflineSession(t watchword.TenantID, id watchword.SessionID) *Session {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if s := g.offline[id]; s != nil && s.credentials.Tenant == t {
+	if s := g.offline[id]; s != nil && s.subject.tenant == t {
 		return s
 	}
 	return nil
@@ -300,6 +307,9 @@ func (g *Guard) Count() int {
 	defer g.mu.Unlock()
 	return len(g.sessions) - g.answerCount
 }
+
+// Held returns the number of all sessions, those without a connection among them. It does not block.
+func (g *Guard) Held() int { return int(g.held.Load()) }
 
 // OfflineAuthority returns what a subject may do now without a token: the current policy decides,
 // for the given incarnation. Codes: subject_new, subject_suspended, subject_revoked, token_revoked

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"runtime"
@@ -52,7 +53,7 @@ func (g *Guard) allSessions(t watchword.TenantID) (out []*Session) {
 	defer g.mu.Unlock()
 	for _, some := range []map[watchword.SessionID]*Session{g.sessions, g.offline} {
 		for _, s := range some {
-			if t == "" || s.credentials.Tenant == t {
+			if t == "" || s.subject.tenant == t {
 				out = append(out, s)
 			}
 		}
@@ -124,14 +125,14 @@ func (g *Guard) affected(t watchword.TenantID, versions []*policy.Document) []*S
 	defer g.mu.Unlock()
 	found := map[*Session]struct{}{}
 	for s := range g.index.unindexed {
-		if s.credentials.Tenant == t {
+		if s.subject.tenant == t {
 			found[s] = struct{}{}
 		}
 	}
 	for _, d := range versions {
 		ids, labels := d.SubjectSelector()
 		add := func(s *Session) {
-			if s.credentials.Tenant == t && d.AppliesTo(s.Authority().PolicySubject()) {
+			if s.subject.tenant == t && d.AppliesTo(s.Authority().PolicySubject()) {
 				found[s] = struct{}{}
 			}
 		}
@@ -159,7 +160,13 @@ func (g *Guard) affected(t watchword.TenantID, versions []*policy.Document) []*S
 			}
 		}
 	}
-	return slices.Collect(maps.Keys(found))
+	return slices.SortedFunc(maps.Keys(found), bySubject)
+}
+
+// bySubject orders sessions by their subjects, so that the sessions of one subject are computed one after the other, and the store reads what
+// is near.
+func bySubject(a, b *Session) int {
+	return cmp.Or(cmp.Compare(a.subject.tenant, b.subject.tenant), cmp.Compare(a.subject.id, b.subject.id))
 }
 
 // tokenRevoked ends the sessions of one token.

@@ -1,6 +1,8 @@
 package session
 
 import (
+	"maps"
+
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/server/policy"
 )
@@ -26,10 +28,14 @@ func (x *index) markUnindexed(s *Session) { x.unindexed[s] = struct{}{} }
 
 // put indexes s under the labels that its authority was computed from.
 func (x *index) put(s *Session, labels watchword.Labels) {
+	if s.indexed != nil && maps.Equal(s.indexed, labels) {
+		delete(x.unindexed, s)
+		return
+	}
 	x.remove(s)
 	s.indexed = labels
 	for name, value := range labels {
-		k := labelKey{s.credentials.Tenant, name, value}
+		k := labelKey{s.subject.tenant, name, value}
 		if x.labels[k] == nil {
 			x.labels[k] = map[*Session]struct{}{}
 		}
@@ -40,7 +46,7 @@ func (x *index) put(s *Session, labels watchword.Labels) {
 func (x *index) remove(s *Session) {
 	delete(x.unindexed, s)
 	for name, value := range s.indexed {
-		k := labelKey{s.credentials.Tenant, name, value}
+		k := labelKey{s.subject.tenant, name, value}
 		delete(x.labels[k], s)
 		if len(x.labels[k]) == 0 {
 			delete(x.labels, k)
@@ -72,6 +78,6 @@ func (g *Guard) markUnindexed(s *Session) {
 func (g *Guard) indexSession(s *Session, labels watchword.Labels, set *policy.Set) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.recordPolicySet(s.credentials.Tenant, set)
+	g.recordPolicySet(s.subject.tenant, set)
 	g.index.put(s, labels)
 }

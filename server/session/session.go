@@ -60,6 +60,7 @@ type Session struct {
 	id      watchword.SessionID
 	opened  time.Time
 	options Options
+	subject subjectKey       // of credentials; it never changes
 	indexed watchword.Labels // protected by Guard.mu
 	offline bool             // made by [Guard.OpenOffline]: it has no connection
 
