@@ -18,6 +18,7 @@ type Device struct {
 	Version     int64               `json:"version"`     // grows with each change; its ETag, which If-Match takes
 	Incarnation int64               `json:"incarnation"` // grows with each enrollment
 	Proof       string              `json:"proof,omitempty" doc:"required: the server accepts nothing of the device without a proof of its key"`
+	Online      bool                `json:"online,omitempty" doc:"in lists: it has a live connection to the node that answers"`
 	CreatedAt   time.Time           `json:"created_at"`
 	ChangedAt   time.Time           `json:"changed_at"`
 	Enrollment  *Enrollment         `json:"enrollment,omitempty"` // in the answer of POST /v1/devices alone
@@ -58,7 +59,7 @@ type DeviceKey struct {
 	JWK     json.RawMessage    `json:"jwk"` // public (RFC 7517)
 }
 
-// DeviceList is the answer of GET /v1/devices, in order of ID.
+// DeviceList is the answer of GET /v1/devices. A page may be short, or empty, and have a next one.
 type DeviceList struct {
 	Devices       []Device `json:"devices"`
 	NextPageToken string   `json:"next_page_token,omitempty"`

@@ -15,7 +15,7 @@ import (
 
 func (a *app) deviceCommand() *cobra.Command {
 	return commandGroup("device", "Add, list, show, suspend, revoke and delete devices",
-		a.deviceCreate(), a.deviceLink(), a.deviceList(), a.deviceShow(), a.deviceLabel(), a.deviceRequireProof(), renamed("proof", "watchword device require-proof ID yes|no"),
+		a.deviceCreate(), a.deviceLink(), a.deviceList(), a.deviceTotals(), a.deviceLabels(), a.deviceShow(), a.deviceLabel(), a.deviceRequireProof(), renamed("proof", "watchword device require-proof ID yes|no"),
 		a.deviceName(), a.deviceSuspend(), a.deviceResume(), a.deviceRevoke(), a.deviceDelete(), a.deviceForget())
 }
 
@@ -160,11 +160,15 @@ func drawQR(w *terminal.Writer, text string) error {
 }
 
 func (a *app) deviceList() *cobra.Command {
-	c := &cobra.Command{Use: "list", Short: "List devices by label and state", Args: positional(cobra.NoArgs)}
-	pairs := c.Flags().StringArrayP("label", "l", nil, "label as key=value; may be repeated")
+	c := &cobra.Command{Use: "list", Short: "List devices by label, state and text, in an order of choice", Args: positional(cobra.NoArgs)}
+	tests := c.Flags().StringArrayP("label", "l", nil, "label as key=value, key=value,value or key, or the opposite as key!=value or !key; may be repeated")
 	state := c.Flags().String("state", "", "new, active, suspended or revoked")
+	search := c.Flags().String("search", "", "part of the id, of the name, or of a label as key=value")
+	order := c.Flags().String("sort", "id", "id, created, changed or state")
+	reverse := c.Flags().Bool("reverse", false, "from the last to the first")
+	limit := c.Flags().Int("limit", 0, "at most this many devices (0: all)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		l, err := parseLabels(*pairs)
+		sel, err := watchword.ParseSelector(*tests)
 		if err != nil {
 			return err
 		}
@@ -173,17 +177,73 @@ func (a *app) deviceList() *cobra.Command {
 			return err
 		}
 		var ds []api.Device
-		if err := cl.Devices(c.Context(), l, watchword.State(*state), func(d api.Device) error {
-			ds = append(ds, d)
+		q := admin.DeviceQuery{Selector: sel, State: watchword.State(*state), Search: *search, Sort: *order, Descending: *reverse}
+		err = cl.ListDevices(c.Context(), q, func(d api.Device) error {
+			if ds = append(ds, d); len(ds) == *limit {
+				return errStop
+			}
 			return nil
-		}); err != nil {
+		})
+		if err != nil && err != errStop {
 			return err
 		}
-		return printList(a, ds, "ID\tSTATE\tLABELS\tCHANGED\tNAME", func(w *terminal.Writer, d api.Device) {
-			w.Printf("%s\t%s\t%s\t%s\t%s\n", d.ID, d.State, d.Labels, formatTime(d.ChangedAt), d.Name)
+		return printList(a, ds, "ID\tSTATE\tLABELS\tCHANGED\tONLINE\tNAME", func(w *terminal.Writer, d api.Device) {
+			online := "no"
+			if d.Online {
+				online = "yes"
+			}
+			w.Printf("%s\t%s\t%s\t%s\t%s\t%s\n", d.ID, d.State, d.Labels, formatTime(d.ChangedAt), online, d.Name)
 		})
 	}
 	return c
+}
+
+func (a *app) deviceTotals() *cobra.Command {
+	return &cobra.Command{
+		Use: "totals", Short: "Count devices by state", Args: positional(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			t, err := cl.Totals(c.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(t.Devices, func(w *terminal.Writer) {
+				all := int64(0)
+				for _, s := range []watchword.State{watchword.New, watchword.Active, watchword.Suspended, watchword.Revoked} {
+					w.Printf("%s\t%d\n", s, t.Devices[s])
+					all += t.Devices[s]
+				}
+				w.Printf("all\t%d\n", all)
+			})
+		},
+	}
+}
+
+func (a *app) deviceLabels() *cobra.Command {
+	return &cobra.Command{
+		Use: "labels [KEY]", Short: "Count the devices that have each label", Args: positional(cobra.MaximumNArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			key := ""
+			if len(args) > 0 {
+				key = args[0]
+			}
+			var ls []api.LabelTotal
+			if err := cl.DeviceLabels(c.Context(), key, func(l api.LabelTotal) error {
+				ls = append(ls, l)
+				return nil
+			}); err != nil {
+				return err
+			}
+			return printList(a, ls, "LABEL\tDEVICES", func(w *terminal.Writer, l api.LabelTotal) { w.Printf("%s=%s\t%d\n", l.Key, l.Value, l.Count) })
+		},
+	}
 }
 
 func (a *app) deviceShow() *cobra.Command {

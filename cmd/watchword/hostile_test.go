@@ -194,6 +194,10 @@ var answers = map[string]func() any{
 	"GET /v1/commands/":  func() any { return full[api.Command]() },
 	"POST /v1/commands/": func() any { return full[api.Command]() },
 	"GET evidence":       func() any { return map[string]string{hostileText: hostileText} },
+	"GET /v1/totals": func() any {
+		return map[string]any{"devices": map[string]int{hostileText: 9}, "services": map[string]int{hostileText: 9}}
+	},
+	"GET /v1/labels": func() any { return map[string]any{"labels": []any{full[api.LabelTotal]()}} },
 	"GET /v1/sessions": func() any {
 		return map[string]any{"sessions": []any{full[api.Session]()}, "offline": []any{full[api.OfflineSession]()}}
 	},
@@ -428,6 +432,8 @@ var hostileCases = map[string]hostileCase{
 	"device create":        {args: []string{"lamp-1", "-l", "a=b", "--qr"}},
 	"device link":          {args: []string{"lamp-1", "--qr"}},
 	"device list":          {},
+	"device totals":        {},
+	"device labels":        {},
 	"device show":          {args: []string{"lamp-1"}},
 	"device label":         {args: []string{"lamp-1", "a=b"}},
 	"device name":          {args: []string{"lamp-1", "a name"}},

@@ -141,7 +141,7 @@ func (s *scenario) discovery() {
 }
 
 // addedPaths are the prefixes of paths that the API had not when the record was made.
-var addedPaths = []string{"/v1/operators", "/v1/services", "/v1/logins", "/v1/self/keys/", "/v1/self/link", "/v1/notices", "/v1/self/trust", "/v1/policies/diff", "/v1/address"}
+var addedPaths = []string{"/v1/operators", "/v1/services", "/v1/logins", "/v1/self/keys/", "/v1/self/link", "/v1/notices", "/v1/self/trust", "/v1/policies/diff", "/v1/address", "/v1/totals", "/v1/labels"}
 
 // addedOperations are the operations on other paths that the API had not when the record was made.
 var addedOperations = []string{"GET /v1/self/keys", "PUT /v1/devices/{id}/name", "POST /v1/devices/{id}/forget"}

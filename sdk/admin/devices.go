@@ -72,14 +72,48 @@ func (c *Client) RevokeToken(ctx context.Context, jti string) error {
 
 // Devices calls f for each device that has every label of sel, sorted by ID.
 func (c *Client) Devices(ctx context.Context, sel watchword.Labels, state watchword.State, f func(api.Device) error) error {
+	return c.ListDevices(ctx, DeviceQuery{Selector: watchword.SelectorOf(sel), State: state}, f)
+}
+
+// DeviceQuery chooses devices, and their order. The zero value chooses all, in order of ID.
+type DeviceQuery struct {
+	Selector   watchword.Selector
+	State      watchword.State
+	Search     string // part of the id, of the name, or of a label as key=value
+	Sort       string // id, created, changed or state
+	Descending bool
+}
+
+// ListDevices calls f for each device that q chooses. It keeps one page in memory. Code: bad_request.
+func (c *Client) ListDevices(ctx context.Context, d DeviceQuery, f func(api.Device) error) error {
 	q := url.Values{}
-	for k, v := range sel {
-		q.Add("label", k+"="+v)
+	for _, l := range d.Selector {
+		q.Add("label", l.String())
 	}
-	if state != "" {
-		q.Set("state", string(state))
+	for name, value := range map[string]string{"state": string(d.State), "search": d.Search, "sort": d.Sort} {
+		if value != "" {
+			q.Set(name, value)
+		}
+	}
+	if d.Descending {
+		q.Set("order", "desc")
 	}
 	return list(ctx, c, "/v1/devices", q, func(p api.DeviceList) ([]api.Device, string) { return p.Devices, p.NextPageToken }, f)
+}
+
+// Totals returns how many devices and services there are in each state.
+func (c *Client) Totals(ctx context.Context) (t api.Totals, err error) {
+	err = c.call(ctx, http.MethodGet, "/v1/totals", nil, nil, &t)
+	return t, err
+}
+
+// DeviceLabels calls f for each label of devices, in order of key and value; of one key alone if it is not empty.
+func (c *Client) DeviceLabels(ctx context.Context, key string, f func(api.LabelTotal) error) error {
+	q := url.Values{}
+	if key != "" {
+		q.Set("key", key)
+	}
+	return list(ctx, c, "/v1/labels", q, func(p api.LabelTotalList) ([]api.LabelTotal, string) { return p.Labels, p.NextPageToken }, f)
 }
 
 // Device returns all data of one device. Code: not_found.

@@ -60,7 +60,7 @@ func TestRolesByOperation(t *testing.T) {
 		"POST /v1/commands": "owner admin operator", "POST /v1/commands/{id}/cancel": "owner admin operator",
 		"GET /v1/commands/{id}/evidence": see, "POST /v1/explain": see, "POST /v1/policies/check": see, "POST /v1/policies/diff": see,
 	}
-	for _, p := range []string{"devices", "devices/{id}", "devices/{id}/twin", "services", "services/{id}", "services/{id}/keys", "enrollments", "enrollments/{user_code}", "commands", "commands/{id}", "sessions", "policies", "policies/{name}", "events", "retained", "retained/{topic}"} {
+	for _, p := range []string{"devices", "devices/{id}", "devices/{id}/twin", "services", "services/{id}", "services/{id}/keys", "enrollments", "enrollments/{user_code}", "commands", "commands/{id}", "sessions", "policies", "policies/{name}", "events", "retained", "retained/{topic}", "totals", "labels"} {
 		may["GET /v1/"+p] = see
 	}
 	for _, p := range []string{

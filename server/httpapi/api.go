@@ -170,6 +170,7 @@ func New(p Dependencies) *API {
 	a.selfCommandRoutes()
 	a.rekeyRoutes()
 	a.deviceRoutes()
+	a.totalRoutes()
 	a.operatorRoutes()
 	a.serviceRoutes()
 	a.noticeRoutes()

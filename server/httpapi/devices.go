@@ -3,14 +3,12 @@ package httpapi
 import (
 	"context"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/truncate"
 	"github.com/watchword-iot/watchword/server/enroll"
-	"github.com/watchword-iot/watchword/server/registry"
 	"github.com/watchword-iot/watchword/server/twin"
 )
 
@@ -104,34 +102,25 @@ func (a *API) deviceRoutes() {
 			return out, err
 		})
 
-	type deviceListIn struct {
-		Page
-		Label []string        `query:"label,explode" maxItems:"16" doc:"key=value; all must fit"`
-		State watchword.State `query:"state" enum:"new,active,suspended,revoked"`
-	}
 	type deviceListOut struct{ Body api.DeviceList }
-	register(a, operation{method: http.MethodGet, path: "/v1/devices", summary: "List devices by label and state, sorted by id"},
-		func(ctx context.Context, c *caller, in *deviceListIn) (*deviceListOut, error) {
-			sel, err := parseSelector(in.Label)
-			if err != nil {
-				return nil, err
-			}
-			rows, err := a.Registry.List(ctx, c.Tenant(), registry.Query{
-				Kind: watchword.Device, State: in.State, Labels: sel, After: watchword.SubjectID(in.Token), Limit: in.Size + 1,
-			})
+	register(a, operation{method: http.MethodGet, path: "/v1/devices", summary: "List devices by label, state and text, in an order of choice"},
+		func(ctx context.Context, c *caller, in *subjectListIn) (*deviceListOut, error) {
+			rows, next, err := a.listSubjects(ctx, c, watchword.Device, in, func(s watchword.Subject) any { return viewDevice(s) })
 			if err != nil {
 				return nil, err
 			}
 			out := &deviceListOut{}
-			out.Body.Devices = []api.Device{}
-			for _, s := range rows {
-				out.Body.Devices = append(out.Body.Devices, viewDevice(s))
+			out.Body.Devices, out.Body.NextPageToken = []api.Device{}, next
+			ids := make([]watchword.SubjectID, len(rows))
+			for i, s := range rows {
+				ids[i] = s.ID
 			}
-			var more bool
-			if out.Body.Devices, more, err = cutPage(out.Body.Devices, in.Size); more {
-				out.Body.NextPageToken = string(out.Body.Devices[len(out.Body.Devices)-1].ID)
+			for i, online := range a.Guard.Online(c.Tenant(), ids) {
+				d := viewDevice(rows[i])
+				d.Online = online
+				out.Body.Devices = append(out.Body.Devices, d)
 			}
-			return out, err
+			return out, nil
 		})
 
 	register(a, operation{method: http.MethodGet, path: "/v1/devices/{id}", summary: "Get a device with its keys, functions and live sessions"},
@@ -270,20 +259,4 @@ func parseDuration(field, s string) (time.Duration, error) {
 		return 0, watchword.RefuseField(field, "must be a duration such as 90s or 24h")
 	}
 	return d, nil
-}
-
-// parseSelector parses key=value label pairs. Code: bad_request.
-func parseSelector(pairs []string) (watchword.Labels, error) {
-	sel := watchword.Labels{}
-	for _, p := range pairs {
-		k, v, ok := strings.Cut(p, "=")
-		if !ok || !watchword.ValidName(k) || !watchword.ValidName(v) {
-			return nil, watchword.RefuseField("label", "must be key=value")
-		}
-		if old, twice := sel[k]; twice && old != v {
-			return nil, watchword.RefuseField("label", "must be given once for each key")
-		}
-		sel[k] = v
-	}
-	return sel, nil
 }

@@ -8,7 +8,6 @@ import (
 	"github.com/watchword-iot/watchword/api"
 	"github.com/watchword-iot/watchword/internal/truncate"
 	"github.com/watchword-iot/watchword/server/enroll"
-	"github.com/watchword-iot/watchword/server/registry"
 )
 
 func viewSubject(s watchword.Subject) api.Subject {
@@ -52,33 +51,6 @@ func (a *API) pendingLink(ctx context.Context, c *caller, id watchword.SubjectID
 	return nil, err
 }
 
-// listSubjects returns a page of the subjects of one kind, without their keys.
-func (a *API) listSubjects(ctx context.Context, c *caller, kind watchword.Kind, labels []string, state watchword.State, page Page) (out []api.Subject, next string, err error) {
-	sel, err := parseSelector(labels)
-	if err != nil {
-		return nil, "", err
-	}
-	rows, err := a.Registry.List(ctx, c.Tenant(), registry.Query{Kind: kind, State: state, Labels: sel, After: watchword.SubjectID(page.Token), Limit: page.Size + 1})
-	if err != nil {
-		return nil, "", err
-	}
-	out = []api.Subject{}
-	for _, s := range rows {
-		out = append(out, viewSubject(s))
-	}
-	out, more, err := cutPage(out, page.Size)
-	if more {
-		next = string(out[len(out)-1].ID)
-	}
-	return out, next, err
-}
-
-type subjectListIn struct {
-	Page
-	Label []string        `query:"label,explode" maxItems:"16" doc:"key=value; all must fit"`
-	State watchword.State `query:"state" enum:"new,active,suspended,revoked"`
-}
-
 // create adds a subject; a repeated request with the same idempotency key returns it without its link.
 func (a *API) create(ctx context.Context, c *caller, n enroll.NewSubject, lifetimes api.KeyLinkRequest, once string) (*subjectOut, error) {
 	l, err := parseLifetimes(&lifetimes)
@@ -119,8 +91,8 @@ func (a *API) operatorRoutes() {
 	register(a, operation{method: http.MethodGet, path: "/v1/operators", summary: "List operators by label and state, in order of id"},
 		func(ctx context.Context, c *caller, in *subjectListIn) (*operatorListOut, error) {
 			out := &operatorListOut{}
-			var err error
-			out.Body.Operators, out.Body.NextPageToken, err = a.listSubjects(ctx, c, watchword.Operator, in.Label, in.State, in.Page)
+			rows, next, err := a.listSubjects(ctx, c, watchword.Operator, in, func(s watchword.Subject) any { return viewSubject(s) })
+			out.Body.Operators, out.Body.NextPageToken = viewSubjects(rows), next
 			return out, err
 		})
 	type roleIn struct {
@@ -153,8 +125,8 @@ func (a *API) serviceRoutes() {
 	register(a, operation{method: http.MethodGet, path: "/v1/services", summary: "List services by label and state, in order of id"},
 		func(ctx context.Context, c *caller, in *subjectListIn) (*serviceListOut, error) {
 			out := &serviceListOut{}
-			var err error
-			out.Body.Services, out.Body.NextPageToken, err = a.listSubjects(ctx, c, watchword.Service, in.Label, in.State, in.Page)
+			rows, next, err := a.listSubjects(ctx, c, watchword.Service, in, func(s watchword.Subject) any { return viewSubject(s) })
+			out.Body.Services, out.Body.NextPageToken = viewSubjects(rows), next
 			return out, err
 		})
 	a.subjectRoutes("/v1/services", watchword.Service)

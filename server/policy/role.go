@@ -90,7 +90,7 @@ func (b roleBuilder) devices() roleBuilder {
 
 // see is reading devices, their commands and the policies.
 func (b roleBuilder) see() roleBuilder {
-	for _, p := range []string{"devices", "services", "enrollments", "commands", "sessions", "policies", "events", "retained"} {
+	for _, p := range []string{"devices", "services", "enrollments", "commands", "sessions", "policies", "events", "retained", "totals", "labels"} {
 		b = b.path("/v1/"+p+"/#", get)
 	}
 	return b.path("/v1/explain", "post").path("/v1/policies/check", "post").path("/v1/policies/diff", "post")

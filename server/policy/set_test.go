@@ -40,9 +40,9 @@ func TestBuiltInSchemas(t *testing.T) {
 		{watchword.Operator, "", []string{"get,put,post,patch,delete api:/v1/self/#"}},
 		{watchword.Operator, policy.RoleOwner, []string{"get,put,post,patch,delete api:/#", "call fn:*/*", "pub,sub topic:#"}},
 		{watchword.Operator, policy.RoleViewer, []string{
-			"get api:/v1/commands/#", "get api:/v1/devices/#", "get api:/v1/enrollments/#", "get api:/v1/events/#", "post api:/v1/explain", "get api:/v1/policies/#",
+			"get api:/v1/commands/#", "get api:/v1/devices/#", "get api:/v1/enrollments/#", "get api:/v1/events/#", "post api:/v1/explain", "get api:/v1/labels/#", "get api:/v1/policies/#",
 			"post api:/v1/policies/check", "post api:/v1/policies/diff", "get api:/v1/retained/#", "get,put,post,patch,delete api:/v1/self/#", "get api:/v1/services/#",
-			"get api:/v1/sessions/#", "sub topic:devices/+/events/#", "sub topic:devices/+/state",
+			"get api:/v1/sessions/#", "get api:/v1/totals/#", "sub topic:devices/+/events/#", "sub topic:devices/+/state",
 		}},
 		{watchword.Operator, policy.RoleAuditor, []string{"get api:/v1/audit/#", "get,put,post,patch,delete api:/v1/self/#"}},
 	} {

@@ -16,11 +16,19 @@ import (
 // Store is what a [Registry] needs from the store.
 type Store interface {
 	DirectoryStore
-	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
 	// EachSubject calls f with each subject that one of some selectors chooses, in order of ids, until f returns an error, which it
 	// returns. A subject has ID, Kind, Role, State, Labels and Proof; f must not change the labels. It may be called with more subjects: those
 	// that a selector chooses by one of its labels.
 	EachSubject(ctx context.Context, t watchword.TenantID, some []policy.Selector, f func(*watchword.Subject) error) error
+	// WalkSubjects returns at most limit subjects without their keys, and reads no others.
+	WalkSubjects(ctx context.Context, t watchword.TenantID, w Walk, limit int) ([]watchword.Subject, error)
+	// SubjectCounts returns how many subjects of a kind there are in each state.
+	SubjectCounts(ctx context.Context, t watchword.TenantID, kind watchword.Kind) (map[watchword.State]int64, error)
+	// LabelCount returns how many subjects of a kind have a label with that value.
+	LabelCount(ctx context.Context, t watchword.TenantID, kind watchword.Kind, key, value string) (int64, error)
+	// LabelCounts returns at most limit counts of labels, in order of key and value, after the given ones; of one key alone if it
+	// is not empty.
+	LabelCounts(ctx context.Context, t watchword.TenantID, kind watchword.Kind, key, afterKey, afterValue string, limit int) ([]LabelTotal, error)
 	SetLabels(ctx context.Context, by audit.Actor, id watchword.SubjectID, l watchword.Labels, ifVersion int64, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	SetProof(ctx context.Context, by audit.Actor, id watchword.SubjectID, proof string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// SetRole, Suspend, Revoke, DeleteSubject and RevokeKey leave at least one owner with a key that has no end
@@ -80,20 +88,6 @@ func New(st Store, d *Directory, live Live, issuers watchword.IssuerSource) *Reg
 // Subject returns one subject with its keys. Code: not_found.
 func (r *Registry) Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
 	return r.store.Subject(ctx, t, id)
-}
-
-// Query chooses subjects for a list, in order of their ids. Empty fields choose all.
-type Query struct {
-	Kind   watchword.Kind
-	State  watchword.State
-	Labels watchword.Labels
-	After  watchword.SubjectID
-	Limit  int
-}
-
-// List returns up to q.Limit subjects without their keys.
-func (r *Registry) List(ctx context.Context, t watchword.TenantID, q Query) ([]watchword.Subject, error) {
-	return r.store.Subjects(ctx, t, q.Kind, q.State, q.Labels, q.After, q.Limit)
 }
 
 // CheckTokenSize refuses a subject whose token would outgrow 4 KiB under the current policies.

@@ -288,6 +288,17 @@ func (g *Guard) SubjectSessions(t watchword.TenantID, subject watchword.SubjectI
 	return slices.SortedFunc(slices.Values(g.subjects[subjectKey{t, subject}]), compareIDs)
 }
 
+// Online reports of each of these subjects whether it has a live connection: MQTT, a stream or a long poll.
+func (g *Guard) Online(t watchword.TenantID, ids []watchword.SubjectID) []bool {
+	out := make([]bool, len(ids))
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i, id := range ids {
+		out[i] = slices.ContainsFunc(g.subjects[subjectKey{t, id}], func(s *Session) bool { return s.Class() == ClassConnection && s.Authority() != nil })
+	}
+	return out
+}
+
 // SessionPage returns at most n live sessions of the tenant, in order of id, from the given id on. It reads no others.
 func (g *Guard) SessionPage(t watchword.TenantID, from watchword.SessionID, n int) []*Session {
 	g.mu.Lock()

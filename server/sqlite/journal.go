@@ -159,7 +159,7 @@ func (t *tx) applyObject(o backup.Object) error {
 			return err
 		}
 		tables := journaled[o.Kind]
-		for _, j := range tables {
+		for _, j := range slices.Backward(tables) { // the labels before their subject, by whose kind a trigger counts them
 			where, args := j.where(o.Ref)
 			if _, err := t.conn.ExecContext(context.Background(), `DELETE FROM `+j.table+where, args...); err != nil {
 				return err

@@ -36,6 +36,8 @@ var notJournaled = map[string]string{
 	"pairings":            "they wait for minutes",
 	"policy_versions":     "triggers raise them where policies are applied; tokens of before a restore are void",
 	"unfinished_commands": "of commands",
+	"subject_counts":      "triggers count subjects where they are applied",
+	"label_counts":        "likewise",
 	"twins":               "devices report them again; configurations are only in backups",
 }
 

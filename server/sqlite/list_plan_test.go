@@ -7,6 +7,7 @@ import (
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/server/command"
+	"github.com/watchword-iot/watchword/server/registry"
 )
 
 // A page of a list is read in order from an index that has what the page is chosen by: no row of another device, orderer, state,
@@ -15,24 +16,25 @@ func TestListsReadWhatTheyShow(t *testing.T) {
 	s := opened(t, filepath.Join(t.TempDir(), "db"))
 	t.Cleanup(func() { _ = s.Close() })
 	const tenant = watchword.DefaultTenant
-	label := watchword.Labels{"site": "a"}
 	for name, x := range map[string]struct {
 		query string
 		args  []any
 		want  []string
 	}{
-		"commands":               query(commandsQuery(tenant, command.Filter{}, "", 10)).want("SEARCH commands USING INDEX sqlite_autoindex_commands_1 (tenant=?)"),
-		"commands, second page":  query(commandsQuery(tenant, command.Filter{State: watchword.Queued}, "cmd_1", 10)).want("SEARCH commands USING INDEX commands_state (tenant=? AND state=? AND id<?)"),
-		"commands by state":      query(commandsQuery(tenant, command.Filter{State: watchword.Queued}, "", 10)).want("SEARCH commands USING INDEX commands_state (tenant=? AND state=?)"),
-		"commands of a device":   query(commandsQuery(tenant, command.Filter{Device: "d", State: watchword.Queued}, "", 10)).want("SEARCH commands USING INDEX commands_device (tenant=? AND device=?)"),
-		"commands of an orderer": query(commandsQuery(tenant, command.Filter{By: "o"}, "cmd_1", 10)).want("SEARCH commands USING INDEX commands_by (tenant=? AND orderer=? AND id<?)"),
-		"devices":                query(subjectsQuery(tenant, watchword.Device, "", nil, "d", 10)).want("SEARCH s USING INDEX subjects_kind (tenant=? AND kind=? AND id>?)"),
-		"devices by state":       query(subjectsQuery(tenant, watchword.Device, watchword.Suspended, nil, "", 10)).want("SEARCH s USING INDEX subjects_state (tenant=? AND kind=? AND state=? AND id>?)"),
-		"devices by label": query(subjectsQuery(tenant, watchword.Device, "", label, "", 10)).want("SEARCH l USING PRIMARY KEY (tenant=? AND key=? AND value=? AND subject>?)",
-			"SEARCH s USING PRIMARY KEY (tenant=? AND id=?)"),
-		"devices by labels": query(subjectsQuery(tenant, watchword.Device, watchword.Active, watchword.Labels{"site": "a", "kind": "b"}, "", 10)).want(
-			"SEARCH l USING PRIMARY KEY (tenant=? AND key=? AND value=? AND subject>?)", "SEARCH s USING PRIMARY KEY (tenant=? AND id=?)", "SEARCH m EXISTS USING COVERING INDEX labels_of (tenant=? AND subject=? AND key=? AND value=?)"),
-		"all subjects": query(subjectsQuery(tenant, "", "", nil, "", 10)).want("SEARCH s USING PRIMARY KEY (tenant=? AND id>?)"),
+		"commands":                         query(commandsQuery(tenant, command.Filter{}, "", 10)).want("SEARCH commands USING INDEX sqlite_autoindex_commands_1 (tenant=?)"),
+		"commands, second page":            query(commandsQuery(tenant, command.Filter{State: watchword.Queued}, "cmd_1", 10)).want("SEARCH commands USING INDEX commands_state (tenant=? AND state=? AND id<?)"),
+		"commands by state":                query(commandsQuery(tenant, command.Filter{State: watchword.Queued}, "", 10)).want("SEARCH commands USING INDEX commands_state (tenant=? AND state=?)"),
+		"commands of a device":             query(commandsQuery(tenant, command.Filter{Device: "d", State: watchword.Queued}, "", 10)).want("SEARCH commands USING INDEX commands_device (tenant=? AND device=?)"),
+		"commands of an orderer":           query(commandsQuery(tenant, command.Filter{By: "o"}, "cmd_1", 10)).want("SEARCH commands USING INDEX commands_by (tenant=? AND orderer=? AND id<?)"),
+		"walk by id":                       query(walkQuery(tenant, registry.Walk{Kind: watchword.Device, Order: registry.OrderID, After: &registry.Position{ID: "d"}}, 10)).want("SEARCH s USING INDEX subjects_kind (tenant=? AND kind=? AND id>?)"),
+		"walk by id, back":                 query(walkQuery(tenant, registry.Walk{Kind: watchword.Device, Order: registry.OrderID, Descending: true, After: &registry.Position{ID: "d"}}, 10)).want("SEARCH s USING INDEX subjects_kind (tenant=? AND kind=? AND id<?)"),
+		"walk by id in a state":            query(walkQuery(tenant, registry.Walk{Kind: watchword.Device, Order: registry.OrderID, State: watchword.New, After: &registry.Position{ID: "d"}}, 10)).want("SEARCH s USING INDEX subjects_state (tenant=? AND kind=? AND state=? AND id>?)"),
+		"walk by creation":                 query(walkQuery(tenant, registry.Walk{Kind: watchword.Device, Order: registry.OrderCreated, After: &registry.Position{ID: "d"}}, 10)).want("SEARCH s USING INDEX subjects_created (tenant=? AND kind=? AND (created,id)>(?,?))"),
+		"walk by creation, from its start": query(walkQuery(tenant, registry.Walk{Kind: watchword.Device, Order: registry.OrderCreated, Descending: true}, 10)).want("SEARCH s USING INDEX subjects_created (tenant=? AND kind=?)"),
+		"walk by change, back":             query(walkQuery(tenant, registry.Walk{Kind: watchword.Device, Order: registry.OrderChanged, Descending: true, After: &registry.Position{ID: "d"}}, 10)).want("SEARCH s USING INDEX subjects_changed (tenant=? AND kind=? AND (changed,id)<(?,?))"),
+		"walk by state":                    query(walkQuery(tenant, registry.Walk{Kind: watchword.Device, Order: registry.OrderState, After: &registry.Position{ID: "d"}}, 10)).want("SEARCH s USING INDEX subjects_state (tenant=? AND kind=? AND (state,id)>(?,?))"),
+		"walk by label": query(walkQuery(tenant, registry.Walk{Kind: watchword.Device, Order: registry.OrderID, Label: &watchword.LabelTest{Key: "a", Values: []string{"b"}}, Descending: true, After: &registry.Position{ID: "d"}}, 10)).want(
+			"SEARCH l USING PRIMARY KEY (tenant=? AND key=? AND value=? AND subject<?)", "SEARCH s USING PRIMARY KEY (tenant=? AND id=?)"),
 	} {
 		var got []string
 		for _, line := range plan(t, s, x.query) {

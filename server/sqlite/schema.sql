@@ -1,4 +1,4 @@
--- The schema after migration 36, for new databases. Written by: go test ./server/sqlite -run NewDatabase -update
+-- The schema after migration 37, for new databases. Written by: go test ./server/sqlite -run NewDatabase -update
 
 CREATE TABLE "instance" (
   one    INTEGER PRIMARY KEY CHECK (one = 1),
@@ -413,6 +413,51 @@ CREATE INDEX subjects_kind ON subjects (tenant, kind, id) WHERE deleted = 0;
 CREATE INDEX commands_state ON commands (tenant, state, id);
 
 CREATE INDEX commands_settled ON commands (settled_at) WHERE settled_at > 0;
+
+CREATE INDEX subjects_created ON subjects (tenant, kind, created, id) WHERE deleted = 0;
+
+CREATE INDEX subjects_changed ON subjects (tenant, kind, changed, id) WHERE deleted = 0;
+
+CREATE TABLE subject_counts (
+  tenant TEXT    NOT NULL,
+  kind   TEXT    NOT NULL,
+  state  TEXT    NOT NULL,
+  n      INTEGER NOT NULL,
+  PRIMARY KEY (tenant, kind, state)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE label_counts (
+  tenant TEXT    NOT NULL,
+  kind   TEXT    NOT NULL,
+  key    TEXT    NOT NULL,
+  value  TEXT    NOT NULL,
+  n      INTEGER NOT NULL,
+  PRIMARY KEY (tenant, kind, key, value)
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER subject_counted AFTER INSERT ON subjects WHEN new.deleted = 0 BEGIN
+  INSERT INTO subject_counts VALUES (new.tenant, new.kind, new.state, 1) ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+
+CREATE TRIGGER subject_recounted AFTER UPDATE OF kind, state, deleted ON subjects WHEN new.state <> old.state OR new.deleted <> old.deleted OR new.kind <> old.kind BEGIN
+  UPDATE subject_counts SET n = n - 1 WHERE old.deleted = 0 AND tenant = old.tenant AND kind = old.kind AND state = old.state;
+  INSERT INTO subject_counts SELECT new.tenant, new.kind, new.state, 1 WHERE new.deleted = 0 ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+
+CREATE TRIGGER subject_uncounted AFTER DELETE ON subjects WHEN old.deleted = 0 BEGIN
+  UPDATE subject_counts SET n = n - 1 WHERE tenant = old.tenant AND kind = old.kind AND state = old.state;
+END;
+
+CREATE TRIGGER label_counted AFTER INSERT ON labels BEGIN
+  INSERT INTO label_counts SELECT new.tenant, kind, new.key, new.value, 1 FROM subjects WHERE tenant = new.tenant AND id = new.subject ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+
+CREATE TRIGGER label_uncounted AFTER DELETE ON labels BEGIN
+  UPDATE label_counts SET n = n - 1 WHERE tenant = old.tenant AND key = old.key AND value = old.value
+    AND kind = (SELECT kind FROM subjects WHERE tenant = old.tenant AND id = old.subject);
+  DELETE FROM label_counts WHERE tenant = old.tenant AND key = old.key AND value = old.value
+    AND kind = (SELECT kind FROM subjects WHERE tenant = old.tenant AND id = old.subject) AND n = 0;
+END;
 
 INSERT INTO audit_pruned VALUES (1, 0, 0, X'0000000000000000000000000000000000000000000000000000000000000000');
 

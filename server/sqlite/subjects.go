@@ -6,7 +6,6 @@ import (
 	"errors"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -86,53 +85,6 @@ func (t *tx) subject(tenant watchword.TenantID, id watchword.SubjectID) (watchwo
 // Subject returns one subject with its keys.
 func (s *Store) Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
 	return subject(ctx, s, t, id)
-}
-
-// Subjects returns a page of a tenant's subjects, without their keys. It reads them in order of the index of a label, of the state
-// or of the kind, whichever the page is chosen by, and so no subjects of another one.
-func (s *Store) Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error) {
-	q, args := subjectsQuery(t, kind, state, sel, after, limit)
-	return queryAll(ctx, unpreparedQueries{s}, scanSubject, q, args...)
-}
-
-func subjectsQuery(t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) (query string, args []any) {
-	var q strings.Builder
-	keys := slices.Sorted(maps.Keys(sel))
-	columns := prefixed("s.", subjectColumns)
-	switch {
-	case len(keys) > 0: // CROSS JOIN keeps the order: the label first
-		q.WriteString(`SELECT ` + columns + ` FROM labels l CROSS JOIN subjects s ON s.tenant = l.tenant AND s.id = l.subject
-			WHERE l.tenant = ? AND l.key = ? AND l.value = ? AND l.subject > ? AND s.deleted = 0`)
-		args = []any{t, keys[0], sel[keys[0]], after}
-		keys = keys[1:]
-	case state != "" && kind != "":
-		q.WriteString(`SELECT ` + columns + ` FROM subjects s INDEXED BY subjects_state WHERE s.tenant = ? AND s.id > ? AND s.deleted = 0`)
-		args = []any{t, after}
-	case kind != "":
-		q.WriteString(`SELECT ` + columns + ` FROM subjects s INDEXED BY subjects_kind WHERE s.tenant = ? AND s.id > ? AND s.deleted = 0`)
-		args = []any{t, after}
-	default:
-		q.WriteString(`SELECT ` + columns + ` FROM subjects s WHERE s.tenant = ? AND s.id > ? AND s.deleted = 0`)
-		args = []any{t, after}
-	}
-	if kind != "" {
-		q.WriteString(` AND s.kind = ?`)
-		args = append(args, kind)
-	}
-	if state != "" {
-		q.WriteString(` AND s.state = ?`)
-		args = append(args, state)
-	}
-	for _, k := range keys {
-		q.WriteString(` AND EXISTS (SELECT 1 FROM labels m WHERE m.tenant = s.tenant AND m.key = ? AND m.value = ? AND m.subject = s.id)`)
-		args = append(args, k, sel[k])
-	}
-	if len(sel) > 0 {
-		q.WriteString(` ORDER BY l.subject LIMIT ?`)
-	} else {
-		q.WriteString(` ORDER BY s.id LIMIT ?`)
-	}
-	return q.String(), append(args, limit)
 }
 
 func (t *tx) addSubject(s watchword.Subject) error {

@@ -1,8 +1,10 @@
 package storetest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -10,6 +12,7 @@ import (
 	"github.com/watchword-iot/watchword/server/command"
 	"github.com/watchword-iot/watchword/server/enroll"
 	"github.com/watchword-iot/watchword/server/policy"
+	"github.com/watchword-iot/watchword/server/registry"
 )
 
 // The methods of this file are those of the store that take an actor and a function that makes the entry, for contracts
@@ -188,4 +191,25 @@ func refusedLeavesNothing(t *T) {
 	equal(t, "commands", len(rows), ok)
 	equal(t, "the last number", rows[len(rows)-1].Seq, int64(ok))
 	t.must(t.Ping(t.ctx))
+}
+
+// Subjects returns at most limit subjects with an id after the given one, in order of ids; of one kind, in one state or with labels alone
+// if these are not empty.
+func (t *T) Subjects(ctx context.Context, tenant watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) (out []watchword.Subject, err error) {
+	for _, k := range []watchword.Kind{watchword.Device, watchword.Operator, watchword.Service} {
+		if kind != "" && k != kind {
+			continue
+		}
+		some, err := t.WalkSubjects(ctx, tenant, registry.Walk{Kind: k, Order: registry.OrderID, After: &registry.Position{ID: after}}, 1000)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range some {
+			if (state == "" || s.State == state) && s.Labels.Has(sel) {
+				out = append(out, s)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b watchword.Subject) int { return cmp.Compare(a.ID, b.ID) })
+	return out[:min(len(out), limit)], nil
 }

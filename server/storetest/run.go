@@ -35,6 +35,8 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"ids are never free again", tombstones},
 		{"a deleted device's id is free once it is forgotten", forgottenDevice},
 		{"a subject has a name", subjectNames},
+		{"subjects are counted by state and label", subjectCounts},
+		{"walks pass subjects in order", subjectWalks},
 		{"labels find subjects, page by page", subjectPages},
 		{"selectors choose subjects", selectedSubjects},
 		{"labels are replaced under their version", labelsUnderVersion},

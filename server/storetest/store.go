@@ -13,6 +13,7 @@ import (
 	"github.com/watchword-iot/watchword/server/internal/clock"
 	"github.com/watchword-iot/watchword/server/keyring"
 	"github.com/watchword-iot/watchword/server/policy"
+	"github.com/watchword-iot/watchword/server/registry"
 	"github.com/watchword-iot/watchword/server/twin"
 	"github.com/watchword-iot/watchword/token"
 )
@@ -51,9 +52,6 @@ type Store interface {
 	// Subject returns one subject with its keys, the active ones and of all the newest watchword.KeysShown; not_found also for
 	// deleted ones.
 	Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error)
-	// Subjects returns up to limit subjects without keys, in order of id after `after`, that are of kind (empty:
-	// any), in state (empty: any) and carry every pair of sel.
-	Subjects(ctx context.Context, t watchword.TenantID, kind watchword.Kind, state watchword.State, sel watchword.Labels, after watchword.SubjectID, limit int) ([]watchword.Subject, error)
 	// EachSubject calls f with each subject that one of some selectors chooses, in order of ids, until f returns an error, which it
 	// returns; it may call f with others that have one of the labels of a selector. A subject has ID, Kind, Role, State, Labels and
 	// Proof. No selector chooses no subject.
@@ -74,6 +72,12 @@ type Store interface {
 	RetireEndedKeys(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[watchword.Subject]) ([]watchword.Subject, error)
 	// SubjectsWithEndingKeys returns at most limit subjects of which an active key ends after now and at the latest at until.
 	SubjectsWithEndingKeys(ctx context.Context, t watchword.TenantID, now, until time.Time, limit int) ([]watchword.SubjectID, error)
+	// WalkSubjects returns subjects in the walk's order, from after its place on; of its state or with its label alone.
+	WalkSubjects(ctx context.Context, t watchword.TenantID, w registry.Walk, limit int) ([]watchword.Subject, error)
+	// SubjectCounts, LabelCount and LabelCounts are exact after each transaction.
+	SubjectCounts(ctx context.Context, t watchword.TenantID, kind watchword.Kind) (map[watchword.State]int64, error)
+	LabelCount(ctx context.Context, t watchword.TenantID, kind watchword.Kind, key, value string) (int64, error)
+	LabelCounts(ctx context.Context, t watchword.TenantID, kind watchword.Kind, key, afterKey, afterValue string, limit int) ([]registry.LabelTotal, error)
 	// SetName writes Name (the same as it was: no change, no entry), and leaves the authority version.
 	SetName(ctx context.Context, by audit.Actor, id watchword.SubjectID, name string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// ForgetSubject makes the id of a deleted device free (already: no entry): a device that is added with it has the next incarnation
