@@ -224,6 +224,7 @@ var answers = map[string]func() any{
 	"POST /v1/explain":         func() any { return full[api.Explanation]() },
 	"GET /v1/self":             func() any { return full[api.Self]() },
 	"GET keys":                 func() any { return full[api.KeyList]() },
+	"PUT end":                  func() any { return full[api.KeyList]() },
 	"GET /v1/operators?":       func() any { return page[api.Subject]("operators") },
 	"POST /v1/operators":       func() any { return full[api.Subject]() },
 	"GET /v1/operators/":       func() any { return full[api.Subject]() },
