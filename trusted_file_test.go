@@ -33,8 +33,9 @@ var untrustedOpens = map[string]string{
 	"server/restore_target.go newRestoreTarget os.Mkdir":      "a folder of its own (0700)",
 	"server/restore_target.go newRestoreTarget os.ReadDir":    "whether the folder is empty",
 	"server/restore.go extract os.Open":                       "a backup, whose content is verified",
-	"server/restore_source.go readSource os.ReadFile":         "a checkpoint, which is verified",
-	"server/restore_source.go readSource os.Open":             "an export or a checkpoint, which is verified",
+	"server/restore_source.go readChanges os.ReadFile":        "a checkpoint, which is verified",
+	"server/restore_source.go readChanges os.Open":            "an export or a checkpoint, which is verified",
+	"server/restore_against.go readKeptCheckpoint os.Open":    "a checkpoint, which is verified",
 	"server/restore_source.go readExport os.Open":             "likewise",
 
 	"sdk/agent/tree_linux.go makeCgroup os.Mkdir":       "a control group below the own one: the kernel's file system",

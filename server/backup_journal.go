@@ -330,7 +330,8 @@ func (s *Server) followLog(ctx context.Context) (err error) {
 		if err := s.followSnapshot(ctx); err != nil {
 			return err
 		}
-	} else if now.Sub(j.written).Abs() >= journalIdle {
+	}
+	if now.Sub(j.written).Abs() >= journalIdle { // also in a log that never stops growing
 		if err := s.coverSeen(); err != nil {
 			return err
 		}

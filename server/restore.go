@@ -32,6 +32,8 @@ type RestoreOptions struct {
 	// Source has what was done after the backup: the old data folder, the folder of its journals, an export of the log, or, for
 	// their number alone, a mirror of the log or one of its checkpoints. Empty: none.
 	Source string
+	// Against are checkpoints of the log that were kept elsewhere, as files or mirrors: Source must have their entries.
+	Against []string
 	// Epoch is at least this one, and this one if it is not below the minutes since 2025; 0: any.
 	Epoch int64
 	// AcceptLoss says that the operator accepts that changes of authority after the backup are lost.

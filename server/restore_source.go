@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit/ledger"
@@ -48,10 +49,17 @@ type RestoreSource struct {
 	Lost    []audit.Entry // changes of the server's root, TLS authority and addresses after the backup whose rows the source does not have
 	Epoch   int64         // of the old data folder; 0: not known
 	Omitted []backup.Ref  // objects that changed after the backup and were too large for the journal
+	// Until is when the last entry was made that the source has; what follows it is not known, unless Confirmed: then a checkpoint from
+	// elsewhere, or that in the old folder, was signed when it was the last one.
+	Until     time.Time
+	Confirmed bool
 	// Notices are those of acts after the backup that were not acknowledged, as far as the source says so: a journal does not.
 	Notices []watchword.Notice
 	// Warnings are what was passed over and has nothing that could be lost.
 	Warnings []string
+
+	signed int64                 // entries that the checkpoint in the old folder proves
+	roots  map[int64]ledger.Hash // of the log in the source, at the sizes of the checkpoints that it must extend
 }
 
 // checkLoss returns an error if something is lost, or may be, and the operator did not accept that. Code: conflict.
@@ -62,7 +70,7 @@ func (f RestoreSource) checkLoss(accepted bool) error {
 	const how = "; find the old data folder or an export of its log and name it with --log, or accept the loss with --accept-loss"
 	const what = "subjects that were revoked or suspended after the backup act again, keys that were replaced are valid again, and policies and labels are those of the backup"
 	switch {
-	case f.Kind == NoSource:
+	case f.Kind == NoSource, f.Kind == CheckpointSource && f.Missing == 0: // an old checkpoint is not one of the end
 		return watchword.Refuse(watchword.Conflict, "what was done after the backup is not known: %s%s", what, how)
 	case f.Damage != "":
 		return watchword.Refuse(watchword.Conflict, "the log is readable up to entry %d (%s), and what was done after it is not known: %s%s", f.To, f.Damage, what, how)
@@ -80,6 +88,8 @@ func (f RestoreSource) checkLoss(accepted bool) error {
 			list = append(list, fmt.Sprintf("%s %s %s (entry %d)", e.Kind, e.Data["role"], e.Object, e.Seq))
 		}
 		return watchword.Refuse(watchword.Conflict, "%d changes of the server's own keys or addresses after the backup would be lost, so that a root or TLS authority that was revoked, or a former address, is the current one again: %s; name the old data folder or the journals with --log, which have them, or accept the loss with --accept-loss", len(f.Lost), strings.Join(list, "; "))
+	case !f.Confirmed && f.Kind != JournalSource: // a journal is written until the end, and an export ends when it was made
+		return watchword.Refuse(watchword.Conflict, "the %s ends with entry %d, of %s, and no checkpoint shows that it was the last one: what was done after it is not known: %s; name the newest checkpoint from a mirror or a witness with --against, or accept the loss with --accept-loss", f.Kind, f.To, f.Until.UTC().Format(time.RFC3339), what)
 	}
 	return nil
 }
@@ -113,11 +123,24 @@ func lostWithoutRows(e audit.Entry) bool {
 	return true
 }
 
-// readSource reads what was done after the backup that is open in s.
+// readSource reads what was done after the backup that is open in s, and compares it with the checkpoints of o.Against.
 func (s *Server) readSource(ctx context.Context, o RestoreOptions, m backup.Manifest) (RestoreSource, error) {
+	against, err := readKeptCheckpoints(o.Against)
+	if err != nil {
+		return RestoreSource{}, err
+	}
+	out, err := s.readChanges(ctx, o, m, against)
+	if err != nil {
+		return out, err
+	}
+	return out, s.checkAgainst(&out, m, against)
+}
+
+// readChanges reads o.Source. The result has the roots of its log at the sizes of the checkpoints, if it has all entries.
+func (s *Server) readChanges(ctx context.Context, o RestoreOptions, m backup.Manifest, against []keptCheckpoint) (RestoreSource, error) {
 	path := o.Source
 	if path == "" {
-		return RestoreSource{Kind: NoSource, Origin: m.Log.Origin, To: m.Log.Size}, nil
+		return RestoreSource{Kind: NoSource, Origin: m.Log.Origin, To: m.Log.Size, Until: m.Made}, nil
 	}
 	info, err := os.Stat(path)
 	if err != nil {
@@ -129,7 +152,7 @@ func (s *Server) readSource(ctx context.Context, o RestoreOptions, m backup.Mani
 	}
 	switch {
 	case info.IsDir() && IsData(path):
-		return s.readOldFolder(ctx, path, m)
+		return s.readOldFolder(ctx, path, m, against)
 	case info.IsDir() && len(journals) > 0:
 		return s.applyJournals(ctx, journals, o, m)
 	case strings.HasSuffix(path, backup.JournalSuffix):
@@ -152,7 +175,7 @@ func (s *Server) readSource(ctx context.Context, o RestoreOptions, m backup.Mani
 		return RestoreSource{}, watchword.Wrap(err, watchword.LogInvalid, "%s cannot be read", path)
 	}
 	if head[0] == '{' {
-		return s.readExport(ctx, path, m)
+		return s.readExport(ctx, path, m, against)
 	}
 	return s.readCheckpointSource(head[:n], m)
 }
@@ -160,9 +183,10 @@ func (s *Server) readSource(ctx context.Context, o RestoreOptions, m backup.Mani
 // applyJournals applies the journals that follow the backup: they have all rows of what changed authority, the server's own keys
 // among them, which are read again.
 func (s *Server) applyJournals(ctx context.Context, paths []string, o RestoreOptions, m backup.Manifest) (out RestoreSource, err error) {
-	out = RestoreSource{Kind: JournalSource, Origin: m.Log.Origin, To: m.Log.Size}
+	out = RestoreSource{Kind: JournalSource, Origin: m.Log.Origin, To: m.Log.Size, Until: m.Made}
 	key := s.keys.DeriveSecret(journalContext)
 	read, err := backup.ReadJournals(paths, key[:], o.Identities, m.Log, func(r backup.Record) error {
+		out.Until = r.At
 		for _, e := range r.Entries {
 			entry, err := audit.Parse(e.Seq, []byte(e.Body))
 			if err != nil {
@@ -206,7 +230,7 @@ func (s *Server) readCheckpointSource(note []byte, m backup.Manifest) (out Resto
 	if c.Origin != m.Log.Origin {
 		return out, watchword.Refuse(watchword.LogInvalid, "the checkpoint is of the log %s, and the backup is of %s", c.Origin, m.Log.Origin)
 	}
-	return RestoreSource{Kind: CheckpointSource, Origin: c.Origin, To: max(c.Size, m.Log.Size), Missing: max(c.Size-m.Log.Size, 0)}, nil
+	return RestoreSource{Kind: CheckpointSource, Origin: c.Origin, To: max(c.Size, m.Log.Size), Missing: max(c.Size-m.Log.Size, 0), Until: m.Made}, nil
 }
 
 // sourceReader takes the entries of a source in their order, and verifies that they follow the backup.
@@ -221,8 +245,12 @@ type sourceReader struct {
 	root   ledger.Hash       // of the tree of that size
 }
 
-func newSourceReader(kind SourceKind, m backup.Manifest) *sourceReader {
-	return &sourceReader{out: RestoreSource{Kind: kind, Origin: m.Log.Origin}, m: m, next: 1}
+func newSourceReader(kind SourceKind, m backup.Manifest, against []keptCheckpoint) *sourceReader {
+	r := &sourceReader{out: RestoreSource{Kind: kind, Origin: m.Log.Origin, Until: m.Made, roots: map[int64]ledger.Hash{}}, m: m, next: 1}
+	for _, c := range against {
+		r.out.roots[c.Size] = ledger.Hash{} // to be filled in
+	}
+	return r
 }
 
 // take takes the next record. Code: log_invalid where the log does not begin with that of the backup.
@@ -234,6 +262,9 @@ func (r *sourceReader) take(rec audit.Record) error {
 	r.tree, _ = r.tree.Append(ledger.LeafHash(rec.Hash))
 	if r.tree.Size() == r.signed.Size {
 		r.root = r.tree.Root()
+	}
+	if _, wanted := r.out.roots[r.tree.Size()]; wanted {
+		r.out.roots[r.tree.Size()] = r.tree.Root()
 	}
 	if r.tree.Size() == r.m.Log.Size {
 		if err := r.checkBackup(); err != nil {
@@ -251,6 +282,7 @@ func (r *sourceReader) take(rec audit.Record) error {
 	if err != nil {
 		return err
 	}
+	r.out.Until = e.At
 	if outlastsRestore(e) && !registry.Replayable(e) {
 		r.server = append(r.server, e)
 	}
@@ -286,8 +318,8 @@ func (r *sourceReader) finish(rows bool) (RestoreSource, error) {
 
 // readOldFolder reads the log in the data folder of the old server, which may be damaged: then up to the first entry that cannot be
 // read. It changes nothing there. Code: folder_in_use while a server runs on it, which would go on changing what was read.
-func (s *Server) readOldFolder(ctx context.Context, dir string, m backup.Manifest) (_ RestoreSource, err error) {
-	r := newSourceReader(FolderSource, m)
+func (s *Server) readOldFolder(ctx context.Context, dir string, m backup.Manifest, against []keptCheckpoint) (_ RestoreSource, err error) {
+	r := newSourceReader(FolderSource, m, against)
 	lock, err := lockOldFolder(dir)
 	if err != nil {
 		return r.out, err
@@ -417,6 +449,8 @@ func readOldCheckpoint(dir string) (ledger.Checkpoint, error) {
 // checkSigned compares the entries that were taken with the checkpoint beside them. Code: log_invalid.
 func (r *sourceReader) checkSigned(dir string) error {
 	c := r.signed
+	r.out.signed = c.Size
+	r.out.Confirmed = c.Size > 0 && r.out.Damage == "" // the server wrote its last entries there
 	switch {
 	case c.Size > r.tree.Size():
 		r.out.Missing += c.Size - r.tree.Size()
@@ -430,8 +464,8 @@ func (r *sourceReader) checkSigned(dir string) error {
 }
 
 // readExport reads an export of the log. It is verified whole before any entry of it counts.
-func (s *Server) readExport(ctx context.Context, path string, m backup.Manifest) (_ RestoreSource, err error) {
-	r := newSourceReader(ExportSource, m)
+func (s *Server) readExport(ctx context.Context, path string, m backup.Manifest, against []keptCheckpoint) (_ RestoreSource, err error) {
+	r := newSourceReader(ExportSource, m, against)
 	f, err := os.Open(path)
 	if err != nil {
 		return r.out, err

@@ -25,6 +25,8 @@ type restoredBackup struct {
 	SourceTo  int64             `json:"source_to"`
 	Applied   []replayedEntry   `json:"applied"`
 	Unapplied []replayedEntry   `json:"unapplied"`
+	Until     string            `json:"source_until"`
+	Confirmed bool              `json:"end_confirmed"`
 	Missing   int64             `json:"missing_entries"`
 	Damage    string            `json:"damage,omitempty"`
 	Voided    map[string]int64  `json:"voided"`
@@ -44,12 +46,13 @@ func (a *app) restoreCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "restore FILE", Short: "Restore a backup to a new data folder", Args: positional(cobra.ExactArgs(1)),
 		Long: "Restores FILE to the folder of --data, which must be absent or empty, and makes it the server of its devices: it gets a higher epoch, new keys and a new log, and tokens, sessions and one-time links of before are void. Devices come back by themselves. " +
-			"--log names what has the changes after the backup, which are applied again: the old data folder, its journals (backup.journal: their folder, or one file), or an export of its log (watchword audit export). A mirror of the log or a checkpoint only says how many entries are missing. What is lost or may be lost needs --accept-loss. Nothing is written to --data if it fails.",
+			"--log names what has the changes after the backup, which are applied again: the old data folder, its journals (backup.journal: their folder, or one file), or an export of its log (watchword audit export). A mirror of the log or a checkpoint only says how many entries are missing. An export needs --against, the newest checkpoint from a mirror or a witness, or --accept-loss, since it ends when it was made. What is lost or may be lost needs --accept-loss. Nothing is written to --data if it fails.",
 	}
 	open, root := identityFlags(c), rootFlag(c)
 	r := server.RestoreOptions{}
 	f := c.Flags()
 	f.StringVar(&r.Source, "log", "", "old data folder, folder of journals, export of the log, mirror of the log or checkpoint: what was done after the backup")
+	f.StringArrayVar(&r.Against, "against", nil, "checkpoint of the log that was kept elsewhere, or a mirror of it: --log must have all its entries; may be repeated")
 	f.Int64Var(&r.Epoch, "epoch", 0, "the new epoch, if it is at least the minutes since 2025; it must be higher than that of every server that was ever restored from this one (default: by the clock, with a random part)")
 	f.BoolVar(&r.AcceptLoss, "accept-loss", false, "accept that changes after the backup are lost: revoked subjects act again")
 	f.BoolVar(&r.AcceptClock, "accept-clock", false, "vouch for the clock of this machine as it is")
@@ -79,7 +82,7 @@ func (a *app) restoreCommand() *cobra.Command {
 func newRestoredBackup(r server.RestoreOptions, done server.RestoredBackup) restoredBackup {
 	out := restoredBackup{
 		Data: done.Data, Config: done.Config, Plan: done.PlanFile, Made: formatTime(done.Manifest.Made), Issuer: done.Manifest.Issuer, Root: done.Manifest.Root, Compared: r.Root != "", Epoch: done.Epoch, LogOrigin: done.Origin, LogKey: done.LogKey,
-		Source: string(done.Found.Kind), SourceTo: done.Found.To, Missing: done.Found.Missing, Damage: done.Found.Damage, Stored: done.Found.Kind,
+		Source: string(done.Found.Kind), SourceTo: done.Found.To, Until: formatTime(done.Found.Until), Confirmed: done.Found.Confirmed, Missing: done.Found.Missing, Damage: done.Found.Damage, Stored: done.Found.Kind,
 		Applied: []replayedEntry{}, Unapplied: []replayedEntry{}, Warnings: slices.Concat([]string{}, done.Warnings, done.Found.Warnings),
 		Voided: map[string]int64{"commands": done.Done.Commands, "links": done.Done.Codes, "pairings": done.Done.Pairings, "sessions": done.Done.Sessions},
 	}
@@ -121,6 +124,11 @@ func (r restoredBackup) table(w *terminal.Writer) {
 	}
 	for _, e := range r.Unapplied {
 		w.Printf("lost      %s %s (entry %d): %s\n", e.Kind, e.Object, e.Seq, e.Why)
+	}
+	if r.Stored != server.NoSource && !r.Confirmed {
+		w.Printf("unknown   what was done after %s: no checkpoint shows that entry %d was the last one (--against)\n", r.Until, r.SourceTo)
+	} else if r.Confirmed && r.Missing == 0 {
+		w.Printf("confirmed by a checkpoint of its size: the source has all entries of the time at which that was signed, the last of %s\n", r.Until)
 	}
 	if r.Missing > 0 {
 		w.Printf("lost      %d entries, whose content is not known\n", r.Missing)

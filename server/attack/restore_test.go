@@ -7,6 +7,8 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"encoding/binary"
+	"encoding/json"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -260,10 +262,14 @@ func TestSourcesOfARestore(t *testing.T) {
 	for _, id := range []watchword.SubjectID{"a", "b", "c"} {
 		srv.enroll(id, device.Options{}, nil)
 	}
-	file := s.backup(old)
 	ctx := t.Context()
-	_, err := srv.admin.Revoke(ctx, "a", "stolen")
+	early, err := srv.admin.LogFile(ctx, "checkpoint")
 	must(t, err)
+	file := s.backup(old)
+	_, err = srv.admin.Revoke(ctx, "a", "stolen")
+	must(t, err)
+	var stale bytes.Buffer
+	must(t, srv.admin.ExportLog(ctx, admin.LogQuery{}, &stale))
 	_, err = srv.admin.SetLabels(ctx, "b", watchword.Labels{"site": "two"}, 0)
 	must(t, err)
 	must(t, srv.admin.DeleteDevice(ctx, "c"))
@@ -288,6 +294,24 @@ func TestSourcesOfARestore(t *testing.T) {
 	}
 	must(t, os.Mkdir(filepath.Join(dir, "mirror"), 0o700))
 	put("mirror/checkpoint", note)
+	end := endOf(t, export.Bytes())
+	must(t, os.Mkdir(filepath.Join(dir, "end.mirror"), 0o700))
+	put("end.mirror/checkpoint", end)
+	last, err := ledger.ReadCheckpoint(end)
+	must(t, err)
+	shorter := ledger.Checkpoint{Origin: last.Origin, Size: last.Size - 1, Root: last.Root}
+	unsigned := filepath.Join(t.TempDir(), "unsigned")
+	must(t, os.CopyFS(unsigned, os.DirFS(old)))
+	must(t, os.Chmod(unsigned, 0o700))
+	must(t, os.Remove(filepath.Join(unsigned, "log.checkpoint")))
+	short := t.TempDir()
+	files, err := filepath.Glob(filepath.Join(journal, "*.journal"))
+	must(t, err)
+	for _, path := range files {
+		b, err := os.ReadFile(path)
+		must(t, err)
+		must(t, os.WriteFile(filepath.Join(short, filepath.Base(path)), firstFrame(b), 0o600))
+	}
 	damaged := filepath.Join(t.TempDir(), "damaged")
 	must(t, os.CopyFS(damaged, os.DirFS(old)))
 	must(t, os.Chmod(damaged, 0o700))
@@ -295,6 +319,9 @@ func TestSourcesOfARestore(t *testing.T) {
 	must(t, os.CopyFS(crashed, os.DirFS(old)))
 	must(t, os.Chmod(crashed, 0o700))
 	must(t, os.WriteFile(filepath.Join(crashed, "running"), nil, 0o600))
+	crashed2 := filepath.Join(t.TempDir(), "crashed") // SQLite makes an empty write-ahead log in a folder that it reads
+	must(t, os.CopyFS(crashed2, os.DirFS(crashed)))
+	must(t, os.Chmod(crashed2, 0o700))
 	journalBeside := func(name string, b []byte) string {
 		to := t.TempDir()
 		must(t, os.CopyFS(to, os.DirFS(journal)))
@@ -302,47 +329,70 @@ func TestSourcesOfARestore(t *testing.T) {
 		return to
 	}
 	foreignJournal, emptyJournal := journalBeside("x.journal", []byte("notes")), journalBeside("y.journal", nil)
+	rewritten, err := shorter.Sign((&testServer{t: t, dir: old}).stealKeys().LogSigner())
+	must(t, err)
 	size := damage(t, damaged, audit.DeviceLabel)
 	other := newRestoreSite(t)
 	foreign := filepath.Join(t.TempDir(), "foreign")
 	other.serve(foreign).stop()
+	foreignNote, err := os.ReadFile(filepath.Join(foreign, "log.checkpoint"))
+	must(t, err)
 
 	for _, tc := range []struct {
 		name, source string
+		against      string // checkpoints, separated by spaces
 		accept       bool
 		epoch        int64
 		code         watchword.Code
 		states       string // of a, b's site, c, late, and the number of policies
 	}{
-		{"no source", "", false, 0, watchword.Conflict, ""},
-		{"no source, accepted", "", true, 0, "", "active - active - 0"},
-		{"the old folder", old, false, 0, "", "revoked two - active 1"},
-		{"an export", put("export", export.Bytes()), false, 0, "", "revoked two - active 1"},
-		{"an export of one kind", put("some", some.Bytes()), false, 0, watchword.Conflict, ""},
-		{"an export of one kind, accepted", put("some", some.Bytes()), true, 0, "", "revoked - active - 0"},
-		{"an export that was cut", put("cut", export.Bytes()[:export.Len()-200]), true, 0, watchword.LogInvalid, ""},
-		{"a checkpoint", put("note", note), false, 0, watchword.Conflict, ""},
-		{"a checkpoint, accepted", put("note", note), true, 0, "", "active - active - 0"},
-		{"a mirror", filepath.Join(dir, "mirror"), false, 0, watchword.Conflict, ""},
-		{"a damaged folder", damaged, false, 0, watchword.Conflict, ""},
-		{"a damaged folder, accepted", damaged, true, 0, "", "revoked - active - 0"},
-		{"a folder without its write-ahead log", crashed, false, 0, watchword.Conflict, ""},
-		{"a folder without its write-ahead log, accepted", crashed, true, 0, "", "revoked two - active 1"},
-		{"the folder of another server", foreign, true, 0, watchword.LogInvalid, ""},
-		{"the journal", journal, false, 0, "", "revoked two - active 1"},
-		{"the journal beside what is not one", foreignJournal, false, 0, watchword.Conflict, ""},
-		{"the journal beside what is not one, accepted", foreignJournal, true, 0, "", "revoked two - active 1"},
-		{"the journal beside an empty one", emptyJournal, false, 0, "", "revoked two - active 1"},
-		{"what is not there", filepath.Join(dir, "none"), true, 0, watchword.NotFound, ""},
-		{"an epoch that is not higher", old, false, 1, watchword.BadRequest, ""},
-		{"an epoch above the highest", old, false, 1<<40 + 1, watchword.BadRequest, ""},
-		{"a later epoch", old, false, 1 << 40, "", "revoked two - active 1"},
+		{"no source", "", "", false, 0, watchword.Conflict, ""},
+		{"no source, accepted", "", "", true, 0, "", "active - active - 0"},
+		{"the old folder", old, "", false, 0, "", "revoked two - active 1"},
+		{"an export, whose end nothing shows", put("export", export.Bytes()), "", false, 0, watchword.Conflict, ""},
+		{"an export, accepted", put("export", export.Bytes()), "", true, 0, "", "revoked two - active 1"},
+		{"an export and a checkpoint of its end", put("export", export.Bytes()), put("end", end), false, 0, "", "revoked two - active 1"},
+		{"an export and a mirror of its end", put("export", export.Bytes()), filepath.Join(dir, "end.mirror"), false, 0, "", "revoked two - active 1"},
+		{"an export and an older checkpoint", put("export", export.Bytes()), put("early", early), false, 0, watchword.Conflict, ""},
+		{"an export that is older than a checkpoint", put("stale", stale.Bytes()), put("end", end), false, 0, watchword.Conflict, ""},
+		{"an export that is older than one of two checkpoints", put("stale", stale.Bytes()), put("staleEnd", endOf(t, stale.Bytes())) + " " + put("end", end), false, 0, watchword.Conflict, ""},
+		{"an export and a checkpoint of another server", put("export", export.Bytes()), put("foreignNote", foreignNote), true, 0, watchword.LogInvalid, ""},
+		{"an export and what is no checkpoint", put("export", export.Bytes()), put("export", export.Bytes()), true, 0, watchword.LogInvalid, ""},
+		{"an export and what is not there", put("export", export.Bytes()), filepath.Join(dir, "none"), true, 0, watchword.NotFound, ""},
+		{"an export and a checkpoint of a log that was rewritten", put("export", export.Bytes()), put("rewritten", rewritten), true, 0, watchword.LogInvalid, ""},
+		{"a checkpoint of before the backup", put("early", early), "", false, 0, watchword.Conflict, ""},
+		{"no source, and a checkpoint", "", put("end", end), false, 0, watchword.Conflict, ""},
+		{"an export of one kind", put("some", some.Bytes()), "", false, 0, watchword.Conflict, ""},
+		{"an export of one kind, accepted", put("some", some.Bytes()), "", true, 0, "", "revoked - active - 0"},
+		{"an export that was cut", put("cut", export.Bytes()[:export.Len()-200]), "", true, 0, watchword.LogInvalid, ""},
+		{"a checkpoint", put("note", note), "", false, 0, watchword.Conflict, ""},
+		{"a checkpoint, accepted", put("note", note), "", true, 0, "", "active - active - 0"},
+		{"a mirror", filepath.Join(dir, "mirror"), "", false, 0, watchword.Conflict, ""},
+		{"a damaged folder", damaged, "", false, 0, watchword.Conflict, ""},
+		{"a damaged folder, accepted", damaged, "", true, 0, "", "revoked - active - 0"},
+		{"a folder without its write-ahead log", crashed, "", false, 0, watchword.Conflict, ""},
+		{"a folder without its write-ahead log, accepted", crashed2, "", true, 0, "", "revoked two - active 1"},
+		{"the old folder without its checkpoint", unsigned, "", false, 0, watchword.Conflict, ""},
+		{"the old folder, and a checkpoint that it must have", old, put("end", end), false, 0, "", "revoked two - active 1"},
+		{"the folder of another server", foreign, "", true, 0, watchword.LogInvalid, ""},
+		{"the journal", journal, "", false, 0, "", "revoked two - active 1"},
+		{"the journal, and an older checkpoint", journal, put("early", early), false, 0, "", "revoked two - active 1"},
+		{"a journal that was cut at the end of a record", short, "", false, 0, "", "active - active - 0"},
+		{"a journal that was cut at the end of a record, and a checkpoint", short, put("end", end), false, 0, watchword.Conflict, ""},
+		{"a journal that was cut at the end of a record, and a checkpoint, accepted", short, put("end", end), true, 0, "", "active - active - 0"},
+		{"the journal beside what is not one", foreignJournal, "", false, 0, watchword.Conflict, ""},
+		{"the journal beside what is not one, accepted", foreignJournal, "", true, 0, "", "revoked two - active 1"},
+		{"the journal beside an empty one", emptyJournal, "", false, 0, "", "revoked two - active 1"},
+		{"what is not there", filepath.Join(dir, "none"), "", true, 0, watchword.NotFound, ""},
+		{"an epoch that is not higher", old, "", false, 1, watchword.BadRequest, ""},
+		{"an epoch above the highest", old, "", false, 1<<40 + 1, watchword.BadRequest, ""},
+		{"a later epoch", old, "", false, 1 << 40, "", "revoked two - active 1"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			r := s.options(file)
 			r.Data = filepath.Join(t.TempDir(), "restored")
-			r.Source, r.AcceptLoss, r.Epoch = tc.source, tc.accept, tc.epoch
+			r.Source, r.Against, r.AcceptLoss, r.Epoch = tc.source, strings.Fields(tc.against), tc.accept, tc.epoch
 			done, err := server.RestoreBackup(t.Context(), r, server.Options{})
 			wants(t, tc.name, err, tc.code)
 			if tc.code != "" {
@@ -355,6 +405,9 @@ func TestSourcesOfARestore(t *testing.T) {
 			}
 			if done.Epoch < tc.epoch || done.Epoch <= done.Manifest.Epoch || tc.source == damaged && done.Found.To != size {
 				t.Errorf("epoch %d, source %+v", done.Epoch, done.Found)
+			}
+			if want := tc.source == old || strings.Contains(tc.against, "end"); !tc.accept && done.Found.Confirmed != want {
+				t.Errorf("the end is confirmed: %t, want %t", done.Found.Confirmed, want)
 			}
 			st, err := sqlite.Open(t.Context(), filepath.Join(r.Data, "watchword.db"), sqlite.Options{})
 			must(t, err)
@@ -388,6 +441,24 @@ func TestSourcesOfARestore(t *testing.T) {
 			}
 		})
 	}
+}
+
+// endOf returns the checkpoint at the end of an export.
+func endOf(t *testing.T, export []byte) []byte {
+	t.Helper()
+	lines := bytes.Split(bytes.TrimSpace(export), []byte("\n"))
+	var l audit.ExportLine
+	must(t, json.Unmarshal(lines[len(lines)-1], &l))
+	return []byte(l.Checkpoint)
+}
+
+// firstFrame returns a journal without its records: two parts, each after its length in 4 bytes, and 32 bytes of authentication.
+func firstFrame(journal []byte) []byte {
+	n := 0
+	for range 2 {
+		n += 4 + int(binary.BigEndian.Uint32(journal[n:]))
+	}
+	return journal[:n+32]
 }
 
 // damage changes the first entry of a kind in a folder, and returns the number of the entry before it.
