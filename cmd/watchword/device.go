@@ -31,16 +31,18 @@ func (a *app) complete(have []string, list func(cl *admin.Client, add func(strin
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	var found []string
-	err = list(cl, func(s string) {
-		if len(found) < 200 {
+	if err := list(cl, func(s string) {
+		if len(found) < maxCompletions {
 			found = append(found, s)
 		}
-	})
-	if err != nil {
+	}); err != nil && len(found) == 0 { // what was found before the time was over is proposed
 		return nil, cobra.ShellCompDirectiveError
 	}
 	return found, cobra.ShellCompDirectiveNoFileComp
 }
+
+// maxCompletions is the maximum number of values that are proposed.
+const maxCompletions = 200
 
 // deviceIDs completes the IDs of devices.
 func (a *app) deviceIDs(c *cobra.Command, have []string, start string) ([]string, cobra.ShellCompDirective) {

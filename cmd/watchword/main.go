@@ -249,7 +249,14 @@ var hintByCode = map[watchword.Code]string{
 	watchword.RateLimited:     "wait a moment and try again",
 }
 
+// root returns the command of the program with all others, and with completions.
 func (a *app) root() *cobra.Command {
+	root := a.commandTree()
+	a.addCompletions(root)
+	return root
+}
+
+func (a *app) commandTree() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "watchword",
 		Short:         "Identity and control for IoT devices",

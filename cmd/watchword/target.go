@@ -112,7 +112,11 @@ func (a *app) choose(environment string, current func() (string, error)) (chosen
 
 // contexts opens the contexts of the user.
 func (a *app) contexts() (*contexts.Store, error) {
-	return contexts.Open(func(err error) { a.err.Printf("watchword: %s\n", truncateReason(errorText(err))) })
+	return contexts.Open(func(err error) {
+		if !a.completes {
+			a.err.Printf("watchword: %s\n", truncateReason(errorText(err)))
+		}
+	})
 }
 
 // chosenTarget is [app.choose] with the environment and the contexts of this process. store is nil without a home folder.

@@ -4,8 +4,8 @@ package spelling
 // maxWord is the most bytes of a word that is compared: the time grows with the product of the lengths.
 const maxWord = 64
 
-// Nearest returns the word of known with the smallest Levenshtein distance to s, counted in bytes,
-// if the distance is at most limit; the first of several, and "" for none. For an s over 64 bytes it
+// Nearest returns the word of known with the smallest distance to s, if the distance is at most limit. The distance is that of optimal
+// string alignment, in bytes: the Levenshtein distance, in which two neighbours that were exchanged count 1; the first of several, and "" for none. For an s over 64 bytes it
 // returns "".
 func Nearest(s string, known []string, limit int) string {
 	if len(s) > maxWord {
@@ -20,21 +20,24 @@ func Nearest(s string, known []string, limit int) string {
 	return word
 }
 
-// distance returns the Levenshtein distance of a and b.
+// distance returns the distance of optimal string alignment of a and b.
 func distance(a, b string) int {
-	row := make([]int, len(b)+1)
+	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1) // of a[:i-1], a[:i] and a[:i+1]
 	for j := range row {
 		row[j] = j
 	}
 	for i := range len(a) {
-		diagonal := row[0]
+		before, last, row = last, row, before
 		row[0] = i + 1
 		for j := range len(b) {
-			cost := diagonal
+			cost := last[j]
 			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
+				cost = 1 + min(last[j], last[j+1], row[j])
 			}
-			diagonal, row[j+1] = row[j+1], cost
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				cost = min(cost, before[j-1]+1)
+			}
+			row[j+1] = cost
 		}
 	}
 	return row[len(b)]

@@ -17,7 +17,12 @@ func TestDistance(t *testing.T) {
 		{"abc", "abd", 1},   // replaced
 		{"abc", "ac", 1},    // deleted
 		{"abc", "abxc", 1},  // inserted
-		{"abcd", "abdc", 2}, // exchanged
+		{"abcd", "abdc", 1}, // exchanged
+		{"abcd", "bacd", 1}, // at the begin
+		{"abcd", "badc", 2}, // twice
+		{"ab", "ba", 1},
+		{"lits", "list", 1},
+		{"lits", "link", 2},
 		{"kitten", "sitting", 3},
 		{"saturday", "sunday", 3},
 	} {
