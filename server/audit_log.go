@@ -77,7 +77,7 @@ func actor(a *session.Authority) audit.Actor {
 // pruneLog removes the bodies of old entries, a few tiles in one transaction, so that other writers
 // do not wait long. A signed audit entry announces it before.
 func (s *Server) pruneLog(ctx context.Context) error {
-	const tiles = 16
+	const tiles = 4
 	now, keep := s.o.Now(), s.cfg.Audit.RetainBodies.Duration
 	if keep == 0 {
 		return nil
@@ -94,8 +94,10 @@ func (s *Server) pruneLog(ctx context.Context) error {
 		if _, _, err := s.checkpoints.CheckpointNow(ctx); err != nil {
 			return err
 		}
+		began := time.Now()
 		if _, err := s.store.PruneLog(ctx, shall); err != nil {
 			return err
 		}
+		pauseAfter(ctx, time.Since(began))
 	}
 }

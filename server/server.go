@@ -426,7 +426,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 // maintain deletes expired rows and rotates keys that are due.
 func (s *Server) maintain(ctx context.Context) error {
-	const every, batch = time.Minute, 5000
+	const every, batch = time.Minute, 500
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	soon := func() { tick.Reset(time.Nanosecond) }
@@ -442,7 +442,10 @@ func (s *Server) maintain(ctx context.Context) error {
 		tick.Reset(every)
 		var err error
 		for n := batch; n >= batch && err == nil; {
-			n, err = s.store.DeleteExpired(ctx, s.o.Now().Add(-token.Skew), batch)
+			began := time.Now()
+			if n, err = s.store.DeleteExpired(ctx, s.o.Now().Add(-token.Skew), batch); n >= batch {
+				pauseAfter(ctx, time.Since(began))
+			}
 		}
 		for n := 1; n > 0 && err == nil; {
 			n, err = s.registry.RetireEndedKeys(ctx, s.o.Now())
@@ -455,6 +458,14 @@ func (s *Server) maintain(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			s.o.Log.ErrorContext(ctx, "housekeeping", slog.Any("err", err))
 		}
+	}
+}
+
+// pauseAfter waits as long as a step of housekeeping took, at most 100 ms, so that other writes get at least half of the time.
+func pauseAfter(ctx context.Context, step time.Duration) {
+	select {
+	case <-time.After(min(step, 100*time.Millisecond)):
+	case <-ctx.Done():
 	}
 }
 

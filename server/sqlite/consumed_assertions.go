@@ -101,15 +101,43 @@ func (u *consumedAssertions) forget(before time.Time) {
 	}
 }
 
-// load reads the consumed assertions from the tables.
-func (u *consumedAssertions) load(ctx context.Context, from querier) error {
+// assertionMemory is how long before a time a token was issued at the earliest, if its assertion is accepted at that time: the
+// assertion's lifetime, and the skew before and after it.
+const assertionMemory = token.AssertionLifetime + 2*token.Skew
+
+// firstToken returns a number that precedes those of all tokens whose assertions may still be accepted. Numbers of tokens sort by time. A clock
+// that is ahead of the newest token is not relied on: it may go back.
+func firstToken(ctx context.Context, from querier, now time.Time) (string, error) {
+	newest, err := queryOne(ctx, from, func(r scanner) (t time.Time, err error) {
+		var issued int64
+		err = r.Scan(&issued)
+		return fromMillis(issued), err
+	}, error(nil), `SELECT issued FROM tokens WHERE jti = (SELECT max(jti) FROM tokens)`)
+	if err != nil || newest.IsZero() {
+		return "", err
+	}
+	if newest.Before(now) {
+		now = newest
+	}
+	return watchword.FormatID("tok_", now.Add(-assertionMemory), 0, 0), nil
+}
+
+// load reads the consumed assertions from the tables: of tokens those that may be accepted at a time or later.
+func (u *consumedAssertions) load(ctx context.Context, from querier, now time.Time) error {
 	switch is, err := instance(ctx, from); {
 	case err == nil:
 		u.restored = is.RestoredAt
 	case !errors.Is(err, keyring.ErrNotInitialized):
 		return err
 	}
-	for _, q := range []string{`SELECT tenant, subject, jti, expires FROM consumed_jtis`, `SELECT tenant, subject, assertion, assertion_expires FROM tokens`} {
+	first, err := firstToken(ctx, from, now)
+	if err != nil {
+		return err
+	}
+	for q, args := range map[string][]any{
+		`SELECT tenant, subject, jti, expires FROM consumed_jtis`:                         nil,
+		`SELECT tenant, subject, assertion, assertion_expires FROM tokens WHERE jti >= ?`: {first},
+	} {
 		_, err := queryAll(ctx, from, func(r scanner) (none struct{}, err error) {
 			var tenant watchword.TenantID
 			var id watchword.SubjectID
@@ -123,7 +151,7 @@ func (u *consumedAssertions) load(ctx context.Context, from querier) error {
 				u.put(k)
 			}
 			return none, nil
-		}, q)
+		}, q, args...)
 		if err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 	"testing"
 	"time"
@@ -129,4 +130,55 @@ func TestConsumedAssertionsAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	wants(t, "c, once the others are over", s.ConsumeAssertion(ctx, here, "lamp-1", token.SingleUse{JTI: "c", Expires: now.Add(2 * time.Hour)}), "")
+}
+
+// A start reads the tokens whose assertions may still be accepted, not the older ones: also where the clock is ahead at the start, and goes
+// back later.
+func TestAStartReadsNoOldTokens(t *testing.T) {
+	ctx, now := t.Context(), time.Now().Truncate(time.Millisecond)
+	path := filepath.Join(t.TempDir(), "db")
+	s := opened(t, path)
+	e := audit.Actor{Tenant: here}.DoneEntry(audit.DeviceEnroll, "", now, nil)
+	sub := watchword.Subject{Tenant: here, ID: "lamp-1", Kind: watchword.Device, State: watchword.New, Created: now, Changed: now}
+	code := enroll.Code{Tenant: here, Hash: token.CodeDigest("code"), Subject: "lamp-1", Expires: now.Add(time.Hour)}
+	key := func(id watchword.KeyID, p watchword.Purpose) watchword.Key {
+		return watchword.Key{ID: id, Purpose: p, JWK: []byte("{}"), State: watchword.KeyActive, Added: now}
+	}
+	err := s.CreateSubject(ctx, sub, &code, e)
+	if err == nil {
+		_, _, err = s.RedeemCode(ctx, enroll.Redemption{Tenant: here, Hash: code.Hash, Sign: key("sign", watchword.Sign), Seal: key("seal", watchword.Seal)}, watchword.AuthorityVersions{}, now, audit.FixedEntry[watchword.Subject](e))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	issue := func(spent string, at time.Time) error {
+		return s.IssueToken(ctx, token.Record{Tenant: here, JTI: watchword.NewID("tok_", at), Subject: "lamp-1", Incarnation: 1, Key: "sign", Issued: at, Expires: at.Add(10 * time.Hour)},
+			token.SingleUse{JTI: spent, Expires: at.Add(assertionMemory)}, e)
+	}
+	const old = 50
+	for i := range old {
+		wants(t, "an old token", issue(fmt.Sprint("old-", i), now.Add(-time.Hour)), "")
+	}
+	earliest := now.Add(-assertionMemory) // its assertion ends now
+	wants(t, "the oldest that counts", issue("earliest", earliest), "")
+	wants(t, "a token", issue("new", now), "")
+	read := map[string]int64{}
+	for name, clock := range map[string]time.Time{"right": now, "ahead": now.Add(1000 * time.Hour), "behind": now.Add(-1000 * time.Hour)} {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = Open(ctx, path, Options{Now: func() time.Time { return clock }}); err != nil {
+			t.Fatal(err)
+		}
+		_, read[name] = s.Reads()
+		for _, spent := range []string{"earliest", "new"} {
+			wants(t, "the clock is "+name+": the assertion "+spent, issue(spent, now), watchword.TokenReplayed)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if all := read["behind"]; read["right"] != all-old || read["ahead"] != all-old {
+		t.Errorf("rows that the starts read: %v, want %d less where the clock is not behind", read, old)
+	}
 }

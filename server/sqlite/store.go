@@ -29,6 +29,8 @@ type Options struct {
 	// WithoutAuditLog writes no audit entries, to measure what the log costs. No configuration sets
 	// it.
 	WithoutAuditLog bool
+	// Now is the wall clock, which [Open] reads once; nil means time.Now.
+	Now func() time.Time
 }
 
 // Store is one database file. Make one with [Open]. It is safe for concurrent use.
@@ -56,6 +58,9 @@ func (s *Store) Reads() (statements, rows int64) {
 func Open(ctx context.Context, path string, o Options) (*Store, error) {
 	if o.MaxGroup == 0 {
 		o.MaxGroup = 512
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

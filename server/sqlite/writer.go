@@ -72,7 +72,7 @@ func newWriter(ctx context.Context, db *sql.DB, o Options, counts *readCounts) (
 		db: db, conn: conn, maxGroup: o.MaxGroup, tx: tx{conn: conn, counts: counts, stmts: map[string]*sql.Stmt{}, consumed: newConsumedAssertions(), merkle: newLog(o.WithoutAuditLog)},
 		jobs: make(chan *job), closing: make(chan struct{}), ended: make(chan struct{}),
 	}
-	if err := errors.Join(w.tx.consumed.load(ctx, &w.tx), w.tx.merkle.load(ctx, &w.tx)); err != nil {
+	if err := errors.Join(w.tx.consumed.load(ctx, &w.tx, o.Now()), w.tx.merkle.load(ctx, &w.tx)); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
 	go w.run()

@@ -21,7 +21,7 @@ import (
 )
 
 // format grows when the contents of a folder change, so that older ones are not used.
-const format = 1
+const format = 2
 
 // What a fleet has for each 1,000 devices.
 const (
@@ -207,9 +207,10 @@ func (f *fleet) fillKeys(t *inserter) error {
 				sign = pub.ID()
 			}
 		}
-		jti := watchword.NewID("tok_", now.Add(-time.Duration(i)*time.Millisecond))
+		issued := now.Add(-time.Duration(i) * time.Second)
+		jti := watchword.NewID("tok_", issued)
 		t.insert("tokens", "jti, tenant, subject, assertion, incarnation, key, claims_digest, issued, expires, assertion_expires", jti, watchword.DefaultTenant, d.id, jti, 1, sign, make([]byte, 32),
-			now.UnixMilli(), now.Add(1000*time.Hour).UnixMilli(), now.Add(time.Minute).UnixMilli())
+			issued.UnixMilli(), now.Add(1000*time.Hour).UnixMilli(), issued.Add(time.Minute).UnixMilli())
 	}
 	return t.err
 }
