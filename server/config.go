@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -170,9 +171,12 @@ type LogConfig struct {
 	File   string `toml:"file"`
 }
 
-// MetricsConfig sets the address of the metrics listener.
+// MetricsConfig sets the address of the metrics listener, and the token that a client must have. Beyond loopback the token is required,
+// and the listener has TLS with the certificate of the server.
 type MetricsConfig struct {
-	Listen string `toml:"listen"`
+	Listen    string `toml:"listen"`
+	Token     string `toml:"token" secret:"true"` // 32 to 1024 bytes, printable ASCII without spaces; empty: none, on loopback only
+	TokenFile string `toml:"token_file"`
 }
 
 // BackupConfig sets who can open backups, and the schedule of those that the server makes by itself.
@@ -270,6 +274,9 @@ func (c Config) checkListeners() error {
 	if err := s.checkAddresses(); err != nil {
 		return err
 	}
+	if t := c.Metrics.Token; t != "" && (len(t) < 32 || len(t) > 1024 || strings.ContainsFunc(t, func(r rune) bool { return r <= ' ' || r > '~' })) {
+		return configError("metrics.token", "must be 32 to 1024 bytes of printable ASCII without spaces")
+	}
 	for _, d := range []struct{ key, address string }{{"server.https", s.HTTPS}, {"server.mqtts", s.MQTTS}, {"server.mqtt", s.MQTT}, {"metrics.listen", c.Metrics.Listen}} {
 		if d.address == "" && d.key != "server.https" {
 			continue
@@ -280,7 +287,9 @@ func (c Config) checkListeners() error {
 			return configError(d.key, `must be "HOST:PORT"`)
 		case loopback:
 		case d.key == "metrics.listen":
-			return configError(d.key, "must be a loopback address; put a proxy before it")
+			if c.Metrics.Token == "" {
+				return configError(d.key, "must be a loopback address unless metrics.token_file is set")
+			}
 		case d.key == "server.mqtt":
 			return configError(d.key, "must be a loopback address, since MQTT without TLS is not allowed elsewhere; use server.mqtts")
 		case len(s.names()) == 0 && s.TLSCert == "":

@@ -24,6 +24,8 @@ type Source struct {
 	File string                          // --config; empty means the default places, where the file may be missing
 	Data string                          // --data; empty means WATCHWORD_DATA
 	Env  func(key string) (string, bool) // nil means os.LookupEnv
+
+	Environ []string // all variables as NAME=VALUE, to find misspelt ones; nil means os.Environ
 }
 
 // maxConfig is the longest configuration file, in bytes.
@@ -31,12 +33,15 @@ const maxConfig = 1 << 20
 
 // Load reads the configuration: the defaults, the file, then WATCHWORD_<SECTION>_<KEY>. It returns
 // the path of the file, empty if none was read. Codes: config_invalid, with file, line and column,
-// or the variable; key_exposed for a file with a secret; file_untrusted.
+// or the variable, also an unknown one whose name begins with WATCHWORD_; key_exposed for a file with a secret; file_untrusted.
 func Load(src Source) (c Config, file string, err error) {
 	if src.Env == nil {
 		src.Env = os.LookupEnv
 	}
 	c = Defaults()
+	if err := CheckVariables(src.Environ); err != nil {
+		return c, "", err
+	}
 	file, text, err := findConfig(src)
 	if err != nil {
 		return c, file, err
@@ -196,7 +201,7 @@ func variable(key string) string {
 }
 
 func overlayEnvironment(c *Config, env func(string) (string, bool)) error {
-	for _, key := range absentKeys {
+	for _, key := range absentKeys { // of env, which need not be the environment that was checked
 		if _, set := env(variable(key)); set {
 			return watchword.Refuse(watchword.ConfigInvalid, "%s: %s is not in this version: remove the variable", variable(key), key)
 		}
@@ -260,6 +265,7 @@ func readSecrets(c *Config, env func(string) (string, bool)) error {
 	}{
 		{"store.url_file", c.Store.URLFile, &c.Store.URL},
 		{"server.acme_eab_key_file", c.Server.AcmeEABKeyFile, &c.Server.AcmeEABKey},
+		{"metrics.token_file", c.Metrics.TokenFile, &c.Metrics.Token},
 	} {
 		if s.file == "" {
 			continue

@@ -87,7 +87,7 @@ func newHandshakes(l *slog.Logger, now func() time.Time) *handshakes {
 			Name: "watchword_tls_handshakes_failed_total", Help: "TLS handshakes that failed, by listener and reason.",
 		}, []string{"listener", "reason"}),
 	}
-	for _, listener := range []string{"https", "mqtts"} {
+	for _, listener := range []string{"https", "mqtts", "metrics"} {
 		for _, reason := range handshakeReasons {
 			h.total.WithLabelValues(listener, reason) // created at start, so that the first failure has a rate
 		}
@@ -128,15 +128,20 @@ func (h *handshakes) mqtts(remote string, err error) {
 
 // errorLog returns the logger for net/http: failed handshakes are counted, other lines are logged
 // at level debug.
-func (h *handshakes) errorLog() *log.Logger { return log.New(httpLines{h}, "", 0) }
+func (h *handshakes) errorLog(listener string) *log.Logger {
+	return log.New(httpLines{h, listener}, "", 0)
+}
 
-type httpLines struct{ of *handshakes }
+type httpLines struct {
+	of       *handshakes
+	listener string
+}
 
 func (l httpLines) Write(line []byte) (int, error) {
 	text := strings.TrimSuffix(string(line), "\n")
 	if rest, ok := strings.CutPrefix(text, "http: TLS handshake error from "); ok {
 		remote, reason, _ := strings.Cut(rest, ": ")
-		l.of.failed("https", remote, reason)
+		l.of.failed(l.listener, remote, reason)
 		return len(line), nil
 	}
 	l.of.log.Debug(text)

@@ -3,12 +3,15 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"math"
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,8 +22,8 @@ import (
 	"github.com/watchword-iot/watchword/server/mqtt"
 )
 
-// operationsServer serves /metrics, /healthz and /readyz on a listener of its own. It has no TLS;
-// see checkHost.
+// operationsServer serves /metrics, /healthz and /readyz on a listener of its own. On loopback it has no TLS; see checkHost. Where a
+// token is configured, /metrics requires it, and /readyz says without it only whether the server is ready.
 func (s *Server) operationsServer() *http.Server {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), brokerCollector{s.broker}, s.handshakes.total,
@@ -73,27 +76,72 @@ func (s *Server) operationsServer() *http.Server {
 		r.MustRegister(s.acmeMetrics()...)
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
+	metrics, authorized := promhttp.HandlerFor(r, promhttp.HandlerOpts{}), bearerCheck(s.cfg.Metrics.Token)
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		if !authorized(r) {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="metrics"`)
+			http.Error(w, "the token of metrics.token_file is required", http.StatusUnauthorized)
+			return
+		}
+		metrics.ServeHTTP(w, r)
+	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 		defer cancel()
 		if err := s.store.Ping(ctx); err != nil { // a write: the server is ready only if it can store
-			http.Error(w, publicText(err), http.StatusServiceUnavailable)
+			notReady(w, authorized(r), err)
 			return
 		}
 		if err := cmp.Or(s.clock.Check(), s.keys.CheckNotSuperseded()); err != nil {
-			http.Error(w, publicText(err), http.StatusServiceUnavailable)
+			notReady(w, authorized(r), err)
 			return
 		}
 		w.WriteHeader(http.StatusOK)
+		if !authorized(r) {
+			return
+		}
 		for _, line := range slices.Concat(s.backupWarnings(), s.acmeWarnings(), s.endingWarnings()) {
 			_, _ = fmt.Fprintf(w, "warning: %s\n", line) // the error means that the client has closed the connection
 		}
 	})
-	h := newHTTPServer(checkHost(s.cfg.hosts(), mux))
+	var handler http.Handler = mux
+	if s.cfg.Metrics.Token == "" { // a web page has no token, and collectors reach the server by any name
+		handler = checkHost(s.cfg.hosts(), mux)
+	}
+	h := newHTTPServer(handler)
+	h.ErrorLog = s.handshakes.errorLog("metrics")
 	h.ReadHeaderTimeout, h.ReadTimeout, h.WriteTimeout, h.MaxHeaderBytes = 10*time.Second, 10*time.Second, 30*time.Second, 16<<10
 	return h
+}
+
+// metricsOnLoopback reports whether only this machine reaches the metrics.
+func (s *Server) metricsOnLoopback() bool {
+	loopback, err := loopbackAddress(s.cfg.Metrics.Listen)
+	return err == nil && loopback
+}
+
+// bearerCheck returns a function that reports whether a request has the token in its header Authorization (RFC 6750 §2.1). An empty
+// token lets every request pass. The time that a comparison takes does not depend on the token.
+func bearerCheck(token string) func(*http.Request) bool {
+	want := sha256.Sum256([]byte(token))
+	return func(r *http.Request) bool {
+		if token == "" {
+			return true
+		}
+		scheme, sent, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+		got := sha256.Sum256([]byte(sent))
+		return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(got[:], want[:]) == 1
+	}
+}
+
+// notReady answers 503, with the reason if it may be shown.
+func notReady(w http.ResponseWriter, show bool, err error) {
+	text := "not ready"
+	if show {
+		text = publicText(err)
+	}
+	http.Error(w, text, http.StatusServiceUnavailable)
 }
 
 // publicText returns the part of an error that may be shown.

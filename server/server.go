@@ -295,12 +295,17 @@ func (s *Server) assemble(ctx context.Context) error {
 	if s.mqtts != nil {
 		s.mqtts = tls.NewListener(handshakeListener{s.mqtts, semaphore}, withMQTTALPN(tlsConfig))
 	}
+	if s.metrics != nil && !s.metricsOnLoopback() {
+		c := tlsConfig.Clone()
+		c.NextProtos = []string{"http/1.1"}
+		s.metrics = tls.NewListener(handshakeListener{s.metrics, semaphore}, c)
+	}
 	s.https = handshakeListener{s.https, semaphore}
 	s.http = newHTTPServer(s.behindProxies(s.routes(api), api))
 	s.http.TLSConfig = tlsConfig
 	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout, s.http.MaxHeaderBytes = 10*time.Second, 60*time.Second, 2*time.Minute, 16<<10
 	s.http.ConnContext = httpapi.ConnContext
-	s.http.ErrorLog = s.handshakes.errorLog()
+	s.http.ErrorLog = s.handshakes.errorLog("https")
 	s.operationsHTTP, s.controlHTTP, s.acmeServer = s.operationsServer(), s.controlServer(), newACMEServer(s.acme)
 	if err := errors.Join(s.warnNotices(ctx), s.warnEndings(ctx, s.o.Now())); err != nil {
 		return err

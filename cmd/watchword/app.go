@@ -16,6 +16,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/internal/terminal"
+	"github.com/watchword-iot/watchword/server"
 )
 
 // app is the state that all commands share. Commands print only through out and err.
@@ -41,6 +42,9 @@ func (a *app) prepare() error {
 		f := a.format
 		a.format = "table"
 		return usage("-o %s: must be table, json or jsonl", f)
+	}
+	if err := server.CheckVariables(nil); err != nil {
+		return err
 	}
 	return a.chooseData()
 }

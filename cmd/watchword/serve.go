@@ -43,8 +43,12 @@ func (a *app) serveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		a.printAddresses(s.Info(), from)
-		if cfg.Log.Level == "" && log.level.Level() == slog.LevelWarn {
+		if cfg.Log.Format == "json" { // what reads standard error expects a JSON object in each line
+			log.InfoContext(c.Context(), "listening", addressAttrs(s.Info(), from)...)
+		} else {
+			a.printAddresses(s.Info(), from)
+		}
+		if cfg.Log.Format != "json" && cfg.Log.Level == "" && log.level.Level() == slog.LevelWarn {
 			a.err.Printf("log            warnings and errors; log.level = \"info\" in the configuration shows refused requests too\n")
 		}
 		r := &serverReload{source: source, used: cfg, log: log, server: s}
@@ -81,6 +85,14 @@ func (a *app) printAddresses(i server.Info, config string) {
 		a.err.Printf("first start: keys, store and the first operator were created\n")
 	}
 	a.err.Printf("next           %s device create lamp-1 --data %s\n", program(), i.Data)
+}
+
+// addressAttrs returns what printAddresses prints, as attributes of a line of the log.
+func addressAttrs(i server.Info, config string) []any {
+	return []any{
+		slog.String("url", i.URL), slog.String("https", i.HTTPS), slog.String("mqtts", i.MQTTS), slog.String("mqtt", i.MQTT), slog.String("metrics", i.Metrics),
+		slog.String("data", i.Data), slog.String("ca_file", i.CAFile), slog.String("config", config), slog.Bool("first_start", i.Initialized),
+	}
 }
 
 // serverReload is what SIGHUP does to a server. It is not safe for concurrent use.

@@ -104,3 +104,65 @@ func TestRequestsAreNotLoggedOnATerminal(t *testing.T) {
 		})
 	}
 }
+
+// With log.format = "json" each line on standard error is a JSON object, also the addresses; and a refused request has the trace_id
+// that its answer has.
+func TestStandardErrorIsJSONAlone(t *testing.T) {
+	for name, value := range map[string]string{
+		"WATCHWORD_SERVER_HTTPS": "localhost:0", "WATCHWORD_SERVER_MQTTS": "localhost:0", "WATCHWORD_METRICS_LISTEN": "127.0.0.1:0", "WATCHWORD_LOG_FORMAT": "json", "WATCHWORD_LOG_LEVEL": "info",
+	} {
+		t.Setenv(name, value)
+	}
+	data := filepath.Join(t.TempDir(), "data")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var errs safeBuffer
+	ended := make(chan int, 1)
+	go func() {
+		ended <- run(ctx, []string{"serve", "--data", data}, terminal.New(io.Discard, false), terminal.New(&errs, true))
+	}()
+	for wait := testwait.Within(); !strings.Contains(errs.String(), `"msg":"listening"`); {
+		wait.Check(t, "the line with the addresses")
+	}
+	var place struct{ HTTPS string }
+	if b, err := os.ReadFile(filepath.Join(data, "server.json")); err != nil {
+		t.Fatal(err)
+	} else if err := json.Unmarshal(b, &place); err != nil {
+		t.Fatal(err)
+	}
+	h := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} //nolint:gosec // the request is refused anyway
+	a, err := h.Get("https://" + place.HTTPS + "/v1/devices")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var problem struct {
+		TraceID string `json:"trace_id"`
+	}
+	if err := json.NewDecoder(a.Body).Decode(&problem); err != nil || problem.TraceID == "" {
+		t.Errorf("trace_id %q, %v", problem.TraceID, err)
+	}
+	_ = a.Body.Close()
+	h.CloseIdleConnections()
+	cancel()
+	if status := testwait.For(t, "the end of the server", ended); status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+	found := false
+	for line := range strings.Lines(errs.String()) {
+		var l struct {
+			Msg     string
+			HTTPS   string
+			TraceID string `json:"trace_id"`
+		}
+		if err := json.Unmarshal([]byte(line), &l); err != nil {
+			t.Errorf("no JSON: %q", line)
+		}
+		if l.Msg == "listening" && l.HTTPS != place.HTTPS {
+			t.Errorf("listening on %q, want %q", l.HTTPS, place.HTTPS)
+		}
+		found = found || l.Msg == "request refused" && l.TraceID == problem.TraceID
+	}
+	if !found {
+		t.Errorf("no line has the trace_id %s: %s", problem.TraceID, errs.String())
+	}
+}

@@ -97,6 +97,13 @@ func (h *Handler) WithGroup(name string) slog.Handler {
 	return &out
 }
 
+type traceKey struct{}
+
+// WithTrace returns a context whose records get the attribute trace_id: all lines that a request causes, whichever part writes them.
+func WithTrace(ctx context.Context, id string) context.Context {
+	return context.WithValue(ctx, traceKey{}, id)
+}
+
 // Handle passes r on with its texts clipped, or counts it.
 func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 	source := h.source
@@ -115,6 +122,9 @@ func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 		return nil
 	}
 	out := slog.NewRecord(r.Time, r.Level, truncate.Text(r.Message, maxText), r.PC)
+	if trace, ok := ctx.Value(traceKey{}).(string); ok {
+		out.AddAttrs(slog.String("trace_id", trace))
+	}
 	r.Attrs(func(a slog.Attr) bool {
 		out.AddAttrs(truncateAttr(a))
 		return true

@@ -117,3 +117,20 @@ func TestTextsAreClipped(t *testing.T) {
 		t.Errorf("a stack of %d bytes", n)
 	}
 }
+
+func TestLinesOfARequestHaveItsTrace(t *testing.T) {
+	out := printed(t, func(log *slog.Logger, _ *logbudget.Handler) {
+		ctx := logbudget.WithTrace(context.Background(), "trace_1")
+		log.InfoContext(ctx, "of a request")
+		log.With(slog.String("part", "x")).InfoContext(ctx, "of a request too")
+		log.Info("of none")
+	})
+	for _, line := range []string{`msg="of a request" trace_id=trace_1`, `msg="of a request too" part=x trace_id=trace_1`} {
+		if !strings.Contains(out, line) {
+			t.Errorf("no %s: %s", line, out)
+		}
+	}
+	if strings.Count(out, "trace_id") != 2 {
+		t.Errorf("a line of no request has a trace: %s", out)
+	}
+}

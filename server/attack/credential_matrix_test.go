@@ -272,7 +272,7 @@ func hasLogLine(text, trace string, code watchword.Code, detail string) bool {
 			continue
 		}
 		line = oauthText(strings.ReplaceAll(line, `\"`, "'"))
-		if strings.Contains(line, "trace="+trace) && strings.Contains(line, "code="+string(code)+" ") && strings.Contains(line, said[1:len(said)-1]) {
+		if strings.Contains(line, "trace_id="+trace) && strings.Contains(line, "code="+string(code)+" ") && strings.Contains(line, said[1:len(said)-1]) {
 			return true
 		}
 	}

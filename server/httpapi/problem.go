@@ -136,7 +136,7 @@ func (a *API) problem(r *http.Request, err error) *problem {
 	}
 	attrs := []slog.Attr{
 		slog.String("code", string(p.Code)), slog.String("method", r.Method), slog.String("path", r.URL.Path),
-		slog.String("trace", in.trace), slog.String("remote", in.remote.String()),
+		slog.String("remote", in.remote.String()),
 	}
 	if in.actor.Subject != "" {
 		attrs = append(attrs, slog.String("subject", string(in.actor.Subject)))

@@ -16,6 +16,7 @@ import (
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/authz"
 	"github.com/watchword-iot/watchword/internal/fair"
+	"github.com/watchword-iot/watchword/internal/logbudget"
 	"github.com/watchword-iot/watchword/server/audit"
 )
 
@@ -76,7 +77,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		in.remote = ap.Addr().Unmap()
 	}
 	in.writer.quota, in.writer.account.network = a.answerQuota, fair.Network(in.remote)
-	r = r.WithContext(context.WithValue(fair.WithNetwork(r.Context(), fair.Network(in.remote)), infoKey{}, in))
+	r = r.WithContext(context.WithValue(logbudget.WithTrace(fair.WithNetwork(r.Context(), fair.Network(in.remote)), in.trace), infoKey{}, in))
 	h := w.Header()
 	h.Set("Trace-Id", in.trace)
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -147,7 +148,7 @@ func (a *API) serve(r *http.Request, in *requestInfo, common http.Header) {
 			if v == http.ErrAbortHandler {
 				panic(v)
 			}
-			a.Log.ErrorContext(r.Context(), "panic in a request", slog.Any("panic", v), slog.String("trace", in.trace), slog.String("stack", string(debug.Stack())))
+			a.Log.ErrorContext(r.Context(), "panic in a request", slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
 			if in.writer.direct {
 				panic(http.ErrAbortHandler) // the client sees that the answer is incomplete
 			}

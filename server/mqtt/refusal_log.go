@@ -25,10 +25,10 @@ func (b *Broker) recordRefusal(c *conn, what, object string, err error) {
 	if s := c.live(); s != nil {
 		a := s.Authority()
 		owner = audit.Actor{Tenant: a.Tenant(), Subject: a.Subject(), Key: a.Key(), Trace: string(s.ID())}
-		attrs = append(attrs, slog.String("subject", string(a.Subject())), slog.String("trace", string(s.ID())))
+		attrs = append(attrs, slog.String("subject", string(a.Subject())), slog.String("trace_id", string(s.ID())))
 	} else {
 		owner = audit.Actor{Tenant: c.tenantOfRefusal(), Trace: c.trace}
-		attrs = append(attrs, slog.String("trace", c.trace))
+		attrs = append(attrs, slog.String("trace_id", c.trace))
 	}
 	if object != "" {
 		attrs = append(attrs, slog.String("topic", object))
