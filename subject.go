@@ -93,6 +93,7 @@ type Subject struct {
 	Proof            string // RequireProof, or empty
 	Created          time.Time
 	Changed          time.Time
+	LastSeen         time.Time // when it last began or ended a session or a request, to ten minutes; zero: never. Nothing is decided by it
 	// Keys holds the keys the subject has or had, oldest first: those that are
 	// active, and of the others the newest, up to [MaxKeysReturned] in all. Lists of many
 	// subjects leave it nil.

@@ -19,6 +19,7 @@ type Device struct {
 	Incarnation int64               `json:"incarnation"` // grows with each enrollment
 	Proof       string              `json:"proof,omitempty" doc:"required: the server accepts nothing of the device without a proof of its key"`
 	Online      bool                `json:"online,omitempty" doc:"in lists: it has a live connection to the node that answers"`
+	LastSeenAt  *time.Time          `json:"last_seen_at,omitempty" doc:"when it last began or ended a session or a request, to ten minutes"`
 	CreatedAt   time.Time           `json:"created_at"`
 	ChangedAt   time.Time           `json:"changed_at"`
 	Enrollment  *Enrollment         `json:"enrollment,omitempty"` // in the answer of POST /v1/devices alone

@@ -48,6 +48,7 @@ func (s *Server) checkpointSigned(note []byte) {
 // auditSessionOpened and [Server.auditSessionEnded] write audit entries of connections. Requests
 // are not logged here: a device that only sends requests is in the log by its tokens.
 func (s *Server) auditSessionOpened(x *session.Session) {
+	s.noteSeen(x)
 	if !x.IsConnection() {
 		return
 	}
@@ -58,6 +59,7 @@ func (s *Server) auditSessionOpened(x *session.Session) {
 }
 
 func (s *Server) auditSessionEnded(x *session.Session, cause error) {
+	s.noteSeen(x)
 	reason := "closed" // closed by its transport
 	if cause != nil {
 		reason = string(watchword.CodeOf(cause))
@@ -68,6 +70,12 @@ func (s *Server) auditSessionEnded(x *session.Session, cause error) {
 	s.recorder.Session(actor(x.Authority()).DoneEntry(audit.SessionClose, string(x.ID()), s.o.Now(), map[string]string{
 		"transport": x.Transport(), "cause": reason,
 	}))
+}
+
+// noteSeen notes that the subject of a session was seen.
+func (s *Server) noteSeen(x *session.Session) {
+	a := x.Authority()
+	s.lastSeen.Note(a.Tenant(), a.Subject(), s.o.Now())
 }
 
 func actor(a *session.Authority) audit.Actor {

@@ -110,6 +110,7 @@ type Server struct {
 	guard       *session.Guard
 	live        *session.Live
 	registry    *registry.Registry
+	lastSeen    *registry.LastSeen
 	enrollment  *enroll.Service
 	certFiles   *certFiles    // nil without server.tls_cert
 	acme        *acme.Manager // nil without server.acme_domain
@@ -218,6 +219,7 @@ func (s *Server) assemble(ctx context.Context) error {
 			return err
 		}
 	}
+	s.lastSeen = registry.NewLastSeen(s.store)
 	s.guard = session.NewGuard(directory, session.GuardOptions{
 		Now: s.o.Now, Total: s.cfg.Limits.Connections, Revoked: s.keys.IssuerKeyRevoked, Opened: s.auditSessionOpened, Ended: s.auditSessionEnded,
 	})
@@ -373,7 +375,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer unlog()
 	signed := make(chan error, 1)
 	go func() { signed <- s.checkpoints.Run(logged) }()
-	for _, part := range append([]func(context.Context) error{s.commands.Run, s.commands.RunRetention, s.recorder.Run, s.o.budget.Run, s.maintain, s.watchClock, s.scheduleBackups, s.keepJournal}, s.background...) {
+	for _, part := range append([]func(context.Context) error{s.commands.Run, s.commands.RunRetention, s.lastSeen.Run, s.recorder.Run, s.o.budget.Run, s.maintain, s.watchClock, s.scheduleBackups, s.keepJournal}, s.background...) {
 		g.Go(func() error { return part(gctx) })
 	}
 	g.Go(func() error {

@@ -166,7 +166,7 @@ func (a *app) deviceList() *cobra.Command {
 	tests := c.Flags().StringArrayP("label", "l", nil, "label as key=value, key=value,value or key, or the opposite as key!=value or !key; may be repeated")
 	state := c.Flags().String("state", "", "new, active, suspended or revoked")
 	search := c.Flags().String("search", "", "part of the id, of the name, or of a label as key=value")
-	order := c.Flags().String("sort", "id", "id, created, changed or state")
+	order := c.Flags().String("sort", "id", "id, created, changed, state or last_seen")
 	reverse := c.Flags().Bool("reverse", false, "from the last to the first")
 	limit := c.Flags().Int("limit", 0, "at most this many devices (0: all)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -189,12 +189,15 @@ func (a *app) deviceList() *cobra.Command {
 		if err != nil && err != errStop {
 			return err
 		}
-		return printList(a, ds, "ID\tSTATE\tLABELS\tCHANGED\tONLINE\tNAME", func(w *terminal.Writer, d api.Device) {
-			online := "no"
-			if d.Online {
-				online = "yes"
+		return printList(a, ds, "ID\tSTATE\tLABELS\tCHANGED\tSEEN\tNAME", func(w *terminal.Writer, d api.Device) {
+			seen := "-"
+			switch {
+			case d.Online:
+				seen = "online"
+			case d.LastSeenAt != nil:
+				seen = formatTime(*d.LastSeenAt)
 			}
-			w.Printf("%s\t%s\t%s\t%s\t%s\t%s\n", d.ID, d.State, d.Labels, formatTime(d.ChangedAt), online, d.Name)
+			w.Printf("%s\t%s\t%s\t%s\t%s\t%s\n", d.ID, d.State, d.Labels, formatTime(d.ChangedAt), seen, d.Name)
 		})
 	}
 	return c
@@ -271,6 +274,9 @@ func showDevice(w *terminal.Writer, d api.Device) {
 		proof = "yes"
 	}
 	w.Printf("id\t%s\nstate\t%s\nlabels\t%s\nrequire proof\t%s\nversion\t%d\ncreated\t%s\nchanged\t%s\n", d.ID, d.State, d.Labels, proof, d.Version, formatTime(d.CreatedAt), formatTime(d.ChangedAt))
+	if d.LastSeenAt != nil {
+		w.Printf("last seen\t%s\n", formatTime(*d.LastSeenAt))
+	}
 	if d.Name != "" {
 		w.Printf("name\t%s\n", d.Name)
 	}

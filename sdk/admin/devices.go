@@ -80,7 +80,7 @@ type DeviceQuery struct {
 	Selector   watchword.Selector
 	State      watchword.State
 	Search     string // part of the id, of the name, or of a label as key=value
-	Sort       string // id, created, changed or state
+	Sort       string // id, created, changed, state or last_seen
 	Descending bool
 }
 

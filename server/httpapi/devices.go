@@ -17,6 +17,7 @@ func viewDevice(s watchword.Subject) api.Device {
 		ID: s.ID, Kind: s.Kind, State: s.State, Labels: s.Labels, Name: s.Name, Version: s.Version, Incarnation: s.Incarnation, Proof: s.Proof,
 		CreatedAt: s.Created.UTC(), ChangedAt: s.Changed.UTC(),
 	}
+	d.LastSeenAt = optionalTime(s.LastSeen)
 	if d.Labels == nil {
 		d.Labels = watchword.Labels{}
 	}

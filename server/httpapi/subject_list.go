@@ -17,7 +17,7 @@ type subjectListIn struct {
 	Label  []string        `query:"label,explode" maxItems:"16" doc:"key=value; key=value,value: one of them; key: any value; key!=value, key!=value,value, !key: the opposites. All must be true"`
 	State  watchword.State `query:"state" enum:"new,active,suspended,revoked"`
 	Search string          `query:"search" maxLength:"128" doc:"part of the id, of the name, or of a label as key=value; the case of letters does not count"`
-	Sort   string          `query:"sort" enum:"id,created,changed,state" doc:"default id; then by id"`
+	Sort   string          `query:"sort" enum:"id,created,changed,state,last_seen" doc:"default id; then by id"`
 	Order  string          `query:"order" enum:"asc,desc" doc:"default asc"`
 }
 

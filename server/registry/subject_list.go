@@ -18,6 +18,8 @@ const (
 	OrderCreated Order = "created"
 	OrderChanged Order = "changed"
 	OrderState   Order = "state"
+
+	OrderLastSeen Order = "last_seen" // never is before all times
 )
 
 // ListQuery chooses a page of subjects of one kind. Empty fields choose all.
@@ -34,7 +36,7 @@ type ListQuery struct {
 
 // Position is a place in a list: after the subject that has these values.
 type Position struct {
-	Millis int64               `json:"t,omitempty"` // of OrderCreated and OrderChanged
+	Millis int64               `json:"t,omitempty"` // of OrderCreated, OrderChanged and OrderLastSeen
 	State  watchword.State     `json:"s,omitempty"` // of OrderState
 	ID     watchword.SubjectID `json:"i"`
 }
@@ -47,6 +49,10 @@ func PositionOf(s *watchword.Subject, o Order) Position {
 		p.Millis = s.Created.UnixMilli()
 	case OrderChanged:
 		p.Millis = s.Changed.UnixMilli()
+	case OrderLastSeen:
+		if !s.LastSeen.IsZero() {
+			p.Millis = s.LastSeen.UnixMilli()
+		}
 	case OrderState:
 		p.State = s.State
 	}

@@ -66,7 +66,7 @@ func TestListPagesEqualAFilteredSort(t *testing.T) {
 	for _, tests := range []string{"", "site=s1", "site=s1,s2", "site", "!site", "kind!=k0", "kind=k1 rare=yes", "kind=k0,k1 site!=s0,s1", "rare=no"} {
 		for _, state := range []watchword.State{"", watchword.Suspended} {
 			for _, search := range []string{"", "BÜRO", "site=s", "dev-0039"} {
-				for _, order := range []registry.Order{"", registry.OrderID, registry.OrderCreated, registry.OrderChanged, registry.OrderState} {
+				for _, order := range []registry.Order{"", registry.OrderID, registry.OrderCreated, registry.OrderChanged, registry.OrderState, registry.OrderLastSeen} {
 					for _, descending := range []bool{false, true} {
 						q := registry.ListQuery{Kind: watchword.Device, State: state, Selector: selector(t, tests), Search: search, Order: order, Descending: descending, Limit: 50}
 						var want, got []watchword.SubjectID

@@ -33,6 +33,7 @@ func TestListsReadWhatTheyShow(t *testing.T) {
 		"walk by creation, from its start": query(walkQuery(tenant, registry.Walk{Kind: watchword.Device, Order: registry.OrderCreated, Descending: true}, 10)).want("SEARCH s USING INDEX subjects_created (tenant=? AND kind=?)"),
 		"walk by change, back":             query(walkQuery(tenant, registry.Walk{Kind: watchword.Device, Order: registry.OrderChanged, Descending: true, After: &registry.Position{ID: "d"}}, 10)).want("SEARCH s USING INDEX subjects_changed (tenant=? AND kind=? AND (changed,id)<(?,?))"),
 		"walk by state":                    query(walkQuery(tenant, registry.Walk{Kind: watchword.Device, Order: registry.OrderState, After: &registry.Position{ID: "d"}}, 10)).want("SEARCH s USING INDEX subjects_state (tenant=? AND kind=? AND (state,id)>(?,?))"),
+		"walk by last seen":                query(walkQuery(tenant, registry.Walk{Kind: watchword.Device, Order: registry.OrderLastSeen, After: &registry.Position{ID: "d"}}, 10)).want("SEARCH s USING INDEX subjects_last_seen (tenant=? AND kind=? AND (last_seen,id)>(?,?))"),
 		"walk by label": query(walkQuery(tenant, registry.Walk{Kind: watchword.Device, Order: registry.OrderID, Label: &watchword.LabelTest{Key: "a", Values: []string{"b"}}, Descending: true, After: &registry.Position{ID: "d"}}, 10)).want(
 			"SEARCH l USING PRIMARY KEY (tenant=? AND key=? AND value=? AND subject<?)", "SEARCH s USING PRIMARY KEY (tenant=? AND id=?)"),
 	} {

@@ -1,4 +1,4 @@
--- The schema after migration 37, for new databases. Written by: go test ./server/sqlite -run NewDatabase -update
+-- The schema after migration 38, for new databases. Written by: go test ./server/sqlite -run NewDatabase -update
 
 CREATE TABLE "instance" (
   one    INTEGER PRIMARY KEY CHECK (one = 1),
@@ -30,7 +30,7 @@ CREATE TABLE subjects (
   created     INTEGER NOT NULL,
   changed     INTEGER NOT NULL,
   deleted     INTEGER NOT NULL DEFAULT 0,
-  last_seq    INTEGER NOT NULL DEFAULT 0, proof TEXT NOT NULL DEFAULT '', authority_version INTEGER NOT NULL DEFAULT 1, role TEXT NOT NULL DEFAULT '', name TEXT NOT NULL DEFAULT '',
+  last_seq    INTEGER NOT NULL DEFAULT 0, proof TEXT NOT NULL DEFAULT '', authority_version INTEGER NOT NULL DEFAULT 1, role TEXT NOT NULL DEFAULT '', name TEXT NOT NULL DEFAULT '', last_seen INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (tenant, id)
 ) STRICT, WITHOUT ROWID;
 
@@ -458,6 +458,8 @@ CREATE TRIGGER label_uncounted AFTER DELETE ON labels BEGIN
   DELETE FROM label_counts WHERE tenant = old.tenant AND key = old.key AND value = old.value
     AND kind = (SELECT kind FROM subjects WHERE tenant = old.tenant AND id = old.subject) AND n = 0;
 END;
+
+CREATE INDEX subjects_last_seen ON subjects (tenant, kind, last_seen, id) WHERE deleted = 0;
 
 INSERT INTO audit_pruned VALUES (1, 0, 0, X'0000000000000000000000000000000000000000000000000000000000000000');
 

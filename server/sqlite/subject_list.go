@@ -39,6 +39,8 @@ func walkQuery(t watchword.TenantID, w registry.Walk, limit int) (query string, 
 		index, column = "subjects_created", "s.created"
 	case w.Order == registry.OrderChanged:
 		index, column = "subjects_changed", "s.changed"
+	case w.Order == registry.OrderLastSeen:
+		index, column = "subjects_last_seen", "s.last_seen"
 	case w.Order == registry.OrderState:
 		index, column = "subjects_state", "s.state"
 	case w.State != "":
@@ -67,6 +69,19 @@ func walkQuery(t watchword.TenantID, w registry.Walk, limit int) (query string, 
 	}
 	q.WriteString(`s.id` + direction + ` LIMIT ?`)
 	return q.String(), append(args, limit)
+}
+
+// SetLastSeen writes when subjects were seen. One that is no more than registry.SeenPrecision after the stored time is not written.
+func (s *Store) SetLastSeen(ctx context.Context, seen []registry.Seen) error {
+	return s.w.do(ctx, func(t *tx) error {
+		for _, x := range seen {
+			at := toMillis(x.At)
+			if _, err := t.exec(`UPDATE subjects SET last_seen = ? WHERE tenant = ? AND id = ? AND deleted = 0 AND last_seen < ?`, at, x.Tenant, x.Subject, at-registry.SeenPrecision.Milliseconds()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // SubjectCounts returns how many subjects of a kind there are in each state.

@@ -14,21 +14,22 @@ import (
 	"github.com/watchword-iot/watchword/server/enroll"
 )
 
-const subjectColumns = `tenant, id, kind, role, state, labels, name, version, authority_version, incarnation, proof, created, changed`
+const subjectColumns = `tenant, id, kind, role, state, labels, name, version, authority_version, incarnation, proof, created, changed, last_seen`
 
 // subjectRow is the scan target of a subject's columns.
 type subjectRow struct {
 	watchword.Subject
 	labels           []byte
 	created, changed int64
+	lastSeen         int64
 }
 
 func (r *subjectRow) columns() []any {
-	return []any{&r.Tenant, &r.ID, &r.Kind, &r.Role, &r.State, &r.labels, &r.Name, &r.Version, &r.AuthorityVersion, &r.Incarnation, &r.Proof, &r.created, &r.changed}
+	return []any{&r.Tenant, &r.ID, &r.Kind, &r.Role, &r.State, &r.labels, &r.Name, &r.Version, &r.AuthorityVersion, &r.Incarnation, &r.Proof, &r.created, &r.changed, &r.lastSeen}
 }
 
 func (r *subjectRow) subject() (watchword.Subject, error) {
-	r.Created, r.Changed = fromMillis(r.created), fromMillis(r.changed)
+	r.Created, r.Changed, r.LastSeen = fromMillis(r.created), fromMillis(r.changed), fromMillis(r.lastSeen)
 	if string(r.labels) == "{}" {
 		return r.Subject, nil
 	}
@@ -53,7 +54,7 @@ func subject(ctx context.Context, from querier, t watchword.TenantID, id watchwo
 		k.Added, k.Retired, k.Ends = fromMillis(added), fromMillis(retired), fromMillis(ends)
 		return k, err
 	}
-	const query = `SELECT s.tenant, s.id, s.kind, s.role, s.state, s.labels, s.name, s.version, s.authority_version, s.incarnation, s.proof, s.created, s.changed,
+	const query = `SELECT s.tenant, s.id, s.kind, s.role, s.state, s.labels, s.name, s.version, s.authority_version, s.incarnation, s.proof, s.created, s.changed, s.last_seen,
 			coalesce(k.id, ''), coalesce(k.purpose, ''), coalesce(k.jwk, x''), coalesce(k.state, ''), coalesce(k.added, 0), coalesce(k.retired, 0), coalesce(k.name, ''), coalesce(k.ends, 0)
 		FROM subjects s LEFT JOIN subject_keys k ON k.tenant = s.tenant AND k.subject = s.id
 		WHERE s.tenant = ? AND s.id = ? AND s.deleted = 0`
@@ -92,7 +93,7 @@ func (t *tx) addSubject(s watchword.Subject) error {
 	if err != nil {
 		return err
 	}
-	n, err := t.exec(`INSERT INTO subjects (`+subjectColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+	n, err := t.exec(`INSERT INTO subjects (`+subjectColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING`,
 		s.Tenant, s.ID, s.Kind, s.Role, s.State, labels, s.Name, s.Version, s.Incarnation, s.Proof, toMillis(s.Created), toMillis(s.Changed))
 	if err != nil {
 		return err
@@ -117,7 +118,7 @@ func (t *tx) replaceTombstone(s watchword.Subject, labels string) error {
 	if s, err = s.AddedAfter(stone); err != nil {
 		return err
 	}
-	_, err = t.exec(`UPDATE subjects SET role = ?, state = ?, labels = ?, name = ?, proof = ?, version = ?, incarnation = ?, created = ?, changed = ?, deleted = 0 WHERE tenant = ? AND id = ?`,
+	_, err = t.exec(`UPDATE subjects SET role = ?, state = ?, labels = ?, name = ?, proof = ?, version = ?, incarnation = ?, created = ?, changed = ?, last_seen = 0, deleted = 0 WHERE tenant = ? AND id = ?`,
 		s.Role, s.State, labels, s.Name, s.Proof, s.Version, s.Incarnation, toMillis(s.Created), toMillis(s.Changed), s.Tenant, s.ID)
 	return err
 }

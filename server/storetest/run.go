@@ -37,6 +37,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		{"a subject has a name", subjectNames},
 		{"subjects are counted by state and label", subjectCounts},
 		{"walks pass subjects in order", subjectWalks},
+		{"subjects are seen", lastSeen},
 		{"labels find subjects, page by page", subjectPages},
 		{"selectors choose subjects", selectedSubjects},
 		{"labels are replaced under their version", labelsUnderVersion},

@@ -74,6 +74,8 @@ type Store interface {
 	SubjectsWithEndingKeys(ctx context.Context, t watchword.TenantID, now, until time.Time, limit int) ([]watchword.SubjectID, error)
 	// WalkSubjects returns subjects in the walk's order, from after its place on; of its state or with its label alone.
 	WalkSubjects(ctx context.Context, t watchword.TenantID, w registry.Walk, limit int) ([]watchword.Subject, error)
+	// SetLastSeen writes times that are more than registry.SeenPrecision after the stored ones, and changes no version.
+	SetLastSeen(ctx context.Context, seen []registry.Seen) error
 	// SubjectCounts, LabelCount and LabelCounts are exact after each transaction.
 	SubjectCounts(ctx context.Context, t watchword.TenantID, kind watchword.Kind) (map[watchword.State]int64, error)
 	LabelCount(ctx context.Context, t watchword.TenantID, kind watchword.Kind, key, value string) (int64, error)

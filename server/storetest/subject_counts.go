@@ -117,6 +117,9 @@ func subjectWalks(t *T) {
 		}
 		t.add(id, watchword.Labels{"site": fmt.Sprint(random.IntN(2))})
 		t.now = start.Add(time.Duration(5+random.IntN(5)) * time.Second)
+		if random.IntN(3) > 0 {
+			t.must(t.SetLastSeen(t.ctx, []registry.Seen{{Tenant: tenant, Subject: id, At: t.now}}))
+		}
 		if random.IntN(2) == 0 {
 			_, err := t.Suspend(t.ctx, tenant, id, t.now, t.entry(audit.DeviceSuspend, string(id)))
 			t.must(err)
@@ -125,7 +128,7 @@ func subjectWalks(t *T) {
 	t.must(t.CreateSubject(t.ctx, watchword.Subject{Tenant: tenant, ID: "lamp-00s", Kind: watchword.Service, State: watchword.New, Created: t.now, Changed: t.now}, nil, t.entry(audit.DeviceCreate, "lamp-00s")))
 	everyone, err := t.Subjects(t.ctx, tenant, watchword.Device, "", nil, "", 100)
 	t.must(err)
-	for _, o := range []registry.Order{registry.OrderID, registry.OrderCreated, registry.OrderChanged, registry.OrderState} {
+	for _, o := range []registry.Order{registry.OrderID, registry.OrderCreated, registry.OrderChanged, registry.OrderState, registry.OrderLastSeen} {
 		for _, w := range []registry.Walk{{}, {Descending: true}, {State: watchword.Suspended}, {State: watchword.New, Descending: true}, {Label: &watchword.LabelTest{Key: "site", Values: []string{"1"}}}, {Label: &watchword.LabelTest{Key: "site", Values: []string{"0"}}, Descending: true}} {
 			if o != registry.OrderID && (w.State != "" || w.Label != nil) {
 				continue
@@ -162,4 +165,22 @@ func subjectWalks(t *T) {
 			equal(t, fmt.Sprintf("%+v", w), fmt.Sprint(got), fmt.Sprint(ids))
 		}
 	}
+}
+
+func lastSeen(t *T) {
+	before := t.enrolled("lamp-1")
+	equal(t, "never", before.LastSeen.IsZero(), true)
+	n := t.log()
+	for _, x := range []struct {
+		after  time.Duration
+		stored time.Duration
+	}{{0, 0}, {registry.SeenPrecision, 0}, {registry.SeenPrecision + time.Second, registry.SeenPrecision + time.Second}, {time.Minute, registry.SeenPrecision + time.Second}} {
+		t.must(t.SetLastSeen(t.ctx, []registry.Seen{{Tenant: tenant, Subject: "ghost", At: t.now}, {Tenant: tenant, Subject: "lamp-1", At: t.now.Add(x.after)}, {Tenant: "other", Subject: "lamp-1", At: t.now.Add(24 * time.Hour)}}))
+		s, err := t.Subject(t.ctx, tenant, "lamp-1")
+		t.must(err)
+		equal(t, fmt.Sprint("seen after ", x.after), s.LastSeen.Sub(t.now), x.stored)
+		equal(t, "version", s.Version, before.Version)
+		equal(t, "authority version", s.AuthorityVersion, before.AuthorityVersion)
+	}
+	equal(t, "entries", t.log(), n)
 }
