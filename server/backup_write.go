@@ -282,6 +282,9 @@ func leftOut(dir string) (out []string, err error) {
 			return err
 		}
 		name = filepath.ToSlash(name)
+		if durable.IsTemporary(name) { // the server is writing a file
+			return nil
+		}
 		if !slices.Contains(derivedFiles, name) && !sqlite.IsUpgradeCopy(databaseFile, name) && !backup.IsMember(backup.DataFolder+"/"+name) && len(out) < 100 {
 			out = append(out, name)
 		}

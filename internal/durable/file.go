@@ -6,6 +6,7 @@ package durable
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 )
 
@@ -38,6 +39,11 @@ func WriteFile(path string, data []byte, mode os.FileMode) (err error) {
 	}
 	return SyncDir(filepath.Dir(path))
 }
+
+var temporaryName = regexp.MustCompile(`^\..+-[0-9]+$`)
+
+// IsTemporary reports whether a file has a name that [WriteFile] gives the file which it writes; a crash can leave one.
+func IsTemporary(path string) bool { return temporaryName.MatchString(filepath.Base(path)) }
 
 // Create is WriteFile for a file that must not exist yet, so that a secret without a copy is never
 // overwritten. The error wraps [fs.ErrExist].
