@@ -80,7 +80,7 @@ func (s *Server) openStore(ctx context.Context) (err error) {
 	if err := s.checkWriteAheadLog(ctx); err != nil {
 		return err
 	}
-	if s.store, err = sqlite.Open(ctx, filepath.Join(s.cfg.Data, databaseFile), sqlite.Options{WithoutAuditLog: s.o.WithoutAuditLog, Now: s.o.Now}); err != nil {
+	if s.store, err = sqlite.Open(ctx, filepath.Join(s.cfg.Data, databaseFile), sqlite.Options{WithoutAuditLog: s.o.WithoutAuditLog, Now: s.o.Now, Written: func(took time.Duration) { s.measured.storeWait.Observe(took.Seconds()) }}); err != nil {
 		return s.withBackup(ctx, err)
 	}
 	if err := s.markRunning(); err != nil {

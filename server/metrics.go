@@ -75,6 +75,7 @@ func (s *Server) operationsServer() *http.Server {
 	if s.acme != nil {
 		r.MustRegister(s.acmeMetrics()...)
 	}
+	r.MustRegister(append(s.measured.collectors(), stateCollector{s})...)
 	mux := http.NewServeMux()
 	metrics, authorized := promhttp.HandlerFor(r, promhttp.HandlerOpts{}), bearerCheck(s.cfg.Metrics.Token)
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {

@@ -115,6 +115,8 @@ type Server struct {
 	certFiles   *certFiles    // nil without server.tls_cert
 	acme        *acme.Manager // nil without server.acme_domain
 	endings     endings
+	measured    *measured
+	certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error) // the one that clients get
 	commands    *command.Service
 	recorder    *audit.Recorder
 	checkpoints *audit.CheckpointSigner
@@ -150,7 +152,7 @@ type Server struct {
 // Codes: config_invalid, folder_in_use, folder_newer, key_exposed, file_untrusted, key_unwrap, unavailable; clock_untrusted where the folder is
 // empty and the clock says a time before the program was built.
 func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
-	s := &Server{cfg: cfg, o: o.filled(), hosts: o.tenantHosts(), ready: make(chan struct{}), maintainNow: make(chan struct{}, 1), addressWarned: map[watchword.Issuers]time.Time{}, addressEnded: map[watchword.Issuers]bool{}}
+	s := &Server{measured: newMeasured(), cfg: cfg, o: o.filled(), hosts: o.tenantHosts(), ready: make(chan struct{}), maintainNow: make(chan struct{}, 1), addressWarned: map[watchword.Issuers]time.Time{}, addressEnded: map[watchword.Issuers]bool{}}
 	defer func() {
 		if err != nil {
 			s.close()
@@ -233,12 +235,12 @@ func (s *Server) assemble(ctx context.Context) error {
 		CheckGiven: reg.CheckGiven, CheckActOn: reg.CheckActOn, RunFor: s.guard.RunFor, Live: s.live, PairingLifetime: s.cfg.Pairing.Lifetime.Duration, PairingInterval: s.cfg.Pairing.Interval.Duration, Semaphore: semaphore,
 	})
 	credentials, err := authn.New(s.keys.Issuer(), s.keys, directory, s.store, s.live,
-		authn.Options{Issuers: s.keys.Issuers, Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Semaphore: semaphore, IssueRate: float64(s.cfg.Limits.IssueRate)})
+		authn.Options{Issuers: s.keys.Issuers, Lifetime: s.cfg.Token.Lifetime.Duration, Origins: s.origins(), Semaphore: semaphore, IssueRate: float64(s.cfg.Limits.IssueRate), Observe: s.measured.token})
 	if err != nil {
 		return err
 	}
 	s.commands = command.New(s.store, directory, s.keys, s.keys, command.Options{
-		Issuers: s.keys.Issuers, Epoch: s.keys.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Retain: s.cfg.Command.Retain.Duration, Log: s.checkpoints, Now: s.o.Now,
+		Issuers: s.keys.Issuers, Epoch: s.keys.Epoch(), TTL: s.cfg.Command.TTL.Duration, MaxArgs: s.cfg.Command.MaxBytes, Retain: s.cfg.Command.Retain.Duration, Log: s.checkpoints, Now: s.o.Now, Observe: s.measured.command,
 		Bounds: command.Bounds{PerOrderer: int64(s.cfg.Limits.SubjectCommands), Total: int64(s.cfg.Limits.Commands)},
 	})
 	controls := ratelimit.NewShared[quota.Key](float64(s.cfg.Limits.ControlRate), "too many connections, state reports or receipts of this subject (limits.control_rate)")
@@ -252,12 +254,13 @@ func (s *Server) assemble(ctx context.Context) error {
 		TokenRate: float64(s.cfg.Limits.TokenRate), PublishRates: publishes, ControlRates: controls,
 		BodyBytes: int64(s.cfg.Limits.BodyBytes), SubjectBodyBytes: int64(s.cfg.Limits.SubjectBodyBytes),
 		MQTTS: func() string { return s.publicMQTTS(s.url()) }, CheckAddress: s.checkAddress, IssuerUse: s.store.IssuerUse,
-		RequestRate: float64(s.cfg.Limits.RequestRate), Requests: s.cfg.Limits.Connections, PerAddress: s.cfg.Limits.PerAddress, Now: s.o.Now, Log: s.o.Log,
+		RequestRate: float64(s.cfg.Limits.RequestRate), Requests: s.cfg.Limits.Connections, PerAddress: s.cfg.Limits.PerAddress, Observe: s.measured.request, Now: s.o.Now, Log: s.o.Log,
 	}
 	tlsConfig, err := s.tls()
 	if err != nil {
 		return err
 	}
+	s.certificate = tlsConfig.GetCertificate
 	tlsConfig = limitHandshakes(tlsConfig)
 	if s.cfg.Server.TLSCert == "" && !s.cfg.Server.ProxyCertificate {
 		options.CAPEM = s.keys.CAPEM

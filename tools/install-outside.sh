@@ -38,3 +38,9 @@ if [ "$(cat "$out/.installed" 2>/dev/null)" != "$want" ]; then
   GOBIN=$out GOWORK=off GOFLAGS=-mod=mod go install github.com/letsencrypt/pebble/v2/cmd/pebble@v2.10.3
   echo "$want" >"$out/.installed"
 fi
+# Prometheus's checker of rules and metrics. The package is unpacked and not installed, since that would start a server.
+if [ ! -x "$out/promtool" ]; then
+  unpacked=$(mktemp -d)
+  (cd "$unpacked" && apt-get download -qq prometheus && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/promtool && mv usr/bin/promtool "$out/promtool")
+  rm -rf "$unpacked"
+fi

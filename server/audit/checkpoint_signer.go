@@ -234,6 +234,17 @@ func (signer *CheckpointSigner) Checkpoint() (c ledger.Checkpoint, note []byte, 
 	return p.Checkpoint, p.note, nil
 }
 
+// Sizes returns how many entries the last signed checkpoint covers, and the last one that a quorum of witnesses has cosigned.
+func (signer *CheckpointSigner) Sizes() (signed, cosigned int64) {
+	if p := signer.latest.Load(); p != nil {
+		signed = p.Size
+	}
+	if p := signer.cosigned.Load(); p != nil {
+		cosigned = p.Size
+	}
+	return signed, cosigned
+}
+
 // NextCheckpoint returns a channel that is closed when the next checkpoint is published.
 func (signer *CheckpointSigner) NextCheckpoint() <-chan struct{} {
 	signer.waiters.Lock()

@@ -13,10 +13,10 @@ import (
 // spends. shown, if not nil, binds the token. Codes: token_replayed,
 // client_invalid, subject_new, subject_suspended, subject_revoked, token_too_large,
 // not_found, unavailable, and those of a DPoP proof as in [Service.Exchange].
-func (svc *Service) IssueForPairing(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, key watchword.KeyID, possession token.SingleUse, req *DPoPRequest, trace string, now time.Time) (IssuedToken, error) {
+func (svc *Service) IssueForPairing(ctx context.Context, t watchword.TenantID, id watchword.SubjectID, key watchword.KeyID, possession token.SingleUse, req *DPoPRequest, trace string, now time.Time) (issued IssuedToken, err error) {
+	defer func() { svc.observe(err) }()
 	var p dpopProof
 	if req != nil {
-		var err error
 		if p, err = svc.checkDPoP(ctx, *req, "", now); err != nil {
 			return IssuedToken{}, err
 		}

@@ -60,6 +60,8 @@ type Options struct {
 	// IssueRate is how many tokens a second one subject gets, over HTTP and MQTT together; ten seconds' worth at once.
 	// Ten times as many of its assertions are taken for anything else. 0 is no bound.
 	IssueRate float64
+	// Observe is called for each request for a token, with the reason why it was refused or nil; nil: it is not called.
+	Observe func(err error)
 }
 
 // Service exchanges client assertions for access tokens, and admits those tokens
@@ -73,6 +75,7 @@ type Service struct {
 	lifetime  time.Duration
 	decoy     token.KeySet // random key, checked in place of an unknown subject's keys so that both take the same time
 
+	observe       func(error)
 	dpop          *dpopVerifier
 	semaphore     *fair.Semaphore
 	issueRate     *ratelimit.Map[subjectRef] // of tokens, as each is signed, written and logged
@@ -98,8 +101,12 @@ func New(issuer string, keys Keys, d Directory, records TokenStore, live Live, o
 	if o.Issuers == nil {
 		o.Issuers = watchword.FixedIssuer(issuer)
 	}
+	if o.Observe == nil {
+		o.Observe = func(error) {}
+	}
 	return &Service{
-		dpop: newDPoPVerifier(o.Origins, o.Issuers), semaphore: o.Semaphore,
+		observe: o.Observe,
+		dpop:    newDPoPVerifier(o.Origins, o.Issuers), semaphore: o.Semaphore,
 		issueRate:     ratelimit.NewBurst[subjectRef](o.IssueRate, int(max(10, 10*o.IssueRate)), "too many tokens for this subject"),
 		assertionRate: ratelimit.NewBurst[subjectRef](10*o.IssueRate, int(max(10, 100*o.IssueRate)), "too many assertions of this subject"),
 		issuers:       o.Issuers, keys: keys, directory: d, live: live, tokens: records, lifetime: o.Lifetime, decoy: token.NewKeySet(decoy.Public()),
@@ -154,9 +161,9 @@ type IssuedToken struct {
 // token_expired, token_early, token_lifetime, token_replayed, subject_new,
 // subject_suspended, subject_revoked, token_too_large, unavailable, dpop_invalid,
 // dpop_nonce, proof_required, scope_invalid, busy, rate_limited.
-func (svc *Service) Exchange(ctx context.Context, t watchword.TenantID, req TokenRequest, trace string, now time.Time) (IssuedToken, error) {
+func (svc *Service) Exchange(ctx context.Context, t watchword.TenantID, req TokenRequest, trace string, now time.Time) (issued IssuedToken, err error) {
+	defer func() { svc.observe(err) }()
 	var p dpopProof
-	var err error
 	if req.Proof != nil {
 		if p, err = svc.checkDPoP(ctx, *req.Proof, "", now); err != nil {
 			return IssuedToken{}, err

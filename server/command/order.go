@@ -97,6 +97,7 @@ func (svc *Service) Order(ctx context.Context, a *session.Authority, c Call, tra
 		return Row{}, err
 	}
 	if !replay {
+		svc.observe(row)
 		svc.wakeDelivery(row.Tenant, row.Device)
 		svc.scheduleExpiry(row.Expires)
 	}

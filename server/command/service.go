@@ -86,6 +86,8 @@ type Options struct {
 	MaxArgs int           // bytes of a command's arguments; 0 means 8 KiB, the most
 	Bounds  Bounds        // of unfinished commands
 	Now     func() time.Time
+	// Observe is called for each command that entered a state, also by a receipt; nil: it is not called.
+	Observe func(Row)
 }
 
 // Service takes orders, hands commands over and takes receipts. It is safe for

@@ -122,6 +122,7 @@ func (svc *Service) HandleChange(ctx context.Context, c watchword.Change) error 
 
 // notify wakes the requests that wait for r. A notified final state stays, if an earlier state arrives after it.
 func (svc *Service) notify(r Row) {
+	svc.observe(r)
 	svc.mu.Lock()
 	defer svc.mu.Unlock()
 	if w := svc.waiters[commandRef{r.Tenant, r.ID}]; w != nil {
@@ -131,5 +132,12 @@ func (svc *Service) notify(r Row) {
 		}
 		close(w.changed)
 		w.changed = make(chan struct{})
+	}
+}
+
+// observe reports a command that entered a state.
+func (svc *Service) observe(r Row) {
+	if svc.opts.Observe != nil {
+		svc.opts.Observe(r)
 	}
 }

@@ -106,6 +106,9 @@ type Options struct {
 	Tenant func(host string, named watchword.TenantID) (t watchword.TenantID, ok bool)
 	// Endings returns what a tenant relies on and what ends within a week; nil: nothing.
 	Endings func(ctx context.Context, t watchword.TenantID, now time.Time) ([]api.Ending, error)
+	// Observe is called after each request with the pattern of its route ("" if no route has its path), the status of the answer and how
+	// long it took; a negative time for a stream. nil: it is not called.
+	Observe func(route string, status int, took time.Duration)
 	Now     func() time.Time
 	Log     *slog.Logger
 }

@@ -38,6 +38,7 @@ type requestInfo struct {
 	writer *responseWriter
 	// session is set once the input of a request with a token is complete.
 	session *requestSession
+	route   string // pattern of the route; empty: no route has the path
 }
 
 type connKey struct{}
@@ -93,6 +94,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.close()
 		}
 		in.writer.detach()
+		a.observe(in)
 	}()
 	// Limits count requests, not connections: HTTP/2 carries many requests on one connection, and
 	// each takes memory until its answer is written.
@@ -189,7 +191,20 @@ func (a *API) handleRequest(w http.ResponseWriter, r *http.Request) {
 		a.unrouted(w, r, handler)
 		return
 	}
+	requestInfoOf(r.Context()).route = pattern
 	a.mux.ServeHTTP(w, r)
+}
+
+// observe reports a request that has ended.
+func (a *API) observe(in *requestInfo) {
+	if a.Observe == nil {
+		return
+	}
+	took := time.Since(in.writer.began)
+	if in.writer.perWrite > 0 { // a stream lasts as long as its reader
+		took = -1
+	}
+	a.Observe(in.route, in.writer.status, took)
 }
 
 // isCanonicalPath reports whether a path has its canonical form: clean, and percent-encoded only

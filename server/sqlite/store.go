@@ -31,6 +31,8 @@ type Options struct {
 	WithoutAuditLog bool
 	// Now is the wall clock, which [Open] reads once; nil means time.Now.
 	Now func() time.Time
+	// Written is called after each step that writes, with the time from its start until it was durable or refused; nil: it is not called.
+	Written func(took time.Duration)
 }
 
 // Store is one database file. Make one with [Open]. It is safe for concurrent use.

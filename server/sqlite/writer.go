@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/server/audit"
@@ -24,6 +25,8 @@ type writer struct {
 	// runTwice makes each step run twice: it runs, is rolled back, and runs again, as in a store that
 	// repeats a transaction. For tests.
 	runTwice bool
+
+	written func(took time.Duration) // may be nil
 
 	jobs    chan *job // unbuffered: a job that the writer has not accepted waits, bounded by its context
 	closing chan struct{}
@@ -69,7 +72,7 @@ func newWriter(ctx context.Context, db *sql.DB, o Options, counts *readCounts) (
 		return nil, err
 	}
 	w := &writer{
-		db: db, conn: conn, maxGroup: o.MaxGroup, tx: tx{conn: conn, counts: counts, stmts: map[string]*sql.Stmt{}, consumed: newConsumedAssertions(), merkle: newLog(o.WithoutAuditLog)},
+		db: db, conn: conn, maxGroup: o.MaxGroup, written: o.Written, tx: tx{conn: conn, counts: counts, stmts: map[string]*sql.Stmt{}, consumed: newConsumedAssertions(), merkle: newLog(o.WithoutAuditLog)},
 		jobs: make(chan *job), closing: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if err := errors.Join(w.tx.consumed.load(ctx, &w.tx, o.Now()), w.tx.merkle.load(ctx, &w.tx)); err != nil {
@@ -95,6 +98,10 @@ func (w *writer) doWithoutSavepoint(ctx context.Context, step func(*tx) error) e
 func (w *writer) submit(ctx context.Context, j *job) error {
 	if w.runTwice {
 		j.step = runTwice(j.step)
+	}
+	if w.written != nil {
+		began := time.Now()
+		defer func() { w.written(time.Since(began)) }()
 	}
 	select {
 	case w.jobs <- j:
