@@ -271,6 +271,9 @@ func (c Config) checkListeners() error {
 	if s.ProxyCertificate && s.PublicURL == "" {
 		return configError("server.proxy_certificate", "needs server.public_url: the address at which clients reach the proxy")
 	}
+	if s.ProxyCertificate && (s.TLSCert != "" || len(s.AcmeDomain) > 0) {
+		return configError("server.proxy_certificate", "cannot be set together with server.tls_cert or server.acme_domain: the proxy has the public certificate, and verifies the server by its own authority")
+	}
 	if err := s.checkAddresses(); err != nil {
 		return err
 	}

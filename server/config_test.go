@@ -95,6 +95,8 @@ func TestInvalidConfigurationHasAPosition(t *testing.T) {
 		{"an external account without its key", acme + terms + "acme_eab_kid = \"k\"\n", "server.acme_eab_kid must be given together"},
 		{"an external key without its account", acme + terms + "acme_eab_key = \"zWNDZM6eQGHWpSRTPal5eA\"\n", "server.acme_eab_kid must be given together"},
 		{"an external key of 15 bytes", acme + terms + "acme_eab_kid = \"k\"\nacme_eab_key = \"zWNDZM6eQGHWpSRTPal5\"\n", "server.acme_eab_key must be at least 16 bytes"},
+		{"a proxy's certificate and one of the server", "[server]\npublic_url = \"https://hub.example\"\nproxy_certificate = true\ntls_cert = \"c\"\ntls_key = \"k\"\n", "server.proxy_certificate"},
+		{"a proxy's certificate without an address", "[server]\nproxy_certificate = true\n", "server.proxy_certificate"},
 		{"an invalid name", "[server]\nnames = [\"hub local\"]\n", "server.names"},
 		{"a public url with a path", "[server]\npublic_url = \"https://hub.local/x\"\n", "server.public_url"},
 		{"a public url without TLS", "[server]\npublic_url = \"http://hub.local\"\n", "server.public_url"},

@@ -84,7 +84,7 @@ func (s *Server) bind(key string, address *string) (net.Listener, error) {
 	if key == "server.https" {
 		forwarding, _ = parseNetworks(s.cfg.Server.TrustedProxies) // Config.Check was called
 	}
-	if key != "metrics.listen" {
+	if key == "server.https" || key == "server.mqtts" || key == "server.mqtt" { // the others are plain HTTP, before which nginx sends no PROXY header
 		proxies, _ := parseNetworks(s.cfg.Server.ProxyProtocol)
 		l = newProxyListener(l, proxies, forwarding, s.o.Log)
 	}

@@ -102,15 +102,21 @@ func (d serviceFolder) write(f serviceFile, bundle string) (serviceFile, error) 
 	}
 	var ca bytes.Buffer
 	for _, der := range t.CAs {
+		if t.WebPKI { // a client that trusts the own authorities alone would refuse the public certificate
+			break
+		}
 		ca.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 	}
 	if err := durable.WriteFile(d.path(serviceTrustFile), []byte(bundle), 0o600); err != nil {
 		return f, err
 	}
 	if ca.Len() > 0 {
-		if err := durable.WriteFile(d.path(serviceCAFile), ca.Bytes(), 0o600); err != nil {
-			return f, err
-		}
+		err = durable.WriteFile(d.path(serviceCAFile), ca.Bytes(), 0o600)
+	} else if err = os.Remove(d.path(serviceCAFile)); errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return f, err
 	}
 	b, err := json.MarshalIndent(f, "", "  ")
 	if err != nil {

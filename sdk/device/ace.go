@@ -33,31 +33,32 @@ func lengthPrefixed(first, rest []byte) []byte {
 }
 
 // proveConnection adds a new token, and the proof of possession for this connection, to CONNECT. To a proxy at which TLS ends it adds
-// no proof, and the server sends a challenge.
-func (d *Device) proveConnection(ctx context.Context, hello *paho.Connect, nc net.Conn, t *token.Trust) error {
+// no proof, and challenge is true: the server sends one. A peer that was sent a proof and sends a challenge is not the server: it would
+// pass on the signature over the challenge of a connection of its own.
+func (d *Device) proveConnection(ctx context.Context, hello *paho.Connect, nc net.Conn, t *token.Trust) (challenge bool, err error) {
 	raw, err := d.tokens.Renew(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	secret, ok := nc.(*tls.Conn)
 	if !ok {
-		return watchword.Refuse(watchword.Internal, "the connection is not TLS")
+		return false, watchword.Refuse(watchword.Internal, "the connection is not TLS")
 	}
 	state := secret.ConnectionState()
 	if t.TLSProxy && !ownAuthority(state, t) {
 		hello.Properties.AuthMethod, hello.Properties.AuthData = aceMethod, lengthPrefixed([]byte(raw), nil)
-		return nil
+		return true, nil
 	}
 	material, err := state.ExportKeyingMaterial(exporterLabel, nil, 32)
 	if err != nil {
-		return err
+		return false, err
 	}
 	sig, err := d.signer.Load().SignBytes(material)
 	if err != nil {
-		return err
+		return false, err
 	}
 	hello.Properties.AuthMethod, hello.Properties.AuthData = aceMethod, lengthPrefixed([]byte(raw), sig)
-	return nil
+	return false, nil
 }
 
 // ownAuthority reports whether the peer's certificate is of one of the server's own authorities: then it is the server itself.

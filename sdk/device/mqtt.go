@@ -104,8 +104,10 @@ func (d *run) connectMQTT(ctx context.Context) (*mqttConn, error) {
 		RequestProblemInfo: true, // the codes of refusals are in reason strings
 	}}
 	if w.provedKey = d.tokens.BindsTokens(); w.provedKey {
-		w.conn.auths.Store(authPackets)
-		err = d.proveConnection(ctx, hello, nc, d.trust.Load())
+		var challenge bool
+		if challenge, err = d.proveConnection(ctx, hello, nc, d.trust.Load()); challenge {
+			w.conn.auths.Store(authPackets) // else none may come: see proveConnection
+		}
 	} else {
 		var assertion string
 		assertion, err = d.Assertion(token.AssertionLifetime)
