@@ -148,18 +148,19 @@ func checkOwner(path string, info fs.FileInfo) error {
 	case runtime.GOOS == "android" && owner == 1000: // on Android, folders above those of apps belong to the user system
 		return nil
 	}
+	who, name := fmt.Sprintf("uid %d", owner), fmt.Sprintf("'#%d'", owner)
+	if u, err := user.LookupId(strconv.Itoa(owner)); err == nil {
+		who, name = fmt.Sprintf("%s (uid %d)", u.Username, owner), shellWord(u.Username)
+	}
 	chown := "chown"
 	if info.Mode()&fs.ModeSymlink != 0 {
 		chown = "chown -h" // the link itself
 	}
-	who, command := fmt.Sprintf("uid %d", owner), fmt.Sprintf("%s root: %s", chown, shellWord(path))
-	if u, err := user.LookupId(strconv.Itoa(owner)); err == nil {
-		who = fmt.Sprintf("%s (uid %d)", u.Username, owner)
+	if me == 0 {
+		// chown comes last: a service whose file is given to root cannot read it any more.
+		return watchword.Refuse(watchword.FileUntrusted, "%s belongs to %s, who could change or replace it, and root runs this; run this as its owner (sudo -u %s …), or use a path of root alone; only if no process of its owner needs it, check its content and run %s root: %s", path, who, name, chown, shellWord(path))
 	}
-	if me != 0 {
-		command = fmt.Sprintf("%s %d %s as root", chown, me, shellWord(path))
-	}
-	return watchword.Refuse(watchword.FileUntrusted, "%s belongs to %s, who could change or replace it, not to uid %d that runs this; run this as its owner, or run %s", path, who, me, command)
+	return watchword.Refuse(watchword.FileUntrusted, "%s belongs to %s, who could change or replace it, not to uid %d that runs this; run this as its owner, or run %s %d %s as root", path, who, me, chown, me, shellWord(path))
 }
 
 // shellWord quotes a path for a shell, so that a suggested command can be pasted.

@@ -57,7 +57,7 @@ func TestTrustedFileOwner(t *testing.T) {
 		"a file that a group writes":       {func(t *testing.T, d string) string { return put(t, d+"/f", 0o620) }, watchword.FileUntrusted, watchword.KeyExposed, ""},
 		"a file that others write":         {func(t *testing.T, d string) string { return put(t, d+"/f", 0o602) }, watchword.FileUntrusted, watchword.KeyExposed, ""},
 		"a file that every user may write": {func(t *testing.T, d string) string { return put(t, d+"/f", 0o666) }, watchword.FileUntrusted, watchword.KeyExposed, ""},
-		"a file of another user":           {func(t *testing.T, d string) string { return own(t, put(t, d+"/f", 0o600)) }, watchword.FileUntrusted, watchword.FileUntrusted, "chown root: "},
+		"a file of another user":           {func(t *testing.T, d string) string { return own(t, put(t, d+"/f", 0o600)) }, watchword.FileUntrusted, watchword.FileUntrusted, fmt.Sprintf("belongs to uid %d, who could change or replace it, and root runs this; run this as its owner (sudo -u '#%d' …)", other, other)},
 		"in a folder that others write":    {func(t *testing.T, d string) string { return mode(t, put(t, d+"/sub/f", 0o600), "..", 0o757) }, watchword.FileUntrusted, watchword.FileUntrusted, "chmod go-w "},
 		"in a folder that a group writes": {
 			func(t *testing.T, d string) string { return mode(t, put(t, d+"/sub/f", 0o600), "..", 0o775) },
