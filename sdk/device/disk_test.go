@@ -2,17 +2,21 @@ package device
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/durable"
+	"github.com/watchword-iot/watchword/token"
 )
 
 // faultDisk is a disk that nothing can be written to while fail is set.
@@ -410,5 +414,94 @@ func TestTheCountsAreSyncedBeforeACommandIsBegun(t *testing.T) {
 	l.disk.names[lampJournal] = &inode{first, first}
 	if err := l.open(); err != nil || !l.j.lost || l.j.last.Seq != 1 {
 		t.Errorf("lost %v, at %d: %v", l.j.lost, l.j.last.Seq, err)
+	}
+}
+
+// tinyDisk is a full disk: existing files can be overwritten in place, and nothing can be added while full is set.
+type tinyDisk struct {
+	durable.Disk
+	full atomic.Bool
+}
+
+type tinyFile struct {
+	durable.File
+	d    *tinyDisk
+	path string
+}
+
+func (d *tinyDisk) Open(path string, create bool) (durable.File, error) {
+	if create && d.full.Load() {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: syscall.ENOSPC}
+	}
+	f, err := d.Disk.Open(path, create)
+	return tinyFile{f, d, path}, err
+}
+
+func (f tinyFile) WriteAt(b []byte, at int64) (int, error) {
+	if info, err := os.Stat(f.path); f.d.full.Load() && (err != nil || at+int64(len(b)) > info.Size()) {
+		return 0, &fs.PathError{Op: "write", Path: f.path, Err: syscall.ENOSPC}
+	}
+	return f.File.WriteAt(b, at)
+}
+
+// On a full disk each command gets a signed refusal and is not executed, events pass, and commands are executed again when
+// there is space. A device that starts again in between does not execute a refused command that is sent again.
+func TestAFullDiskRefusesCommands(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restart %v", restart), func(t *testing.T) {
+			s := newFakeServer(t)
+			d := s.device(false, Options{})
+			acts := map[int64]int{}
+			d.Handle("f", func(_ context.Context, c *Command) (any, error) { acts[c.Seq]++; return nil, nil })
+			disk := &tinyDisk{Disk: durable.OS{}}
+			d.journal.disk, d.journal.f, d.journal.counters.disk = disk, nil, disk
+			first, second, third := s.order(d, 1, "f"), s.order(d, 2, "f"), s.order(d, 3, "f")
+			check := func(jwe string, seq int64, want watchword.ReceiptStatus, code string) {
+				t.Helper()
+				receipt, err := d.Execute(t.Context(), jwe)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r, err := token.ReadReceipt(receipt, d.identity.ID, d.issuer())
+				if err != nil || r.Seq != seq || r.Status != want || !strings.Contains(string(r.Result), code) || strings.Contains(string(r.Result), d.dir) {
+					t.Fatalf("%+v %v, want %s of %d", r, err, want, seq)
+				}
+			}
+			check(first, 1, watchword.StatusDone, "")
+			disk.full.Store(true)
+			check(second, 2, watchword.StatusRefused, `"unavailable"`)
+			check(second, 2, watchword.StatusRefused, `"unavailable"`) // its receipt is known
+			check(first, 1, watchword.StatusDone, "")
+			if restart {
+				n, err := readCounters(disk, d.path(countersFile))
+				if err == nil {
+					d.journal, err = openJournal(disk, d.path(journalFile), n)
+				}
+				if err != nil || !d.journal.lost {
+					t.Fatalf("lost %v: %v", d.journal.lost, err)
+				}
+				if _, err := d.Execute(t.Context(), second); watchword.CodeOf(err) != watchword.NonceMismatch {
+					t.Errorf("a refused command after a restart: %v", err)
+				}
+				disk.full.Store(false)
+				if _, err := d.Execute(t.Context(), second); watchword.CodeOf(err) != watchword.NonceMismatch {
+					t.Errorf("a refused command after a restart with space: %v", err)
+				}
+			} else {
+				disk.full.Store(false)
+				check(third, 3, watchword.StatusDone, "")
+				n, err := readCounters(disk, d.path(countersFile))
+				if err == nil {
+					d.journal, err = openJournal(disk, d.path(journalFile), n)
+				}
+				if err != nil || d.journal.lost {
+					t.Fatalf("lost %v (%s): %v", d.journal.lost, d.journal.lostReason, err)
+				}
+				check(second, 2, watchword.StatusRefused, `"unavailable"`) // it is stored now
+			}
+			if acts[1] != 1 || acts[2] != 0 {
+				t.Errorf("executed %v", acts)
+			}
+		})
 	}
 }

@@ -3,8 +3,10 @@ package device
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"syscall"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -19,7 +21,8 @@ import (
 // An error means that there is no receipt, because the command cannot be authenticated, or because it arrived too late:
 // command_unsealed, signature_invalid, token_malformed, token_kind, algorithm_invalid, key_unknown, issuer_mismatch,
 // audience_mismatch, command_expired, token_early, nonce_mismatch, command_stale, bundle_invalid, command_unlogged (with
-// [Options.RequireLogProof]), too_large (with [Options.MaxCommand]), unavailable if the journal cannot be written.
+// [Options.RequireLogProof]), too_large (with [Options.MaxCommand]), unavailable if neither the journal nor the counters can be
+// written. If only the journal cannot be, as on a full disk, the receipt is a refusal with the code unavailable.
 func (d *Device) Execute(ctx context.Context, jwe string) (receipt string, err error) {
 	if d.identity == nil {
 		return "", errNotEnrolled()
@@ -44,8 +47,9 @@ type startedCommand struct {
 func (d *Device) begin(jwe string) (startedCommand, error) {
 	d.stateMu.Lock()
 	defer d.stateMu.Unlock()
-	if err := d.journal.ready(); err != nil {
-		return startedCommand{}, err
+	unstored := d.journal.ready()
+	if unstored != nil && d.journal.counters == nil {
+		return startedCommand{}, unstored
 	}
 	c, hash, err := d.verifyCommand(jwe)
 	if err != nil {
@@ -59,7 +63,41 @@ func (d *Device) begin(jwe string) (startedCommand, error) {
 	if d.journal.last.Epoch == p.Epoch && p.Seq > d.journal.last.Seq+1 && d.journal.last.Seq > 0 {
 		d.opts.Log.Info("numbers were passed over", slog.Int64("from", d.journal.last.Seq+1), slog.Int64("to", p.Seq-1))
 	}
-	return t, d.journal.write(journalRecord{"begin", execution{position: p, ID: c.ID, Hash: hash}}, true)
+	for tries := 0; unstored == nil; tries++ {
+		err := d.journal.write(journalRecord{"begin", execution{position: p, ID: c.ID, Hash: hash}}, true)
+		if err == nil {
+			return t, nil
+		}
+		if unstored = d.journal.ready(); unstored == nil && tries > 0 { // it can be rewritten, and no record added
+			unstored = err
+		}
+	}
+	return d.refuseUnstored(t, p, unstored)
+}
+
+// refuseUnstored answers a new command that the journal cannot store, as on a full disk, with a signed refusal: it is not
+// executed, also if the server sends it again. If the counters cannot be written either, there is no answer, and the error is
+// cause: the server sends the command again. The caller holds stateMu.
+func (d *Device) refuseUnstored(t startedCommand, p position, cause error) (startedCommand, error) {
+	receipt, err := d.signReceipt(p, t.command.ID, t.hash, watchword.StatusRefused,
+		failureResult{string(watchword.Unavailable), "the device cannot store commands: " + rootCause(cause).Error()})
+	if err != nil {
+		return startedCommand{}, errors.Join(cause, err)
+	}
+	if err := d.journal.refuse(execution{position: p, ID: t.command.ID, Hash: t.hash, Receipt: receipt}); err != nil {
+		return startedCommand{}, errors.Join(cause, err)
+	}
+	d.opts.Log.Warn("command refused: it cannot be stored", slog.String("command", string(t.command.ID)), slog.Any("err", cause))
+	t.receipt = receipt
+	return t, nil
+}
+
+// rootCause returns the error number behind an error of the disk, without the paths of this device; else err.
+func rootCause(err error) error {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return errno
+	}
+	return err
 }
 
 // verifyCommand makes all checks that do not need the journal: encryption, signature, issuer, audience, time or nonce. The

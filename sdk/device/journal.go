@@ -305,6 +305,24 @@ func (j *journal) write(r journalRecord, sync bool) error {
 	return nil
 }
 
+// refuse records in memory that a command was refused because the file cannot be written, after the counters, which are
+// written in place and need no space, have its number. The next rewrite of the file includes it. If the device starts again
+// before that, the counters show that a record is missing: the memory is then lost, so that the command is not executed
+// without a nonce.
+func (j *journal) refuse(a execution) error {
+	err := j.counters.update(func(c *counters) {
+		if a.position.after(c.position) {
+			c.position = a.position
+		}
+	})
+	if err != nil {
+		return err
+	}
+	j.apply(journalRecord{"begin", execution{position: a.position, ID: a.ID, Hash: a.Hash}})
+	j.apply(journalRecord{"end", a})
+	return nil
+}
+
 // append appends a line to the file.
 func (j *journal) append(r journalRecord, sync bool) error {
 	line, err := encodeRecord(r)

@@ -132,8 +132,8 @@ func (r *run) sendReceipts(ctx context.Context) error {
 		switch {
 		case err == nil:
 			delete(r.receiptPauses, a.Receipt)
-			if err := r.markSent(a); err != nil {
-				return err
+			if err := r.markSent(a); err != nil { // after a restart it is sent again
+				r.opts.Log.Warn("the journal does not record that a receipt was sent", slog.String("command", string(a.ID)), slog.Any("err", err))
 			}
 			signal(r.receiptAnswered)
 			continue

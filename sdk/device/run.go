@@ -49,7 +49,9 @@ const (
 //
 // If the server says that the device is revoked, Run sends one request a day: see [Options.Revoked].
 //
-// If the journal cannot be written no command is begun; each further command tries to write it again.
+// If the journal cannot be written, as on a full disk, no command is begun: each gets a signed refusal with the code
+// unavailable, and tries to write the journal again. If the counters cannot be written either, there is no answer, and the
+// server sends the command again. Events, states and the connection need no disk.
 //
 // It returns nil when ctx ended.
 func (d *Device) Run(ctx context.Context) error {

@@ -571,14 +571,14 @@ func TestARefusedReceiptDoesNotBlockOthers(t *testing.T) {
 	}
 }
 
-// A command waits where the journal cannot be written, and is done once it can.
+// A command waits where neither the journal nor the counters can be written, and is done once they can.
 func TestACommandWaitsForTheJournal(t *testing.T) {
 	s := newFakeServer(t)
 	d := s.device(false, Options{})
 	d.Handle("f", done)
 	full := &faultDisk{Disk: durable.OS{}}
 	full.fail.Store(true)
-	d.journal.disk, d.journal.f = full, nil
+	d.journal.disk, d.journal.f, d.journal.counters.disk = full, nil, full
 	s.order(d, 1, "f")
 	end, ended := s.run(d)
 	for bounded := testwait.Within(); full.failed.Load() < 3; time.Sleep(time.Millisecond) {
