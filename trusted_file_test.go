@@ -18,8 +18,11 @@ var openers = map[string]bool{
 
 // untrustedOpens is where files are opened in another way, as "file function call", and why that may be.
 var untrustedOpens = map[string]string{
-	"server/sqlite/store.go Open os.OpenFile":    "server.openData checked the folder and the file",
-	"server/verify_log.go VerifyLog os.ReadFile": "one more checkpoint that the log must extend; it can only refuse",
+	"sdk/agent/line_queue.go OpenLineQueue os.OpenFile": "durable.CheckPrivate comes first",
+	"sdk/agent/line_queue.go writeSent os.OpenFile":     "it is only written",
+	"sdk/agent/line_queue.go compact os.OpenFile":       "it was just written by durable.Replace",
+	"server/sqlite/store.go Open os.OpenFile":           "server.openData checked the folder and the file",
+	"server/verify_log.go VerifyLog os.ReadFile":        "one more checkpoint that the log must extend; it can only refuse",
 
 	"server/backup/journal.go CreateJournal os.OpenFile":      "a new file",
 	"server/backup/journal.go OpenJournal os.OpenFile":        "durable.CheckFile checked it, and each frame is authenticated",

@@ -163,6 +163,7 @@ func (a *app) agentRun() *cobra.Command {
 	dir := dirFlag(c)
 	functions := c.Flags().String("functions", "", "TOML file that maps functions to programs")
 	stream := c.Flags().String("stdin", "", "publish each line of standard input as an event of this stream, until it ends")
+	queueBytes := c.Flags().Int64("stdin-queue-bytes", agent.DefaultQueueBytes, "size of the file in which lines wait until they are published; when it is full no more is read")
 	every := c.Flags().Duration("rekey-every", 0, "change both keys when they reach this age, for example 720h; 0: never")
 	logged := c.Flags().Bool("require-log-proof", false, "execute only commands that come with a proof that the server's audit log contains them")
 	renamedFlag(c, "logged-only", "--require-log-proof")
@@ -176,6 +177,9 @@ func (a *app) agentRun() *cobra.Command {
 		if *stream != "" {
 			if err := checkStream(*stream); err != nil {
 				return err
+			}
+			if *queueBytes < agent.MinQueueBytes || *queueBytes > agent.MaxQueueBytes {
+				return usage("--stdin-queue-bytes must be from %d to %d", agent.MinQueueBytes, agent.MaxQueueBytes)
 			}
 		}
 		if *logFile != "" && !filepath.IsAbs(*logFile) {
@@ -208,17 +212,42 @@ func (a *app) agentRun() *cobra.Command {
 				return errors.Join(log.reopen(), err)
 			}
 		}
+		var lines *agent.LineQueue
+		if *stream != "" {
+			if lines, err = openLines(*dir, *queueBytes); err != nil {
+				return err
+			}
+		}
 		ready := make(chan struct{})
 		close(ready) // a device works without a connection too: it keeps its receipts and connects when it can
 		s := supervised{ready: ready, status: "runs " + string(d.ID()) + " of " + d.Server(), reload: reload, alive: func(context.Context) { d.Position() }}
 		return supervise(c.Context(), hup, s, func(ctx context.Context) error {
-			return withRekey(ctx, d, *every, func(ctx context.Context) error { return a.runAgent(ctx, d, *stream) })
+			return withRekey(ctx, d, *every, func(ctx context.Context) error { return a.runAgent(ctx, d, *stream, lines) })
 		})
 	}
 	return c
 }
 
-func (a *app) runAgent(ctx context.Context, d *device.Device, stream string) error {
+// openLines opens the file of the lines of standard input in a device's folder. It returns nil if it cannot be written, as on
+// a full disk: lines are then published without it.
+func openLines(dir string, limit int64) (*agent.LineQueue, error) {
+	q, err := agent.OpenLineQueue(filepath.Join(dir, "lines.queue"), limit, slog.Default())
+	if code := watchword.CodeOf(err); err != nil && code == watchword.Internal {
+		slog.Error("the file of lines cannot be used: lines are published without it, and do not survive the end of the agent", slog.Any("err", err))
+		return nil, nil
+	}
+	return q, err
+}
+
+// readLines publishes the lines of standard input until it ends or ctx does.
+func readLines(ctx context.Context, d *device.Device, stream string, q *agent.LineQueue) error {
+	if q == nil {
+		return agent.Lines(ctx, os.Stdin, func(ctx context.Context, v any) error { return d.Publish(ctx, stream, v) }, slog.Default())
+	}
+	return errors.Join(q.Lines(ctx, os.Stdin, stream, d.Publish), q.Close())
+}
+
+func (a *app) runAgent(ctx context.Context, d *device.Device, stream string, lines *agent.LineQueue) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ran := make(chan error, 1)
@@ -228,11 +257,13 @@ func (a *app) runAgent(ctx context.Context, d *device.Device, stream string) err
 		return <-ran
 	}
 	read := make(chan error, 1)
-	go func() {
-		read <- agent.Lines(ctx, os.Stdin, func(ctx context.Context, v any) error { return d.Publish(ctx, stream, v) }, slog.Default())
-	}()
+	go func() { read <- readLines(ctx, d, stream, lines) }()
 	select {
 	case err := <-ran:
+		cancel()
+		if lines != nil { // its reads end with ctx
+			err = errors.Join(err, <-read)
+		}
 		return err
 	case err := <-read:
 		if err != nil { // commands go on without lines

@@ -37,7 +37,20 @@ const (
 //
 // The error is nil at the end of r and of ctx; else r was closed ([os.ErrClosed]).
 func Lines(ctx context.Context, r io.Reader, publish func(ctx context.Context, v any) error, log *slog.Logger) error {
-	l := &lineReader{r: bufio.NewReaderSize(r, watchword.MaxDocument+len("\r\n")), publish: publish, log: log}
+	return newLineReader(r, publish, log).readAll(ctx)
+}
+
+func newLineReader(r io.Reader, publish func(context.Context, any) error, log *slog.Logger) *lineReader {
+	l := &lineReader{publish: publish, log: log}
+	if r != nil {
+		l.r = bufio.NewReaderSize(r, watchword.MaxDocument+len("\r\n"))
+	}
+	l.take = l.send
+	return l
+}
+
+// readAll passes each line to take; see [Lines].
+func (l *lineReader) readAll(ctx context.Context) error {
 	pause := retryDelay{}
 	for ctx.Err() == nil {
 		line, size, err := l.next()
@@ -45,7 +58,7 @@ func Lines(ctx context.Context, r io.Reader, publish func(ctx context.Context, v
 		case size > watchword.MaxDocument:
 			l.skip(size, watchword.Refuse(watchword.TooLarge, "a line must have at most %d bytes", watchword.MaxDocument))
 		case err == nil || errors.Is(err, io.EOF):
-			l.send(ctx, line)
+			l.take(ctx, line)
 		case size > 0:
 			l.skip(size, err) // the length of the lost input is unknown
 		}
@@ -56,9 +69,11 @@ func Lines(ctx context.Context, r io.Reader, publish func(ctx context.Context, v
 			return nil
 		case errors.Is(err, os.ErrClosed):
 			return err
+		case ctx.Err() != nil:
+			return nil
 		default:
 			wait := pause.next(nil)
-			log.Warn("lines cannot be read", slog.Duration("pause", wait), slog.Any("err", err))
+			l.log.Warn("lines cannot be read", slog.Duration("pause", wait), slog.Any("err", err))
 			sleep(ctx, wait)
 		}
 	}
@@ -67,10 +82,11 @@ func Lines(ctx context.Context, r io.Reader, publish func(ctx context.Context, v
 
 // lineReader is the state of one call of Lines.
 type lineReader struct {
+	take    func(ctx context.Context, line []byte) // called with each line of valid length; the bytes are valid until it returns
 	r       *bufio.Reader
 	publish func(context.Context, any) error
 	log     *slog.Logger
-	number  int64 // of the line that was read last
+	number  int64 // of the line that was read, or is sent
 
 	second     time.Time // the second that reported counts
 	reported   int

@@ -228,6 +228,13 @@ func TestProgramsOfEveryKindEnd(t *testing.T) {
 			t.Errorf("%s: %s %v %v, want %s", tc.name, b, err, jerr, tc.want)
 		}
 	}
+	if runtime.GOOS == "linux" { // a child that is not found keeps the output open; it ends soon
+		lost := `(env -i PATH="$PATH" setsid sh -c 'sh -c "exec sleep 6" &' &); echo '{"ok":1}'`
+		got, err := runWith(t.Context(), runners["embedded"], Function{Timeout: testwait.Limit}, lost, `{}`)
+		if b, jerr := json.Marshal(got); err != nil || jerr != nil || string(b) != `{"ok":1}` {
+			t.Errorf("it leaves a child that is not found: %s %v %v", b, err, jerr)
+		}
+	}
 	for name, script := range map[string]string{
 		"it prints without end":            `yes`,
 		"it prints errors without end":     `yes >&2`,
