@@ -455,7 +455,7 @@ var hostileCases = map[string]hostileCase{
 	"command cancel":       {args: []string{"cmd_1"}},
 	"twin show":            {args: []string{"lamp-1"}},
 	"twin set":             {args: []string{"lamp-1", "a=b"}},
-	"event watch":          {},
+	"event watch":          {longer: 5 * time.Second}, // it reconnects until it is interrupted
 	"session list":         {},
 	"session close":        {args: []string{"s"}, quiet: true},
 	"retained list":        {},

@@ -90,8 +90,13 @@ func (a *app) setTwin(ctx context.Context, args []string, match int64) error {
 }
 
 func (a *app) eventCommand() *cobra.Command {
-	watch := &cobra.Command{Use: "watch [DEVICE]", Short: "Print events as they arrive, until interrupted", Args: positional(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs}
+	watch := &cobra.Command{
+		Use: "watch [DEVICE]", Short: "Print events as they arrive, until interrupted",
+		Long: "Print events as they arrive, until interrupted or refused. A lost connection is opened again, after the last event that\n" +
+			"was printed; events that the server no longer has by then are reported as missed.", Args: positional(cobra.MaximumNArgs(1)), ValidArgsFunction: a.deviceIDs,
+	}
 	stream := watch.Flags().String("stream", "", "only this stream")
+	after := watch.Flags().String("after", "", "begin after the event with this `ID`, as far as the server still has what followed")
 	count := watch.Flags().Int("count", 0, "end after this many events (0: never)")
 	watch.RunE = func(c *cobra.Command, args []string) error {
 		cl, err := a.client()
@@ -106,7 +111,8 @@ func (a *app) eventCommand() *cobra.Command {
 			a.format = "jsonl"
 		}
 		n := 0
-		err = cl.WatchWithGaps(c.Context(), id, *stream, func() { a.err.Printf("watching\n") }, func(g api.EventGap) { a.err.Printf("%s\n", gapLine(g)) }, func(e api.Event) error {
+		q := admin.EventQuery{Device: id, Stream: *stream, After: *after}
+		err = cl.WatchEvents(c.Context(), q, func() { a.err.Printf("watching\n") }, func(g api.EventGap) { a.err.Printf("%s\n", gapLine(g)) }, func(e api.Event) error {
 			if err := a.print(e, func(w *terminal.Writer) {
 				data := string(e.Data)
 				if data == "" {
@@ -135,7 +141,10 @@ func gapLine(g api.EventGap) string {
 		return cmp.Or(cmp.Compare(g.Devices[b], g.Devices[a]), cmp.Compare(a, b))
 	})
 	line := fmt.Sprintf("missed %d events", g.Missed)
-	if g.More {
+	switch {
+	case g.More && g.Missed == 0:
+		return "events may have been missed: the server does not know how many"
+	case g.More:
 		line += ", or more"
 	}
 	for i, d := range devices {

@@ -261,5 +261,8 @@ func (a *app) client() (*admin.Client, error) {
 		o.TokenCache = store.TokenCache(o)
 	}
 	o.Notice = a.showNotice
+	o.StreamLost = func(err error, pause time.Duration) {
+		a.err.Printf("connection lost: %v; trying again in %s\n", err, pause.Round(100*time.Millisecond))
+	}
 	return admin.New(o)
 }

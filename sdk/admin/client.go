@@ -49,6 +49,10 @@ type Options struct {
 	// It may be called concurrently.
 	Notice func(api.Notice)
 
+	// StreamLost, if not nil, is called when a stream of events or log entries that was open is lost, or cannot be opened again,
+	// with the cause and the pause after which it is requested again. It may be called concurrently.
+	StreamLost func(err error, pause time.Duration)
+
 	serverName string // name that the certificate must be for, in place of URL's host; empty: URL's host
 	folder     string // data folder of the server; empty: it is another machine's
 }

@@ -76,19 +76,27 @@ func (c *Client) Command(ctx context.Context, id watchword.CommandID, wait time.
 
 // Await waits until a command is final, for at most wait, and returns its current state. It repeats the request in steps
 // that the server allows, at least a second after an early answer: the server answers at once if too many requests wait
-// already. After an error it returns the last known state.
+// already. While the server cannot be reached it asks again, after pauses that grow to 30 s. After any other error, and if the
+// server could not be reached at the end, it returns the last known state and the error.
 func (c *Client) Await(ctx context.Context, cmd api.Command, wait time.Duration) (api.Command, error) {
 	const most, apart = 50 * time.Second, time.Second
+	var lost error // of the last request; nil: it was answered
+	pause := retryPause{}
 	for end := time.Now().Add(wait); !cmd.State.Final(); {
 		asked := time.Now()
 		left := end.Sub(asked)
 		if left < time.Millisecond {
-			return cmd, nil
+			return cmd, lost
 		}
 		next, err := c.Command(ctx, cmd.ID, min(left, most))
+		if lost = err; isTemporary(err) && ctx.Err() == nil {
+			sleep(ctx, min(pause.next(err), time.Until(end)))
+			continue
+		}
 		if err != nil {
 			return cmd, err
 		}
+		pause = retryPause{}
 		if cmd = next; cmd.State.Final() {
 			break
 		}

@@ -96,15 +96,17 @@ func (c *Client) Entry(ctx context.Context, seq int64) (e api.EntryDetail, err e
 	return e, err
 }
 
-// FollowLog calls f for each new entry that q selects, from after q.After (0: now) on, until ctx or the stream ends.
+// FollowLog calls f for each new entry that q selects, from after q.After (0: now) on, until ctx ends, f returns an error or
+// the server refuses the stream. A stream that was open and is lost goes on after the last entry that was read: see
+// [Options.StreamLost].
 func (c *Client) FollowLog(ctx context.Context, q LogQuery, opened func(), f func(api.Entry) error) error {
-	return c.stream(ctx, "/v1/audit", q.values(), opened, map[string]func([]byte) error{"entry": func(data []byte) error {
+	return c.stream(ctx, streamRequest{path: "/v1/audit", query: q.values(), opened: opened, on: map[string]func([]byte) error{"entry": func(data []byte) error {
 		var e api.Entry
 		if err := json.Unmarshal(data, &e); err != nil {
 			return err
 		}
 		return f(e)
-	}})
+	}}})
 }
 
 // maxExportLine is the maximum size of a line of an export in bytes: a policy's text, escaped twice.

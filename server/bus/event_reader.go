@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/internal/backlog"
@@ -33,6 +34,7 @@ type Reader struct {
 	gap          bool   // events were missed of which nothing is known
 	closed       bool
 
+	start    string   // see Start
 	returned []*Event // what Next gave last
 }
 
@@ -89,7 +91,8 @@ func (t *Tenant) Read(ctx context.Context, a Authority, account quota.Key, filte
 	}
 	s.readers[r] = struct{}{}
 	r.position = s.number
-	if since == "" {
+	if r.start = since; since == "" {
+		r.start = watchword.FormatID("evt_", time.Now(), s.origin, s.number)
 		return r, nil
 	}
 	if origin, number, ok := parseID(since); ok && origin == s.origin && number <= s.number {
@@ -100,6 +103,10 @@ func (t *Tenant) Read(ctx context.Context, a Authority, account quota.Key, filte
 	r.wake()
 	return r, nil
 }
+
+// Start returns the ID after which the reader begins: a reader with it as since gets every event that this one does. It is
+// since, or states the end of the backlog at the time of Read.
+func (r *Reader) Start() string { return r.start }
 
 func (r *Reader) bytes() int64 { return readerBytes + int64(len(r.sub.Filter)) }
 

@@ -319,7 +319,7 @@ func (a *API) streamEntries(w http.ResponseWriter, r *http.Request, c *caller, q
 	}
 	ctx := c.ctx
 	out := newStream(c)
-	if out.send("session", "", sessionEvent(c.session.Session)) != nil {
+	if out.send("session", strconv.FormatInt(p.After, 10), sessionEvent(c.session.Session)) != nil {
 		return nil // the client has closed the connection
 	}
 	p.Limit = entryBatch

@@ -70,7 +70,7 @@ func (a *API) streamEvents(w http.ResponseWriter, r *http.Request, c *caller) er
 	}
 	defer reader.Close()
 	out := newStream(c)
-	if out.send("session", "", sessionEvent(c.session.Session)) != nil {
+	if out.send("session", reader.Start(), sessionEvent(c.session.Session)) != nil {
 		return nil // the client has closed the connection
 	}
 	beat := time.NewTicker(sseKeepAlive)
