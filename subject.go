@@ -102,7 +102,7 @@ type Subject struct {
 
 // MaxKeysReturned is the maximum number of inactive keys that are returned with a subject. The store remembers every key
 // that was used, whatever their number.
-const MaxKeysReturned = 32
+const MaxKeysReturned = 64
 
 // RequireProof is the [Subject.Proof] of a subject that gets nothing which works
 // without a proof of its key.

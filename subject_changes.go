@@ -118,7 +118,7 @@ func (s Subject) Enroll(sign, seal Key, now time.Time) (Subject, error) {
 	if s.Kind == Device && seal.ID == "" {
 		return s, RefuseField("keys.seal", "must be a public JWK on P-256 or X25519: a device needs a sealing key")
 	}
-	s, err := s.addKeys(now, sign, seal)
+	s, err := s.addKeys(ByAnother, now, sign, seal) // a subject without a valid key gives itself none
 	if err != nil {
 		return s, err
 	}
@@ -129,20 +129,36 @@ func (s Subject) Enroll(sign, seal Key, now time.Time) (Subject, error) {
 }
 
 // How many keys a subject may get within a time, in whichever way, so that what the store remembers of it does not grow without
-// end.
+// end. A subject gets no key from itself once it has [MaxNewKeys], and none from others once it has [MaxNewKeysByOthers]: the thief
+// of its key cannot use up what an operator needs to give it a new one.
 const (
-	MaxNewKeys    = 32
-	NewKeysWindow = 24 * time.Hour
+	MaxNewKeys         = 32
+	MaxNewKeysByOthers = 2 * MaxNewKeys
+	NewKeysWindow      = 24 * time.Hour
 )
 
-// The newest MaxNewKeys keys come with a subject.
-var _ [MaxKeysReturned - MaxNewKeys]struct{}
+// The newest MaxNewKeysByOthers keys come with a subject.
+var _ [MaxKeysReturned - MaxNewKeysByOthers]struct{}
 
-// CheckNewKeys refuses a further key to a subject that got [MaxNewKeys] within [NewKeysWindow]. Code: rate_limited, with RetryAfter.
-func (s *Subject) CheckNewKeys(now time.Time) error {
-	if n := len(s.Keys); n >= MaxNewKeys {
-		if free := s.Keys[n-MaxNewKeys].Added.Add(NewKeysWindow); free.After(now) {
-			return &Error{Code: RateLimited, Detail: fmt.Sprintf("%q got %d keys within 24 hours, which is the limit", s.ID, MaxNewKeys), RetryAfter: free.Sub(now)}
+// KeyGiver says on whose authority a subject gets a key.
+type KeyGiver bool
+
+// The givers of keys. A process with access to the data folder is another one.
+const (
+	ByAnother KeyGiver = false
+	ByItself  KeyGiver = true
+)
+
+// CheckNewKeys refuses a further key to a subject that got as many within [NewKeysWindow] as that giver may bring it to. Code:
+// rate_limited, with RetryAfter.
+func (s *Subject) CheckNewKeys(by KeyGiver, now time.Time) error {
+	limit := MaxNewKeysByOthers
+	if by == ByItself {
+		limit = MaxNewKeys
+	}
+	if n := len(s.Keys); n >= limit {
+		if free := s.Keys[n-limit].Added.Add(NewKeysWindow); free.After(now) {
+			return &Error{Code: RateLimited, Detail: fmt.Sprintf("%q got %d keys within 24 hours, which is the limit", s.ID, limit), RetryAfter: free.Sub(now)}
 		}
 	}
 	return nil
@@ -150,10 +166,10 @@ func (s *Subject) CheckNewKeys(now time.Time) error {
 
 // addKeys gives a subject further keys; those without an id are none. It is the only way in which a subject gets a key. Code:
 // rate_limited.
-func (s Subject) addKeys(now time.Time, keys ...Key) (Subject, error) {
+func (s Subject) addKeys(by KeyGiver, now time.Time, keys ...Key) (Subject, error) {
 	keys = slices.DeleteFunc(keys, func(k Key) bool { return k.ID == "" })
 	if len(keys) > 0 {
-		if err := s.CheckNewKeys(now); err != nil {
+		if err := s.CheckNewKeys(by, now); err != nil {
 			return s, err
 		}
 	}
@@ -166,11 +182,11 @@ const MaxSignKeys = 8
 
 // AddSigningKey gives an active operator or service a further signing key. Code: conflict for a device, for a subject that is
 // not active, and for one that has [MaxSignKeys] valid keys; rate_limited.
-func (s Subject) AddSigningKey(k Key, now time.Time) (Subject, error) {
-	if err := s.MayAddKey(now); err != nil {
+func (s Subject) AddSigningKey(k Key, by KeyGiver, now time.Time) (Subject, error) {
+	if err := s.MayAddKey(by, now); err != nil {
 		return s, err
 	}
-	s, err := s.addKeys(now, k)
+	s, err := s.addKeys(by, now, k)
 	if err != nil {
 		return s, err
 	}
@@ -178,7 +194,7 @@ func (s Subject) AddSigningKey(k Key, now time.Time) (Subject, error) {
 }
 
 // MayAddKey refuses what [Subject.AddSigningKey] refuses. Codes: conflict, rate_limited.
-func (s *Subject) MayAddKey(now time.Time) error {
+func (s *Subject) MayAddKey(by KeyGiver, now time.Time) error {
 	switch {
 	case s.Kind == Device:
 		return Refuse(Conflict, "%q is a device, which has one signing key; revoke it first, or let it replace its keys", s.ID)
@@ -187,7 +203,7 @@ func (s *Subject) MayAddKey(now time.Time) error {
 	case s.SignKeys(now) >= MaxSignKeys:
 		return Refuse(Conflict, "%q has %d keys, which is the limit: revoke one first", s.ID, MaxSignKeys)
 	}
-	return s.CheckNewKeys(now)
+	return s.CheckNewKeys(by, now)
 }
 
 // RevokeKey revokes one signing key of an operator or a service. Codes: conflict for a device; not_found.
@@ -264,7 +280,7 @@ func (s Subject) ReplaceKeys(sign, seal Key, now time.Time) (Subject, error) {
 	added := slices.DeleteFunc([]Key{sign, seal}, func(k Key) bool {
 		return slices.ContainsFunc(s.Keys, func(old Key) bool { return old.ID == k.ID && old.State == KeyActive })
 	})
-	s, err := s.addKeys(now, added...)
+	s, err := s.addKeys(ByItself, now, added...)
 	if err != nil {
 		return s, err
 	}

@@ -113,7 +113,7 @@ func TestFurtherKeyIsAdded(t *testing.T) {
 		{"a suspended one gets no key", alice(watchword.Suspended, 1), watchword.Conflict},
 		{"nor does a revoked one", alice(watchword.Revoked, 1), watchword.Conflict},
 	} {
-		after, err := c.s.AddSigningKey(until(key("next", watchword.Sign, watchword.KeyActive), noon.Add(time.Hour)), noon)
+		after, err := c.s.AddSigningKey(until(key("next", watchword.Sign, watchword.KeyActive), noon.Add(time.Hour)), watchword.ByItself, noon)
 		if watchword.CodeOf(err) != c.want {
 			t.Errorf("%s: %v", c.name, err)
 			continue
@@ -266,8 +266,16 @@ func TestNewKeysAreBounded(t *testing.T) {
 		return s
 	}
 	full := noon.Add(time.Millisecond - watchword.NewKeysWindow)
+	limits := map[string]int{
+		"AddSigningKey of itself": watchword.MaxNewKeys, "AddSigningKey": watchword.MaxNewKeysByOthers, "Enroll": watchword.MaxNewKeysByOthers, "ReplaceKeys": watchword.MaxNewKeys,
+	}
 	methods := 0
-	for m := range reflect.TypeFor[watchword.Subject]().Methods() {
+	check := func(m reflect.Method, by watchword.KeyGiver) (taken bool) {
+		name := m.Name
+		if by == watchword.ByItself {
+			name += " of itself"
+		}
+		limit := limits[name]
 		in := []reflect.Value{{}}
 		keys := 0
 		for i := 1; i < m.Type.NumIn(); i++ {
@@ -278,14 +286,20 @@ func TestNewKeysAreBounded(t *testing.T) {
 				keys++
 			case reflect.TypeFor[time.Time]():
 				in = append(in, reflect.ValueOf(noon))
+			case reflect.TypeFor[watchword.KeyGiver]():
+				in, taken = append(in, reflect.ValueOf(by)), true
 			default:
 				in = append(in, reflect.Zero(p))
 			}
 		}
-		if keys == 0 {
-			continue
+		if keys == 0 || by == watchword.ByItself && !taken {
+			return false
 		}
 		methods++
+		if limit == 0 {
+			t.Errorf("no limit is stated for %s", name)
+			return false
+		}
 		codes := func(n int, added time.Time) (all []watchword.Code) {
 			for _, kind := range []watchword.Kind{watchword.Device, watchword.Operator, watchword.Service} {
 				for _, state := range []watchword.State{watchword.New, watchword.Active, watchword.Suspended, watchword.Revoked} {
@@ -297,24 +311,29 @@ func TestNewKeysAreBounded(t *testing.T) {
 			}
 			return all
 		}
-		at := codes(watchword.MaxNewKeys, full)
+		at := codes(limit, full)
 		for _, c := range []struct {
 			name  string
 			codes []watchword.Code
 		}{
-			{"one key less", codes(watchword.MaxNewKeys-1, full)}, {"as many keys, a day ago", codes(watchword.MaxNewKeys, noon.Add(-watchword.NewKeysWindow))},
+			{"one key less", codes(limit-1, full)}, {"as many keys, a day ago", codes(limit, noon.Add(-watchword.NewKeysWindow))},
 		} {
 			for i, code := range c.codes {
 				if code == "" && at[i] != watchword.RateLimited || code != "" && at[i] != code {
-					t.Errorf("%s of case %d: %q at the bound, %q with %s", m.Name, i, at[i], code, c.name)
+					t.Errorf("%s of case %d: %q at the bound, %q with %s", name, i, at[i], code, c.name)
 				}
 			}
 			if !slices.Contains(c.codes, "") {
-				t.Errorf("%s never gives a key with %s: %q", m.Name, c.name, c.codes)
+				t.Errorf("%s never gives a key with %s: %q", name, c.name, c.codes)
 			}
 		}
+		return taken
 	}
-	if methods < 3 {
+	for m := range reflect.TypeFor[watchword.Subject]().Methods() {
+		check(m, watchword.ByAnother)
+		check(m, watchword.ByItself)
+	}
+	if methods < 4 {
 		t.Errorf("only %d methods take a key", methods)
 	}
 }

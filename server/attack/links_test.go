@@ -25,11 +25,18 @@ func TestLinkEndsWithTheRightOfItsMaker(t *testing.T) {
 		_, err := srv.admin.ApplyPolicy(ctx, name, []byte(text), -1)
 		must(t, err)
 	}
-	installer := func(mayGive string) string {
-		return "role = \"installer\"\nmay_give = [" + mayGive + "]\n[[allow]]\nget = [\"/v1/devices/#\", \"/v1/services/#\"]\npost = [\"/v1/devices/#\", \"/v1/services/#\"]\n"
+	installer := func(mayGive, post string) string {
+		return "role = \"installer\"\nmay_give = [" + mayGive + "]\n[[allow]]\nget = [\"/v1/devices/#\", \"/v1/services/#\"]\npost = [" + post + "]\n"
+	}
+	const given, posts = `"topic:meter/#"`, `"/v1/devices/#", "/v1/services/#"`
+	mayPost := func(post string) func(operatorKey, watchword.SubjectID) error {
+		return func(operatorKey, watchword.SubjectID) error {
+			policies("installers", installer(given, post))
+			return nil
+		}
 	}
 	meters := "for = { kind = \"meter\" }\n[[allow]]\npublish = [\"meter/power\"]\n"
-	policies("installers", installer(`"topic:meter/#"`))
+	policies("installers", installer(given, posts))
 	policies("meters", meters)
 	o, err := srv.admin.CreateOperator(ctx, "olga", "owner", 0)
 	must(t, err)
@@ -83,10 +90,14 @@ func TestLinkEndsWithTheRightOfItsMaker(t *testing.T) {
 			return nil
 		}, true},
 		{"the role of the maker may give less", "installer", "/v1/devices", `"labels":{"kind":"meter"}`, func(operatorKey, watchword.SubjectID) error {
-			policies("installers", installer(""))
+			policies("installers", installer("", posts))
 			return nil
 		}, true},
+		{"the role of the maker only adds devices", "installer", "/v1/devices", `"labels":{"kind":"meter"}`, mayPost(`"/v1/devices"`), false},
+		{"the role of the maker only makes links", "installer", "/v1/devices", `"labels":{"kind":"meter"}`, mayPost(`"/v1/devices/+/link"`), false},
+		{"the role of the maker makes no links any more", "installer", "/v1/devices", `"labels":{"kind":"meter"}`, mayPost(`"/v1/services/#", "/v1/devices/+/suspend"`), true},
 	} {
+		policies("installers", installer(given, posts))
 		names := strings.NewReplacer(" ", "-", ",", "")
 		maker, err := srv.admin.CreateOperator(ctx, watchword.SubjectID("maker-"+names.Replace(tc.name)), tc.role, 0)
 		must(t, err)

@@ -1,10 +1,14 @@
 package enroll
 
 import (
+	"cmp"
 	"maps"
+	"net/http"
+	"slices"
 	"time"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/server/policy"
 )
 
 // Code is a one-time code as the store keeps it: Hash is the SHA-256 of the
@@ -49,6 +53,43 @@ func VoidsCodesBy(before, after watchword.Subject) bool {
 // ErrCodeExists says that the tenant has a code of this hash.
 var ErrCodeExists = watchword.Refuse(watchword.Conflict, "this code exists")
 
+// checkMakerKey refuses a code that its maker made with a key which has ended, or whose maker has no valid key left. A key that was
+// replaced counts: the one in its place has the same end. A key that does not come with the maker any more does not count. A code of
+// a version that did not store the key has none. Code: code_invalid.
+func (c *Code) checkMakerKey(maker *watchword.Subject, now time.Time) error {
+	i := slices.IndexFunc(maker.Keys, func(k watchword.Key) bool { return k.ID == c.CreatedByKey && k.Purpose == watchword.Sign })
+	switch {
+	case maker.SignKeys(now) == 0:
+		return ErrCode
+	case c.CreatedByKey == "":
+		return nil
+	case i < 0 || maker.Keys[i].State == watchword.KeyRevoked || maker.Keys[i].EndedAt(now):
+		return ErrCode
+	}
+	return nil
+}
+
+// checkMayMake refuses a code for s that policy does not let its maker make now, by any operation that makes one for it. Code: denied.
+func (c *Code) checkMayMake(maker *policy.Grant, s *watchword.Subject) error {
+	list := "/v1/" + string(s.Kind) + "s"
+	paths := []string{list + "/" + string(s.ID) + "/link"}
+	if c.giver() == watchword.ByItself {
+		paths = append(paths, "/v1/self/link")
+	}
+	if s.State == watchword.New { // it may have come with its link
+		paths = append(paths, list)
+	}
+	var refusal error
+	for _, p := range paths {
+		err := maker.Request(http.MethodPost, p).Err()
+		if err == nil {
+			return nil
+		}
+		refusal = cmp.Or(refusal, err)
+	}
+	return refusal
+}
+
 // Redemption is a device's attempt to become a subject: the hash of the code
 // it presented and the keys whose possession it proved.
 type Redemption struct {
@@ -58,15 +99,18 @@ type Redemption struct {
 	Seal   watchword.Key
 }
 
-// MayHaveLink refuses a link for a subject that may neither enroll nor get a further key. Codes: conflict, rate_limited.
-func MayHaveLink(s *watchword.Subject, now time.Time) error {
+// giver returns who gives the key that is enrolled with the code.
+func (c *Code) giver() watchword.KeyGiver { return watchword.KeyGiver(c.CreatedBy == c.Subject) }
+
+// MayHaveLink refuses the code c for a subject that may neither enroll nor get a further key. Codes: conflict, rate_limited.
+func MayHaveLink(s *watchword.Subject, c Code, now time.Time) error {
 	if s.Kind != watchword.Device && s.State == watchword.Active {
-		return s.MayAddKey(now)
+		return s.MayAddKey(c.giver(), now)
 	}
 	if err := s.MayEnroll(); err != nil {
 		return err
 	}
-	return s.CheckNewKeys(now)
+	return s.CheckNewKeys(watchword.ByAnother, now)
 }
 
 // Redeem decides whether the code c brings its subject in with the keys of r: a new or revoked subject enrolls, an active operator
@@ -96,7 +140,7 @@ func (r Redemption) Redeem(c Code, s watchword.Subject, now time.Time) (_ watchw
 	case r.Seal.ID != "":
 		err = watchword.RefuseField("keys.seal", "must be absent: a further key of an operator or a service only signs")
 	default:
-		s, err = s.AddSigningKey(r.Sign, now)
+		s, err = s.AddSigningKey(r.Sign, c.giver(), now)
 	}
 	return s, false, err
 }

@@ -70,7 +70,7 @@ func (p Pairing) Approve(a Approval, by watchword.SubjectID, s watchword.Subject
 	p.Sign.Ends = a.KeyEnds
 	var err error
 	if s.Kind == watchword.Operator && s.State == watchword.Active {
-		s, err = s.AddSigningKey(p.Sign, now)
+		s, err = s.AddSigningKey(p.Sign, watchword.KeyGiver(by == s.ID), now)
 	} else {
 		s, err = s.Enroll(p.Sign, p.Seal, now)
 	}

@@ -28,7 +28,7 @@ func (r Recovery) Check(s *watchword.Subject) error {
 	if !s.IsOwner() {
 		return watchword.Refuse(watchword.Conflict, "id must be that of an owner, or one that was never used: %q is another subject", s.ID)
 	}
-	if err := MayHaveLink(s, r.Notice.At); err != nil { // no owner can act who would resume it or revoke one of its keys
+	if err := MayHaveLink(s, r.Code, r.Notice.At); err != nil { // no owner can act who would resume it or revoke one of its keys
 		reason := "it is " + string(s.State)
 		switch {
 		case watchword.CodeOf(err) == watchword.RateLimited:

@@ -233,7 +233,7 @@ type EnrollRequest struct {
 func (svc *Service) Enroll(ctx context.Context, t watchword.TenantID, r EnrollRequest, from netip.Addr, trace string, now time.Time) (watchword.Subject, error) {
 	if wait := svc.throttle.check(from, now); wait != nil {
 		c, err := svc.store.Code(ctx, t, token.CodeDigest(r.Code))
-		if watchword.CodeOf(err) == watchword.CodeInvalid || err == nil && !now.Before(c.Expires) {
+		if watchword.CodeOf(err) == watchword.CodeInvalid || err == nil && (!now.Before(c.Expires) || c.Sign != "" && !isKey(r.Sign, c.Sign)) {
 			err = wait
 		}
 		if err != nil {
@@ -279,11 +279,14 @@ func (svc *Service) redeem(ctx context.Context, r Redemption, now time.Time, ent
 	if err != nil {
 		return s, false, err
 	}
+	if c.Sign != "" && (c.Sign != r.Sign.ID || c.Seal != r.Seal.ID) { // such attempts must not occupy the writer of the store
+		return s, false, ErrCode
+	}
 	if c.CreatedBy == "" || c.Sign != "" { // made on the server's machine, or used before
 		return svc.store.RedeemCode(ctx, r, watchword.AuthorityVersions{}, now, entry)
 	}
 	err = svc.opts.RunFor(ctx, r.Tenant, c.CreatedBy, func(ctx context.Context, maker session.Actor) error {
-		maker, err := svc.checkMaker(ctx, maker, c)
+		maker, err := svc.checkMaker(ctx, maker, c, now)
 		if err != nil {
 			return err
 		}
@@ -291,17 +294,27 @@ func (svc *Service) redeem(ctx context.Context, r Redemption, now time.Time, ent
 		return err
 	})
 	switch watchword.CodeOf(err) {
-	case watchword.NotFound, watchword.SubjectNew, watchword.SubjectSuspended, watchword.SubjectRevoked, watchword.TokenRevoked, watchword.ExceedsOwn:
+	case watchword.NotFound, watchword.SubjectNew, watchword.SubjectSuspended, watchword.SubjectRevoked, watchword.TokenRevoked, watchword.ExceedsOwn, watchword.Denied:
 		err = watchword.Wrap(err, watchword.CodeInvalid, "the code is unknown, used, expired or void")
 	}
 	return s, replay, err
 }
 
 // checkMaker refuses a code that its maker could not make now, and returns the maker with the version of the code's subject. Codes:
-// not_found, exceeds_own, token_too_large.
-func (svc *Service) checkMaker(ctx context.Context, maker session.Actor, c Code) (session.Actor, error) {
+// not_found, code_invalid, denied, exceeds_own, token_too_large.
+func (svc *Service) checkMaker(ctx context.Context, maker session.Actor, c Code, now time.Time) (session.Actor, error) {
 	s, err := svc.store.Subject(ctx, c.Tenant, c.Subject)
 	if err != nil {
+		return maker, err
+	}
+	of, err := svc.store.Subject(ctx, c.Tenant, c.CreatedBy) // the store refuses the act if it is newer than the policy of maker
+	if err != nil {
+		return maker, err
+	}
+	if err := c.checkMakerKey(&of, now); err != nil {
+		return maker, err
+	}
+	if err := c.checkMayMake(maker.Policy, &s); err != nil {
 		return maker, err
 	}
 	if maker = maker.On(&s); c.CreatedBy == c.Subject { // a further key of its own gives it nothing
@@ -350,6 +363,12 @@ func parseEnrollmentKeys(r EnrollRequest, now time.Time) (sign *jose.PublicKey, 
 		return nil, seal, err
 	}
 	return sign, watchword.Key{ID: public.ID(), Purpose: watchword.Seal, JWK: public.JWK(), State: watchword.KeyActive, Added: now}, nil
+}
+
+// isKey reports whether a public signing key as JWK has that id.
+func isKey(jwk []byte, id watchword.KeyID) bool {
+	k, err := parseKey("keys.sign", jwk, jose.ForSigning)
+	return err == nil && k.ID() == id
 }
 
 // parseKeys reads the two public keys of a device that is not enrolled. Code: bad_request.

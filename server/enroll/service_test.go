@@ -14,6 +14,7 @@ import (
 	"github.com/watchword-iot/watchword/jose"
 	"github.com/watchword-iot/watchword/server/audit"
 	"github.com/watchword-iot/watchword/server/enroll"
+	"github.com/watchword-iot/watchword/server/policy"
 	"github.com/watchword-iot/watchword/server/session"
 	"github.com/watchword-iot/watchword/server/sqlite"
 	"github.com/watchword-iot/watchword/token"
@@ -54,6 +55,12 @@ func newSetup(t *testing.T, o enroll.Options) *setup {
 		}
 	})
 	s := &setup{t: t, store: st, now: at}
+	s.Service = enroll.New(st, s.options(o))
+	return s
+}
+
+// options completes the options of a service over the store.
+func (s *setup) options(o enroll.Options) enroll.Options {
 	o.PublicURL, o.Issuers = "https://hub.example/w", watchword.FixedIssuer(issuer)
 	o.TrustPin = func() string { return strings.Repeat("p", 43) }
 	o.TrustPins = func() []string { return []string{strings.Repeat("p", 43), strings.Repeat("q", 43)} }
@@ -62,8 +69,7 @@ func newSetup(t *testing.T, o enroll.Options) *setup {
 	o.Live = live(func(id watchword.SubjectID) {
 		s.changed = append(s.changed, id)
 	})
-	s.Service = enroll.New(st, o)
-	return s
+	return o
 }
 
 func must(t *testing.T, err error) {
@@ -128,6 +134,68 @@ func (s *setup) entry(kind string) audit.Entry {
 		s.t.Fatalf("no entry %s", kind)
 	}
 	return es[len(es)-1]
+}
+
+// makers is a store in which subjects have keys that no enrollment brought.
+type makers struct {
+	*sqlite.Store
+	byID map[watchword.SubjectID]watchword.Subject
+}
+
+func (m makers) Subject(ctx context.Context, t watchword.TenantID, id watchword.SubjectID) (watchword.Subject, error) {
+	if s, ok := m.byID[id]; ok {
+		return s, nil
+	}
+	return m.Store.Subject(ctx, t, id)
+}
+
+// A link ends with the key that it was made with. A key that was replaced has one in its place.
+func TestLinkEndsWithTheKeyOfItsMaker(t *testing.T) {
+	grant, err := policy.FromPermissions([]watchword.Permission{{Resource: "api:/v1/#", Actions: []string{"post"}}}, nil)
+	must(t, err)
+	s := newSetup(t, enroll.Options{})
+	known := makers{s.store, map[watchword.SubjectID]watchword.Subject{}}
+	s.Service = enroll.New(known, s.options(enroll.Options{RunFor: func(ctx context.Context, tn watchword.TenantID, id watchword.SubjectID, do func(context.Context, session.Actor) error) error {
+		return do(ctx, session.Actor{Actor: audit.Actor{Tenant: tn, Subject: id, Versions: watchword.AuthorityVersions{Local: true}}, Policy: grant})
+	}}))
+	key := func(name string, state watchword.KeyState, ends time.Time) watchword.Key {
+		return watchword.Key{ID: watchword.KeyID(name), Purpose: watchword.Sign, JWK: []byte("{}"), State: state, Added: s.now, Ends: ends}
+	}
+	end := s.now.Add(time.Hour)
+	for i, c := range []struct {
+		name string
+		keys []watchword.Key
+		by   watchword.KeyID
+		at   time.Time
+		want watchword.Code
+	}{
+		{"before the end of the key", []watchword.Key{key("a", watchword.KeyActive, end), key("b", watchword.KeyActive, time.Time{})}, "a", end.Add(-1), ""},
+		{"at the end of the key", []watchword.Key{key("a", watchword.KeyActive, end), key("b", watchword.KeyActive, time.Time{})}, "a", end, watchword.CodeInvalid},
+		{"after housekeeping retired it", []watchword.Key{key("a", watchword.KeyRetired, end), key("b", watchword.KeyActive, time.Time{})}, "a", end.Add(time.Minute), watchword.CodeInvalid},
+		{"at the end of another key", []watchword.Key{key("a", watchword.KeyActive, end), key("b", watchword.KeyActive, time.Time{})}, "b", end, ""},
+		{"after the key was replaced", []watchword.Key{key("a", watchword.KeyRetired, time.Time{}), key("b", watchword.KeyActive, time.Time{})}, "a", s.now, ""},
+		{"without a valid key of the maker", []watchword.Key{key("a", watchword.KeyRetired, time.Time{}), key("b", watchword.KeyActive, end)}, "a", end, watchword.CodeInvalid},
+		{"after the key was revoked", []watchword.Key{key("a", watchword.KeyRevoked, time.Time{}), key("b", watchword.KeyActive, time.Time{})}, "a", s.now, watchword.CodeInvalid},
+		{"of a key that is not known", []watchword.Key{key("b", watchword.KeyActive, time.Time{})}, "a", s.now, watchword.CodeInvalid},
+		{"of a version that did not store the key", []watchword.Key{key("b", watchword.KeyActive, time.Time{})}, "", s.now, ""},
+		{"of such a version, without a valid key of the maker", []watchword.Key{key("b", watchword.KeyActive, end)}, "", end, watchword.CodeInvalid},
+	} {
+		maker := watchword.Subject{Tenant: here, ID: watchword.SubjectID(fmt.Sprint("maker-", i)), Kind: watchword.Operator, Role: "admin", State: watchword.Active, Created: s.now, Changed: s.now}
+		for _, k := range c.keys {
+			k.ID = watchword.KeyID(fmt.Sprint(k.ID, i))
+			maker.Keys = append(maker.Keys, k)
+		}
+		lamp := watchword.Subject{Tenant: here, ID: watchword.SubjectID(fmt.Sprint("lamp-", i)), Kind: watchword.Device, State: watchword.New, Created: s.now, Changed: s.now}
+		plain := watchword.NewNonce()
+		code := enroll.Code{Tenant: here, Hash: token.CodeDigest(plain), Subject: lamp.ID, Expires: end.Add(time.Hour), CreatedBy: maker.ID}
+		if c.by != "" {
+			code.CreatedByKey = watchword.KeyID(fmt.Sprint(c.by, i))
+		}
+		known.byID[maker.ID] = maker
+		must(t, s.store.CreateSubject(t.Context(), lamp, &code, by.DoneEntry(audit.DeviceCreate, string(lamp.ID), s.now, nil)))
+		_, err := s.Enroll(t.Context(), here, newDevice(t).request(t, plain, c.at), netip.AddrFrom4([4]byte{192, 0, 2, byte(100 + i)}), "", c.at)
+		wantCode(t, c.name, err, c.want)
+	}
 }
 
 // Operators and services enroll by a link too, with a signing key alone.
@@ -382,6 +450,12 @@ func TestWrongCodesAreThrottled(t *testing.T) {
 	if wait := guess(nearby); wait != 10*time.Minute {
 		t.Errorf("waits %s after the enrollment of another client", wait)
 	}
+	_, err = s.Enroll(t.Context(), here, d.request(t, link.Code, s.now), nearby, "", s.now)
+	wantCode(t, "the same code and keys again", err, "")
+	_, err = s.Enroll(t.Context(), here, newDevice(t).request(t, link.Code, s.now), nearby, "", s.now)
+	wantCode(t, "a used code with other keys from there", err, watchword.RateLimited)
+	_, err = s.Enroll(t.Context(), here, newDevice(t).request(t, link.Code, s.now), netip.MustParseAddr("192.0.2.9"), "", s.now)
+	wantCode(t, "a used code with other keys from another address", err, watchword.CodeInvalid)
 	s.now = s.now.Add(time.Minute)
 	_, err = s.Enroll(t.Context(), here, d.request(t, link.Code, s.now), nearby, "", s.now)
 	wantCode(t, "a code at its end from there", err, watchword.RateLimited)

@@ -167,7 +167,7 @@ func replayKeys(s watchword.Subject, act string, e audit.Entry) (watchword.Subje
 	case act == audit.DeviceRekey:
 		return s.ReplaceKeys(sign, seal, e.At)
 	case s.State == watchword.Active:
-		return s.AddSigningKey(sign, e.At)
+		return s.AddSigningKey(sign, watchword.ByAnother, e.At) // the entry does not say who gave it; it was within the bound
 	}
 	return s.Enroll(sign, seal, e.At)
 }

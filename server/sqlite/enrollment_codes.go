@@ -29,7 +29,7 @@ func (s *Store) AddCode(ctx context.Context, c enroll.Code, e audit.Entry) error
 		if err != nil {
 			return err
 		}
-		if err := enroll.MayHaveLink(&sub, e.At); err != nil {
+		if err := enroll.MayHaveLink(&sub, c, e.At); err != nil {
 			return err
 		}
 		if err := t.putCode(c); err != nil {

@@ -163,7 +163,7 @@ func (t *tx) replayAct(e audit.Entry) (changed bool, err error) {
 		}
 		return true, t.putPolicy(after)
 	}
-	before, err := t.subject(e.Tenant, watchword.SubjectID(e.Object))
+	before, err := t.subjectWithKey(e.Tenant, watchword.SubjectID(e.Object), watchword.KeyID(e.Data["sign"]))
 	exists := err == nil
 	if err != nil && watchword.CodeOf(err) != watchword.NotFound {
 		return false, err

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -12,7 +13,7 @@ import (
 // made with the key: a thief of the key may have made them.
 func (s *Store) RevokeKey(ctx context.Context, by audit.Actor, id watchword.SubjectID, key watchword.KeyID, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error) {
 	return writeAs(ctx, s, by, func(t *tx) (watchword.Subject, error) {
-		before, err := t.subject(by.Tenant, id)
+		before, err := t.subjectWithKey(by.Tenant, id, key)
 		if err != nil {
 			return before, err
 		}
@@ -22,6 +23,22 @@ func (s *Store) RevokeKey(ctx context.Context, by audit.Actor, id watchword.Subj
 		}
 		return t.putSubject(before, after, entry(before, after))
 	})
+}
+
+// subjectWithKey reads a subject with one of its keys, of which [watchword.MaxKeysReturned] newer ones may be there.
+func (t *tx) subjectWithKey(tenant watchword.TenantID, id watchword.SubjectID, key watchword.KeyID) (watchword.Subject, error) {
+	s, err := t.subject(tenant, id)
+	if err != nil || slices.ContainsFunc(s.Keys, func(k watchword.Key) bool { return k.ID == key }) {
+		return s, err
+	}
+	older, err := queryAll(context.Background(), t, func(r scanner) (k watchword.Key, err error) {
+		var added, retired, ends int64
+		err = r.Scan(&k.ID, &k.Purpose, &k.JWK, &k.State, &added, &retired, &k.Name, &ends)
+		k.Added, k.Retired, k.Ends = fromMillis(added), fromMillis(retired), fromMillis(ends)
+		return k, err
+	}, `SELECT id, purpose, jwk, state, added, retired, name, ends FROM subject_keys WHERE tenant = ? AND id = ? AND subject = ?`, tenant, key, id)
+	s.Keys = append(older, s.Keys...)
+	return s, err
 }
 
 // SetKeyEnd sets or shortens the end of a key of an operator or a service.

@@ -45,8 +45,11 @@ func (t *T) issueTo(key watchword.KeyID) error {
 func newKeysBound(t *T) {
 	t.operator("alice", watchword.OwnerRole)
 	link, e := t.entry(audit.KindFor(watchword.Operator, audit.DeviceLink), "alice"), t.entry(operatorEnroll, "alice")
+	maker := watchword.SubjectID("alice")
 	add := func(name string) error {
-		if err := t.AddCode(t.ctx, t.code("alice", "code of "+name), link); err != nil {
+		c := t.code("alice", "code of "+name)
+		c.CreatedBy = maker
+		if err := t.AddCode(t.ctx, c, link); err != nil {
 			return err
 		}
 		_, _, err := t.RedeemCode(t.ctx, t.signing(name), t.now, e)
@@ -61,9 +64,22 @@ func newKeysBound(t *T) {
 	}
 	t.wantCode(watchword.RateLimited, err)
 	equal(t, "keys that were added", made-1, watchword.MaxNewKeys-2) // the enrollment brought two keys
+	// Links of others still work after the subject itself, or the thief of its key, has used up its own.
+	maker = "operator"
+	for made, err = 0, nil; err == nil && made <= watchword.MaxNewKeysByOthers; made++ {
+		err = add(fmt.Sprint("of-others-", made))
+	}
+	t.wantCode(watchword.RateLimited, err)
+	equal(t, "keys that others added", made-1, watchword.MaxNewKeysByOthers-watchword.MaxNewKeys)
 	t.now = t.now.Add(watchword.NewKeysWindow)
 	link.At, e.At = t.now, t.now
-	t.must(add("a-day-later"))
+	for i := range watchword.MaxKeysReturned {
+		t.must(add(fmt.Sprint("a-day-later-", i)))
+	}
+	_, err = t.RevokeKey(t.ctx, tenant, "alice", "k0-sign", t.now, link) // it does not come with the subject any more
+	t.must(err)
+	_, err = t.RevokeKey(t.ctx, tenant, "alice", "unknown", t.now, link)
+	t.wantCode(watchword.NotFound, err)
 }
 
 // keyEndSet: a key that is there gets an end, and the last owner keeps a key without one.
