@@ -169,6 +169,7 @@ func root(e ast.Expr) *ast.Ident {
 // the package whose rule it is.
 var refusals = map[string]string{
 	"notFound":             "NotFound",    // a row is missing
+	"tombstone":            "NotFound",    // likewise
 	"OpenLog":              "NotFound",    // the file is missing
 	"unavailable":          "Unavailable", // SQLite fails
 	"submit":               "Unavailable", // the store is closed, or the caller's context ends
