@@ -64,7 +64,7 @@ func (r *Registry) RetireEndedKeys(ctx context.Context, now time.Time) (int, err
 const maxEnding = 100
 
 // AccessEnding returns the operators and services whose last valid key ends at the latest at until, with their keys: of more than
-// [maxEnding] subjects with ending keys, some. Code: unavailable.
+// [maxEnding] subjects with ending keys, the operators first, and of a kind those whose keys end first. Code: unavailable.
 func (r *Registry) AccessEnding(ctx context.Context, t watchword.TenantID, now, until time.Time) ([]watchword.Subject, error) {
 	ids, err := r.store.SubjectsWithEndingKeys(ctx, t, now, until, maxEnding)
 	if err != nil {

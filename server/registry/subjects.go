@@ -43,7 +43,8 @@ type Store interface {
 	SetKeyEnd(ctx context.Context, by audit.Actor, id watchword.SubjectID, key watchword.KeyID, end, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)
 	// RetireEndedKeys retires the ended keys of at most limit subjects of all tenants, and returns these subjects.
 	RetireEndedKeys(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[watchword.Subject]) ([]watchword.Subject, error)
-	// SubjectsWithEndingKeys returns at most limit subjects of which an active key ends after now and at the latest at until.
+	// SubjectsWithEndingKeys returns at most limit subjects of which an active key ends after now and at the latest at until: operators
+	// first, and of a kind those whose keys end first.
 	SubjectsWithEndingKeys(ctx context.Context, t watchword.TenantID, now, until time.Time, limit int) ([]watchword.SubjectID, error)
 	// SetName changes no authority version.
 	SetName(ctx context.Context, by audit.Actor, id watchword.SubjectID, name string, now time.Time, entry audit.EntryOf[watchword.Subject]) (watchword.Subject, error)

@@ -78,9 +78,11 @@ func (s *Store) RetireEndedKeys(ctx context.Context, now time.Time, limit int, e
 }
 
 // SubjectsWithEndingKeys returns the ids of a tenant's subjects of which an active key ends after now and at the latest at until, at
-// most limit of them.
+// most limit of them: operators first, and of a kind those whose keys end first.
 func (s *Store) SubjectsWithEndingKeys(ctx context.Context, tenant watchword.TenantID, now, until time.Time, limit int) ([]watchword.SubjectID, error) {
 	return queryAll(ctx, s, func(r scanner) (id watchword.SubjectID, err error) { return id, r.Scan(&id) },
-		`SELECT DISTINCT subject FROM subject_keys INDEXED BY keys_ending WHERE tenant = ? AND state = 'active' AND ends > 0 AND ends > ? AND ends <= ? LIMIT ?`,
+		`SELECT k.subject FROM subject_keys k INDEXED BY keys_ending JOIN subjects s ON s.tenant = k.tenant AND s.id = k.subject
+			WHERE k.tenant = ? AND k.state = 'active' AND k.ends > 0 AND k.ends > ? AND k.ends <= ?
+			GROUP BY k.subject ORDER BY s.kind = 'operator' DESC, min(k.ends), k.subject LIMIT ?`,
 		tenant, toMillis(now), toMillis(until), limit)
 }

@@ -70,7 +70,8 @@ type Store interface {
 	// RetireEndedKeys retires the active keys that ended, of at most limit subjects of all tenants, each with an entry, and
 	// returns these subjects.
 	RetireEndedKeys(ctx context.Context, now time.Time, limit int, entry audit.EntryOf[watchword.Subject]) ([]watchword.Subject, error)
-	// SubjectsWithEndingKeys returns at most limit subjects of which an active key ends after now and at the latest at until.
+	// SubjectsWithEndingKeys returns at most limit subjects of which an active key ends after now and at the latest at until: operators
+	// first, and of a kind those whose keys end first.
 	SubjectsWithEndingKeys(ctx context.Context, t watchword.TenantID, now, until time.Time, limit int) ([]watchword.SubjectID, error)
 	// WalkSubjects returns subjects in the walk's order, from after its place on; of its state or with its label alone.
 	WalkSubjects(ctx context.Context, t watchword.TenantID, w registry.Walk, limit int) ([]watchword.Subject, error)

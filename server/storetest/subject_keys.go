@@ -217,6 +217,20 @@ func keysEnd(t *T) {
 	ending(tenant, t.now, end, 2, 2)
 	ending(tenant, end, end.Add(time.Minute), 10, 0)
 	ending(otherTenant, t.now, end, 10, 0)
+	for _, sub := range []watchword.Subject{{ID: "a-service", Kind: watchword.Service}, {ID: "z-owner", Kind: watchword.Operator, Role: watchword.OwnerRole}} {
+		sub.Tenant, sub.State, sub.Created, sub.Changed = tenant, watchword.New, t.now, t.now
+		c := t.code(sub.ID, "code of "+string(sub.ID))
+		c.KeyEnds = end.Add(-time.Second)
+		t.must(t.CreateSubject(t.ctx, sub, &c, t.entry(audit.KindFor(sub.Kind, audit.DeviceCreate), string(sub.ID))))
+		_, _, err := t.RedeemCode(t.ctx, t.signing(string(sub.ID)), t.now, t.entry(audit.KindFor(sub.Kind, audit.DeviceEnroll), string(sub.ID)))
+		t.must(err)
+	}
+	ids, err := t.SubjectsWithEndingKeys(t.ctx, tenant, t.now, end, 10)
+	t.must(err)
+	equal(t, "operators first, those that end first before the others", fmt.Sprint(ids), "[z-owner alice-0 alice-1 alice-2 a-service]")
+	for _, id := range []watchword.SubjectID{"a-service", "z-owner"} {
+		t.must(t.DeleteSubject(t.ctx, tenant, id, t.now, t.entry(audit.DeviceDelete, string(id))))
+	}
 
 	entry := audit.FixedEntry[watchword.Subject](t.entry(operatorKeyRetire, "x"))
 	retire := func(now time.Time, limit, want int) {
