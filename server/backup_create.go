@@ -105,7 +105,7 @@ func backupFolder(ctx context.Context, w io.Writer, cfg Config, o Options, file 
 	if err != nil {
 		return out, err
 	}
-	s := &Server{cfg: cfg, o: o.filled()}
+	s := forFolder(cfg, o)
 	defer s.close()
 	if s.lock, err = openData(cfg.Data); err != nil {
 		return out, err

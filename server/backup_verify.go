@@ -109,7 +109,7 @@ func checkRestored(ctx context.Context, dir string, o Options, out *BackupCheck)
 
 // checkStarts opens a data folder as a start would, and closes it again.
 func checkStarts(ctx context.Context, data string, o Options, out *BackupCheck) error {
-	s := &Server{cfg: Config{Data: data}, o: o.filled()}
+	s := forFolder(Config{Data: data}, o)
 	defer s.close()
 	return s.checkRestored(ctx, out)
 }

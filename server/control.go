@@ -98,7 +98,7 @@ func clockAt(ctx context.Context, cfg Config, o Options, method, path string, do
 	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 		return st, err
 	}
-	s := &Server{cfg: cfg, o: o.filled()}
+	s := forFolder(cfg, o)
 	defer s.close()
 	if s.lock, err = openData(cfg.Data); err != nil {
 		return ClockStatus{}, err

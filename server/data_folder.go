@@ -74,6 +74,11 @@ func openData(dir string) (*os.File, error) {
 	return durable.Lock(filepath.Join(dir, lockFile))
 }
 
+// forFolder returns what programs that open a data folder need of a server: of one that runs, or for an act while none does.
+func forFolder(cfg Config, o Options) *Server {
+	return &Server{cfg: cfg, o: o.filled(), measured: newMeasured()}
+}
+
 // openStore opens the database of the data folder, which is locked, and the clock that has its mark. Every program that opens a
 // data folder to write calls it. Codes: folder_newer, unavailable; log_invalid where the last writes are lost.
 func (s *Server) openStore(ctx context.Context) (err error) {

@@ -123,7 +123,7 @@ func withRotator(ctx context.Context, cfg Config, o Options, f func(*keyring.Rot
 	if err := checkStarted(cfg.Data); err != nil {
 		return err
 	}
-	s := &Server{cfg: cfg, o: o.filled()}
+	s := forFolder(cfg, o)
 	defer s.close()
 	if s.lock, err = openData(cfg.Data); err != nil {
 		return err

@@ -53,7 +53,7 @@ func RecoverOperator(ctx context.Context, cfg Config, id watchword.SubjectID, o 
 	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
 		return r, err
 	}
-	s := &Server{cfg: cfg, o: o.filled()}
+	s := forFolder(cfg, o)
 	defer s.close()
 	if s.lock, err = openData(cfg.Data); err != nil {
 		return Recovery{}, err

@@ -140,7 +140,7 @@ func (r RestoreOptions) extract(ctx context.Context, dir string, out *RestoredBa
 
 // step makes the extracted data folder the server of its devices.
 func (r RestoreOptions) step(ctx context.Context, data, sum string, o Options, out *RestoredBackup) (err error) {
-	s := &Server{cfg: Config{Data: data}, o: o.filled()}
+	s := forFolder(Config{Data: data}, o)
 	defer s.close()
 	if s.lock, err = openData(data); err != nil {
 		return err

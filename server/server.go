@@ -152,7 +152,9 @@ type Server struct {
 // Codes: config_invalid, folder_in_use, folder_newer, key_exposed, file_untrusted, key_unwrap, unavailable; clock_untrusted where the folder is
 // empty and the clock says a time before the program was built.
 func New(ctx context.Context, cfg Config, o Options) (_ *Server, err error) {
-	s := &Server{measured: newMeasured(), cfg: cfg, o: o.filled(), hosts: o.tenantHosts(), ready: make(chan struct{}), maintainNow: make(chan struct{}, 1), addressWarned: map[watchword.Issuers]time.Time{}, addressEnded: map[watchword.Issuers]bool{}}
+	s := forFolder(cfg, o)
+	s.hosts, s.ready, s.maintainNow = o.tenantHosts(), make(chan struct{}), make(chan struct{}, 1)
+	s.addressWarned, s.addressEnded = map[watchword.Issuers]time.Time{}, map[watchword.Issuers]bool{}
 	defer func() {
 		if err != nil {
 			s.close()
