@@ -118,11 +118,16 @@ func rekeyBound(t *T) {
 	}
 	t.wantCode(watchword.RateLimited, err)
 	equal(t, "changes that passed", made-1, watchword.MaxNewKeys-2) // enrollment brought two keys
+	_, err = t.Revoke(t.ctx, tenant, "lamp-1", t.now, t.entry(audit.DeviceRevoke, "lamp-1"))
+	t.must(err)
+	t.enroll("lamp-1", "back") // the thief of a key cannot keep a revoked device from coming back
+	from = "back-sign"
 	for i := range 2 * (watchword.MaxNewKeys - 2) {
 		if i%(watchword.MaxNewKeys-2) == 0 {
 			t.now = t.now.Add(watchword.NewKeysWindow)
 		}
-		r := t.rekeying(from, fmt.Sprint("late", i), "lamp-1-seal", fmt.Sprint("l", i))
+		r := t.rekeying(from, fmt.Sprint("late", i), "back-seal", fmt.Sprint("l", i))
+		r.Incarnation = 2
 		_, _, err = t.rekey(r)
 		t.must(err)
 		from = r.Sign.ID
@@ -132,9 +137,11 @@ func rekeyBound(t *T) {
 	if len(s.Keys) > watchword.MaxKeysReturned+1 {
 		t.Fatalf("%d keys come with the subject", len(s.Keys))
 	}
-	if k, ok := s.SealKey(t.now); !ok || k.ID != "lamp-1-seal" {
-		t.Fatal("the oldest key, which is active, does not come with the subject")
+	if k, ok := s.SealKey(t.now); !ok || k.ID != "back-seal" {
+		t.Fatal("an old key, which is active, does not come with the subject")
 	}
-	_, _, err = t.rekey(t.rekeying(from, "lamp-1-sign", "lamp-1-seal", "again"))
+	r := t.rekeying(from, "lamp-1-sign", "back-seal", "again")
+	r.Incarnation = 2
+	_, _, err = t.rekey(r)
 	t.wantCode(watchword.Conflict, err) // used long ago, and not shown any more
 }
