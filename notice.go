@@ -1,6 +1,10 @@
 package watchword
 
-import "time"
+import (
+	"cmp"
+	"slices"
+	"time"
+)
 
 // NoticeKind says what a [Notice] is about.
 type NoticeKind string
@@ -9,13 +13,16 @@ type NoticeKind string
 const NoticeRecovery NoticeKind = "operator.recover"
 
 // ErrNoNotice is the refusal to acknowledge a notice that there is not.
-var ErrNoNotice = Refuse(NotFound, "kind must be that of a notice that was not acknowledged")
+var ErrNoNotice = Refuse(NotFound, "kind and object must be those of a notice that was not acknowledged")
 
-// ErrOtherNotice is the refusal to acknowledge a notice that is not the one of its kind any more.
-var ErrOtherNotice = Refuse(Conflict, "object and at must be those of the notice: there is a newer one of this kind; read it first")
+// ErrOtherNotice is the refusal to acknowledge a notice that is not the one of its kind and object any more.
+var ErrOtherNotice = Refuse(Conflict, "at must be that of the notice: there is a newer one of this kind and object; read it first")
+
+// MaxNotices is how many notices of one kind a tenant has at most: the newest.
+const MaxNotices = 16
 
 // Notice is what every operator of a tenant is told with each answer of the API, until it expires or is acknowledged. There is one
-// of each kind in a tenant: the newest.
+// of each kind and object in a tenant, the newest, and at most MaxNotices of each kind.
 type Notice struct {
 	Tenant  TenantID
 	Kind    NoticeKind
@@ -38,4 +45,10 @@ func (n *Notice) MayAcknowledge(by *Subject, key KeyID, object SubjectID, at, no
 		return Refuse(Denied, "your key is not older than the notice: an operator with an older key acknowledges it, or it ends at %s", n.Expires.UTC().Format(time.RFC3339))
 	}
 	return nil
+}
+
+// SurplusNotices returns the notices of one kind and tenant beyond the [MaxNotices] newest. It changes the order of all.
+func SurplusNotices(all []Notice) []Notice {
+	slices.SortFunc(all, func(a, b Notice) int { return cmp.Or(b.At.Compare(a.At), cmp.Compare(b.Object, a.Object)) })
+	return all[min(len(all), MaxNotices):]
 }

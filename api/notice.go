@@ -35,7 +35,7 @@ const (
 	EndingTrustBundle    EndingKind = "trust_bundle"
 )
 
-// NoticeList is the answer of GET /v1/notices: at most one notice of each kind, and what ends within a week, the first first: at
+// NoticeList is the answer of GET /v1/notices: at most one notice of each kind and object, at most 16 of each kind, and what ends within a week, the first first: at
 // most 102.
 type NoticeList struct {
 	Notices []Notice `json:"notices"`

@@ -85,7 +85,9 @@ func NoticesAfter(before []watchword.Notice, e audit.Entry) []watchword.Notice {
 	case audit.OperatorRecover:
 		return append(before, recoveryNotice(e.Tenant, watchword.SubjectID(e.Object), e.At))
 	case audit.NoticeAcknowledge:
-		return slices.DeleteFunc(before, func(n watchword.Notice) bool { return n.Tenant == e.Tenant && string(n.Kind) == e.Object })
+		return slices.DeleteFunc(before, func(n watchword.Notice) bool {
+			return n.Tenant == e.Tenant && string(n.Kind) == e.Object && string(n.Object) == e.Data["object"]
+		})
 	}
 	return before
 }

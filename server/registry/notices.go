@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-iot/watchword/server/session"
 )
 
-// Notices returns what every operator of a tenant is to be told now: at most one of each kind. Code: unavailable.
+// Notices returns what every operator of a tenant is to be told now: at most one of each kind and object. Code: unavailable.
 func (r *Registry) Notices(ctx context.Context, t watchword.TenantID, now time.Time) ([]watchword.Notice, error) {
 	return r.store.Notices(ctx, t, now)
 }

@@ -51,7 +51,7 @@ type Store interface {
 	// ForgetSubject makes the id of a deleted device free. Codes: not_found where no deleted subject has it, conflict.
 	ForgetSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, e audit.Entry) error
 	DeleteSubject(ctx context.Context, by audit.Actor, id watchword.SubjectID, now time.Time, entry audit.EntryOf[watchword.Subject]) error
-	// Notices returns a tenant's notices that have not expired, one of each kind.
+	// Notices returns a tenant's notices that have not expired, one of each kind and object.
 	Notices(ctx context.Context, t watchword.TenantID, now time.Time) ([]watchword.Notice, error)
 	// AcknowledgeNotice deletes the notice of a kind that is of object, at at. Codes: not_found; conflict, denied
 	// ([watchword.Notice.MayAcknowledge]).

@@ -372,15 +372,6 @@ CREATE TABLE clock_mark (
 
 CREATE INDEX keys_ending ON subject_keys (ends) WHERE state = 'active' AND ends > 0;
 
-CREATE TABLE notices (
-  tenant  TEXT    NOT NULL,
-  kind    TEXT    NOT NULL,
-  object  TEXT    NOT NULL,
-  at      INTEGER NOT NULL,
-  expires INTEGER NOT NULL,
-  PRIMARY KEY (tenant, kind)
-) STRICT, WITHOUT ROWID;
-
 CREATE TABLE "bundles" (
   epoch   INTEGER NOT NULL,
   version INTEGER NOT NULL,
@@ -405,6 +396,15 @@ CREATE TABLE issuer_use (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX codes_by ON codes (tenant, created_by);
+
+CREATE TABLE "notices" (
+  tenant  TEXT    NOT NULL,
+  kind    TEXT    NOT NULL,
+  object  TEXT    NOT NULL,
+  at      INTEGER NOT NULL,
+  expires INTEGER NOT NULL,
+  PRIMARY KEY (tenant, kind, object)
+) STRICT, WITHOUT ROWID;
 
 CREATE INDEX subjects_state ON subjects (tenant, kind, state, id) WHERE deleted = 0;
 

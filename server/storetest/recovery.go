@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/watchword-iot/watchword"
@@ -69,9 +70,9 @@ func ownerRecovered(t *T) {
 	t.must(err)
 	equal(t, "keys after", s.SignKeys(t.now), 2)
 
-	equal(t, "told", told(tenant, t.now), "alice ") // the newest of its kind
+	equal(t, "told", told(tenant, t.now), "alice carla ") // one for each object
 	equal(t, "told in another tenant", told(otherTenant, t.now), "")
-	equal(t, "told a millisecond before the end", told(tenant, t.now.Add(time.Hour-time.Millisecond)), "alice ")
+	equal(t, "told a millisecond before the end", told(tenant, t.now.Add(time.Hour-time.Millisecond)), "alice carla ")
 	equal(t, "told at the end", told(tenant, t.now.Add(time.Hour)), "")
 	e := t.entry(audit.NoticeAcknowledge, string(watchword.NoticeRecovery))
 	acknowledge := func(by watchword.SubjectID, key watchword.KeyID, tenant watchword.TenantID, kind watchword.NoticeKind, object watchword.SubjectID, at time.Time) error {
@@ -86,14 +87,26 @@ func ownerRecovered(t *T) {
 	n = t.log()
 	t.wantCode(watchword.NotFound, acknowledge("earlier", "earlier-sign", otherTenant, kind, "alice", notice))
 	t.wantCode(watchword.NotFound, acknowledge("earlier", "earlier-sign", tenant, "another", "alice", notice))
-	t.wantCode(watchword.Conflict, acknowledge("earlier", "earlier-sign", tenant, kind, "carla", notice))
+	t.wantCode(watchword.NotFound, acknowledge("earlier", "earlier-sign", tenant, kind, "nobody", notice))
 	t.wantCode(watchword.Conflict, acknowledge("earlier", "earlier-sign", tenant, kind, "alice", notice.Add(-time.Second)))
 	t.wantCode(watchword.Denied, acknowledge("alice", "alice-sign", tenant, kind, "alice", notice))
 	t.wantCode(watchword.Denied, acknowledge("later", "later-sign", tenant, kind, "alice", notice))
 	t.wantCode(watchword.Denied, acknowledge("earlier", "later-sign", tenant, kind, "alice", notice))
-	equal(t, "told after what was refused", told(tenant, t.now), "alice ")
+	equal(t, "told after what was refused", told(tenant, t.now), "alice carla ")
 	t.must(acknowledge("earlier", "earlier-sign", tenant, kind, "alice", notice.Add(time.Millisecond))) // of the same second
-	equal(t, "told after it was acknowledged", told(tenant, t.now), "")
+	equal(t, "told after it was acknowledged", told(tenant, t.now), "carla ")                           // the other one stays
 	t.wantCode(watchword.NotFound, acknowledge("earlier", "earlier-sign", tenant, kind, "alice", notice))
 	equal(t, "entries", t.log(), n+1)
+
+	// The newest of a kind stay, and each tenant has its own.
+	for i := range watchword.MaxNotices + 1 {
+		_, err := recover(watchword.SubjectID(fmt.Sprintf("owner-%02d", i)), fmt.Sprint("code ", i))
+		t.must(err)
+		t.now = t.now.Add(time.Millisecond)
+	}
+	all, err := t.Notices(t.ctx, tenant, t.now)
+	t.must(err)
+	equal(t, "notices", len(all), watchword.MaxNotices)
+	equal(t, "the oldest", all[0].Object, "owner-01")
+	equal(t, "the newest", all[len(all)-1].Object, "owner-16")
 }

@@ -103,7 +103,8 @@ type Store interface {
 	// Recover adds r.Owner, unless there is a subject of its id on which r.Check decides, and stores the code and the notice, in
 	// the place of one of its kind. Code: conflict.
 	Recover(ctx context.Context, by audit.Actor, r enroll.Recovery, entries func(created bool) []audit.Entry) (watchword.Subject, error)
-	// Notices returns a tenant's notices that have not expired, by kind.
+	// Notices returns a tenant's notices that have not expired, by kind and time: one of each kind and object, and of each kind the
+	// watchword.MaxNotices newest.
 	Notices(ctx context.Context, t watchword.TenantID, now time.Time) ([]watchword.Notice, error)
 	// AcknowledgeNotice deletes the notice of a kind that is of object, at at. Codes: not_found; conflict, denied
 	// ([watchword.Notice.MayAcknowledge]).
