@@ -110,6 +110,9 @@ func authority(t *testing.T, dir string) (out []string) {
 			if names[0] == "n" {
 				values[0] = nil
 			}
+			if i := slices.Index(names, "last_seen"); i >= 0 { // it is written now and then, and decides nothing
+				values[i] = nil
+			}
 			rows = append(rows, fmt.Sprintf("%s: %q", q, values))
 		}
 		must(t, rs.Err())
