@@ -27,7 +27,7 @@ func fleet(t *testing.T, n int) (*registry.Registry, *sqlite.Store, []watchword.
 	var all []watchword.Subject
 	errs := make(chan error, n)
 	for i := range n {
-		at := time.UnixMilli(int64(1_700_000_000_000 + random.IntN(n/2+1)*1000)).UTC()
+		at := time.Unix(1_700_000_000+int64(random.IntN(n/2+1)), 0).UTC()
 		s := watchword.Subject{
 			Tenant: watchword.DefaultTenant, ID: watchword.SubjectID(fmt.Sprintf("dev-%05d", i)), Kind: watchword.Device, Created: at, Changed: at.Add(time.Duration(random.IntN(1000)) * time.Second),
 			State: []watchword.State{watchword.New, watchword.New, watchword.New, watchword.Suspended, watchword.Revoked}[random.IntN(5)], Labels: watchword.Labels{"kind": fmt.Sprint("k", i%2)},
