@@ -184,6 +184,7 @@ var argumentCompleters = map[string][]completer{
 	"device create":        {freeText},
 	"device forget":        {freeText}, // of a deleted device, which no list has
 	"device label":         {nil, labels},
+	"device labels":        {freeText}, // a key of labels
 	"device name":          {nil, freeText},
 	"device require-proof": {nil, words("yes", "no")},
 	"key import":           {files},
@@ -230,6 +231,8 @@ var optionCompleters = map[string]completer{
 	"data":                     folders,
 	"dir":                      folders,
 	"enrollment approve --key": freeText, // a thumbprint
+	"device list --sort":       words("id", "created", "changed", "state", "last_seen"),
+	"event watch --after":      freeText,
 	"evidence":                 files,
 	"functions":                files,
 	"identity":                 files,

@@ -15,7 +15,7 @@ import (
 
 // freeOptions are options of type string whose value is a text that only the user knows.
 var freeOptions = []string{
-	"as", "cause", "from", "id", "lossy", "machine", "name", "object", "pin", "reason", "recipient", "resource", "root", "server", "stdin", "stream", "thumbprint", "to",
+	"as", "cause", "from", "id", "lossy", "machine", "name", "object", "pin", "reason", "recipient", "resource", "root", "search", "server", "stdin", "stream", "thumbprint", "to",
 }
 
 // Each argument and each option of each command has a completer, or is stated to be a text; each completer is of a command or an option
