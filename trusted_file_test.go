@@ -25,7 +25,7 @@ var untrustedOpens = map[string]string{
 	"server/verify_log.go VerifyLog os.ReadFile":        "one more checkpoint that the log must extend; it can only refuse",
 
 	"server/backup/journal.go CreateJournal os.OpenFile":      "a new file",
-	"server/backup/journal.go OpenJournal os.OpenFile":        "durable.CheckFile checked it, and each frame is authenticated",
+	"server/backup/journal.go openJournal os.OpenFile":        "durable.CheckFile checked it, and each frame is authenticated",
 	"server/backup/journal_read.go read os.Open":              "likewise",
 	"server/backup_journal.go journalFiles os.ReadDir":        "names of files alone",
 	"server/backup/extract.go member os.MkdirAll":             "a new folder of the caller",

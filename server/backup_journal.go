@@ -453,15 +453,11 @@ func (s *Server) deleteOldJournals(ctx context.Context) error {
 			s.removeJournal(ctx, files[i])
 			continue
 		}
-		old, err := backup.OpenJournal(files[i], journalKey(s.keys), nil)
+		old, err := backup.ReadJournalFile(files[i], journalKey(s.keys))
 		if err != nil {
 			continue // it was not written by this server
 		}
-		to, origin := old.To(), old.Start.Origin
-		if err := old.Close(); err != nil {
-			return err
-		}
-		if to <= oldest && origin == s.journal.current.Start.Origin {
+		if old.To <= oldest && old.Start.Origin == s.journal.current.Start.Origin {
 			s.removeJournal(ctx, files[i])
 		}
 	}

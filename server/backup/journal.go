@@ -106,11 +106,31 @@ func CreateJournal(path string, key []byte, recipients []age.Recipient, head Jou
 
 // OpenJournal opens a journal to go on with it. One with a frame that is not valid ends before that frame, and its Damage says why.
 // Code: backup_invalid for one whose first frame is not valid: it was changed, or another server wrote it.
-func OpenJournal(path string, key []byte, recipients []age.Recipient) (_ *Journal, err error) {
+func OpenJournal(path string, key []byte, recipients []age.Recipient) (*Journal, error) {
+	return openJournal(path, os.O_RDWR, key, recipients)
+}
+
+// JournalFile is what the frames of a journal say outside of the encryption.
+type JournalFile struct {
+	JournalHead
+	Path string
+	To   int64 // the last entry of the log that the journal covers
+}
+
+// ReadJournalFile reads and verifies the frames of a journal, without the right to write to it. Code: as [OpenJournal].
+func ReadJournalFile(path string, key []byte) (out JournalFile, err error) {
+	j, err := openJournal(path, os.O_RDONLY, key, nil)
+	if err != nil {
+		return out, err
+	}
+	return JournalFile{j.JournalHead, path, j.To()}, j.Close()
+}
+
+func openJournal(path string, flags int, key []byte, recipients []age.Recipient) (_ *Journal, err error) {
 	if err := durable.CheckFile(path); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := os.OpenFile(path, flags, 0)
 	if err != nil {
 		return nil, err
 	}

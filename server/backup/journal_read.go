@@ -49,21 +49,18 @@ type JournalsRead struct {
 // Codes: backup_invalid where no journal has a valid beginning, where no identity opens a record, or where a journal follows another
 // log than that of the backup; not_found where none is of the backup's log; those of f.
 func ReadJournals(paths []string, key []byte, identities []age.Identity, since Log, f func(Record) error) (out JournalsRead, err error) {
-	var all []journalFile
+	var all []JournalFile
 	for _, path := range paths {
 		if info, err := os.Stat(path); err == nil && info.Size() == 0 {
 			out.Empty = append(out.Empty, path)
 			continue
 		}
-		j, err := OpenJournal(path, key, nil)
+		j, err := ReadJournalFile(path, key)
 		if err != nil {
 			out.Unreadable = append(out.Unreadable, path+": "+detail(err))
 			continue
 		}
-		if err := j.Close(); err != nil {
-			return out, err
-		}
-		all = append(all, journalFile{path, j.JournalHead, j.To()})
+		all = append(all, j)
 	}
 	found := out.line(all, since)
 	switch {
@@ -75,11 +72,11 @@ func ReadJournals(paths []string, key []byte, identities []age.Identity, since L
 	default:
 		return out, watchword.Refuse(watchword.NotFound, "no journal of the log %s was found", since.Origin)
 	}
-	out.Origin, out.To = found[len(found)-1].head.Start.Origin, since.Size
+	out.Origin, out.To = found[len(found)-1].Start.Origin, since.Size
 	for _, j := range found {
-		start := j.head.Start
+		start := j.Start
 		if start.Size == since.Size && start.Hash != "" && start.Hash != since.Hash {
-			return out, watchword.Refuse(watchword.BackupInvalid, "the journal %s follows another log than that of the backup: they differ before entry %d", j.path, since.Size)
+			return out, watchword.Refuse(watchword.BackupInvalid, "the journal %s follows another log than that of the backup: they differ before entry %d", j.Path, since.Size)
 		}
 		if start.Size > out.To {
 			out.Missing += start.Size - out.To
@@ -92,46 +89,40 @@ func ReadJournals(paths []string, key []byte, identities []age.Identity, since L
 	return out, nil
 }
 
-type journalFile struct {
-	path string
-	head JournalHead
-	to   int64
-}
-
 // journalPart is a journal, and the last entry for which it counts.
 type journalPart struct {
-	journalFile
+	JournalFile
 	last int64
 }
 
 // line returns the journals that follow a backup, in order: those of its log, and from where a restored server's log parts from it,
 // those of that one, and so on.
-func (out *JournalsRead) line(all []journalFile, since Log) (found []journalPart) {
+func (out *JournalsRead) line(all []JournalFile, since Log) (found []journalPart) {
 	for origin := since.Origin; origin != ""; {
 		next, end := successor(all, origin, since), int64(math.MaxInt64)
 		var applied map[string]int64
 		if next.Restored != nil {
 			end, applied = next.Restored.Size, next.applied(all)
 		}
-		var of, others []journalFile
+		var of, others []JournalFile
 		for _, j := range all {
-			if j.head.Start.Origin == origin {
+			if j.Start.Origin == origin {
 				of = append(of, j)
-				if j.to > max(end, applied[origin]) {
-					out.PassedOver = append(out.PassedOver, j.path)
+				if j.To > max(end, applied[origin]) {
+					out.PassedOver = append(out.PassedOver, j.Path)
 				}
 				continue
 			}
-			if j.head.continues(origin, since) && j.head.Start.Origin != next.Start.Origin && j.to > applied[j.head.Start.Origin] {
-				out.PassedOver = append(out.PassedOver, j.path)
+			if j.continues(origin, since) && j.Start.Origin != next.Start.Origin && j.To > applied[j.Start.Origin] {
+				out.PassedOver = append(out.PassedOver, j.Path)
 			}
 			others = append(others, j)
 		}
-		slices.SortFunc(of, func(a, b journalFile) int {
-			return cmp.Or(cmp.Compare(a.head.Start.Size, b.head.Start.Size), a.head.Made.Compare(b.head.Made))
+		slices.SortFunc(of, func(a, b JournalFile) int {
+			return cmp.Or(cmp.Compare(a.Start.Size, b.Start.Size), a.Made.Compare(b.Made))
 		})
 		for _, j := range of {
-			if j.head.Start.Size < end {
+			if j.Start.Size < end {
 				found = append(found, journalPart{j, end})
 			}
 		}
@@ -142,10 +133,10 @@ func (out *JournalsRead) line(all []journalFile, since Log) (found []journalPart
 
 // successor returns the head of a journal of the server whose log continues that of an origin, which had the entries of since; the zero
 // one if there is none.
-func successor(all []journalFile, origin string, since Log) (next JournalHead) {
+func successor(all []JournalFile, origin string, since Log) (next JournalHead) {
 	for _, j := range all {
-		if j.head.continues(origin, since) && (next.Restored == nil || j.head.Epoch > next.Epoch) {
-			next = j.head
+		if j.continues(origin, since) && (next.Restored == nil || j.Epoch > next.Epoch) {
+			next = j.JournalHead
 		}
 	}
 	return next
@@ -158,7 +149,7 @@ func (h JournalHead) continues(origin string, since Log) bool {
 }
 
 // applied returns, by origin, up to which entry restores applied the changes of logs, so that they are in the journals of h.
-func (h JournalHead) applied(all []journalFile) map[string]int64 {
+func (h JournalHead) applied(all []JournalFile) map[string]int64 {
 	out := map[string]int64{}
 	for h.Applied != nil {
 		of := *h.Applied
@@ -168,8 +159,8 @@ func (h JournalHead) applied(all []journalFile) map[string]int64 {
 		out[of.Origin] = of.Size
 		h = JournalHead{}
 		for _, j := range all {
-			if j.head.Start.Origin == of.Origin && j.head.Applied != nil {
-				h = j.head
+			if j.Start.Origin == of.Origin && j.Applied != nil {
+				h = j.JournalHead
 			}
 		}
 	}
@@ -185,7 +176,7 @@ func detail(err error) string {
 
 // read reads one journal. Frames that have no entry after the backup, or after the journals before, are verified and not decrypted.
 func (out *JournalsRead) read(part journalPart, key []byte, identities []age.Identity, f func(Record) error) (err error) {
-	path := part.path
+	path := part.Path
 	file, err := os.Open(path)
 	if err != nil {
 		return err
