@@ -1,12 +1,14 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,6 +56,7 @@ type journalState struct {
 	follows int64     // size of the log of the newest backup for which a journal was begun
 	// restored and applied are what the journals of a restored server say of its log ([backup.JournalHead]); nil for another server.
 	restored, applied *backup.Log
+	forks             []backup.Fork // [backup.JournalHead]
 
 	mu       sync.Mutex
 	complete time.Time // when the journal had all that it must have; zero: it is not kept, or did not begin
@@ -195,16 +198,89 @@ func (s *Server) openJournal(ctx context.Context) error {
 			}
 			continue
 		}
-		tree, err := s.store.Tree(ctx)
-		if err != nil || tree.Size() < found.To() {
-			return errors.Join(err, found.Close(), watchword.Refuse(watchword.LogInvalid, "the log has %d entries, and the journal %s covers %d: entries of the log are missing", tree.Size(), path, found.To()))
+		has, err := s.hasLog(ctx, backup.Log{Size: found.To(), Hash: found.Root()})
+		if err != nil {
+			return errors.Join(err, found.Close())
+		}
+		if !has {
+			if err := errors.Join(s.replaceJournal(ctx, files, found), found.Close()); err != nil {
+				return err
+			}
+			break
 		}
 		found.Limit = journalRecordLimit
-		j.current, j.seen, j.follows = found, found.To(), found.Start.Size
+		j.current, j.seen, j.follows, j.forks = found, found.To(), found.Start.Size, found.Forks
 		break
 	}
 	j.opened = true
+	s.warnOfForks(files)
 	return nil
+}
+
+// replaceJournal begins another journal in the place of one that follows another log than the one in the database: an older copy of the
+// database was put back. It begins with the newest backup of this log that is known; without one, the next backup begins it.
+func (s *Server) replaceJournal(ctx context.Context, files []string, found *backup.Journal) error {
+	fork, err := s.findFork(ctx, files, found)
+	if err != nil {
+		return err
+	}
+	s.journal.forks = append(slices.Clone(found.Forks), fork)
+	s.o.Log.ErrorContext(ctx, "the journal follows another log than the one in the database, of which an older copy was put back: another journal begins, and what was done after that copy was made is only in the old one",
+		slog.String("file", found.Path()), slog.Int64("journal", found.To()), slog.Int64("common", fork.Common))
+	start := found.Start
+	if last, made := s.ownBackups().last(false); made {
+		start = last.Log
+	} else if has, err := s.hasLog(ctx, start); err != nil || !has {
+		return err
+	}
+	if err := s.createJournal(start); err != nil {
+		return err
+	}
+	s.journal.follows = start.Size
+	return nil
+}
+
+// findFork returns where the log in the database parts from the one that a journal and those before it follow.
+func (s *Server) findFork(ctx context.Context, files []string, found *backup.Journal) (fork backup.Fork, err error) {
+	var marks []backup.Mark
+	for _, path := range files {
+		f, err := backup.ReadJournalFile(path, journalKey(s.keys))
+		if err == nil && f.Start.Origin == found.Start.Origin && len(f.Forks) == len(found.Forks) { // others are not of this log
+			marks = append(marks, f.Marks...)
+		}
+	}
+	slices.SortFunc(marks, func(a, b backup.Mark) int { return cmp.Compare(a.Size, b.Size) })
+	n := sort.Search(len(marks), func(i int) bool {
+		has, herr := s.hasLog(ctx, backup.Log{Size: marks[i].Size, Hash: marks[i].Root})
+		err = errors.Join(err, herr)
+		return !has
+	})
+	fork.Parted = found.To()
+	if n < len(marks) {
+		fork.Parted = marks[n].Size
+	}
+	if n > 0 {
+		fork.Common = marks[n-1].Size
+	}
+	return fork, err
+}
+
+// warnOfForks notes journals in the folder that go beyond where the log in the database parts from the one that they follow.
+func (s *Server) warnOfForks(files []string) {
+	if len(s.journal.forks) == 0 {
+		return
+	}
+	for _, path := range files {
+		if f, err := backup.ReadJournalFile(path, journalKey(s.keys)); err == nil { // others are not of this server
+			s.warnOfFork(f)
+		}
+	}
+}
+
+func (s *Server) warnOfFork(f backup.JournalFile) {
+	if f.Start.Origin == s.keys.LogOrigin() && f.To > backup.CommonAfter(s.journal.forks, len(f.Forks)) {
+		s.journal.fault("the journal " + filepath.Base(f.Path) + " follows another log than the one in the database: an older copy of the database was put back, and what was done after that copy was made is only in that journal. A restore refuses it beside those of now: move it out of the folder of backup.journal, and make a backup")
+	}
 }
 
 // readRestoredLog reads from the log of a restored server which log it continues.
@@ -277,7 +353,7 @@ func (s *Server) createJournal(start backup.Log) error {
 	now := s.o.Now()
 	path := filepath.Join(s.cfg.Backup.Journal, "watchword-"+now.UTC().Format("20060102T150405.000Z")+backup.JournalSuffix)
 	next, err := backup.CreateJournal(path, journalKey(s.keys), recipients, backup.JournalHead{
-		Issuer: s.keys.Issuer(), Start: start, Made: now, Epoch: s.keys.Epoch(), Restored: s.journal.restored, Applied: s.journal.applied,
+		Issuer: s.keys.Issuer(), Start: start, Made: now, Epoch: s.keys.Epoch(), Restored: s.journal.restored, Applied: s.journal.applied, Forks: s.journal.forks,
 	})
 	if err != nil {
 		return fileError(err, path)
@@ -298,12 +374,15 @@ func (s *Server) nextJournal(ctx context.Context, b backupRecord) error {
 	if old := s.journal.current; old != nil {
 		err := s.followLog(ctx)
 		if err == nil {
-			err = s.coverSeen()
+			err = s.coverSeen(ctx)
 		}
 		if err != nil {
 			s.o.Log.WarnContext(ctx, "the journal before the backup cannot be completed: the next one begins where it ends", slog.String("file", old.Path()), slog.Any("err", err))
 			if old.To() < start.Size {
 				start = backup.Log{Origin: b.Log.Origin, Size: old.To()}
+				if start.Hash, err = s.logRoot(ctx, start.Size); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -332,7 +411,7 @@ func (s *Server) followLog(ctx context.Context) (err error) {
 		}
 	}
 	if now.Sub(j.written).Abs() >= journalIdle { // also in a log that never stops growing
-		if err := s.coverSeen(); err != nil {
+		if err := s.coverSeen(ctx); err != nil {
 			return err
 		}
 	}
@@ -341,15 +420,18 @@ func (s *Server) followLog(ctx context.Context) (err error) {
 }
 
 // coverSeen writes a record of entries that changed no authority, if there are any.
-func (s *Server) coverSeen() error {
+func (s *Server) coverSeen(ctx context.Context) error {
 	j := &s.journal
 	if j.current.To() >= j.seen {
 		return nil
 	}
-	return s.appendRecord(backup.Record{To: j.seen, At: s.o.Now()})
+	return s.appendRecord(ctx, backup.Record{To: j.seen, At: s.o.Now()})
 }
 
-func (s *Server) appendRecord(r backup.Record) error {
+func (s *Server) appendRecord(ctx context.Context, r backup.Record) (err error) {
+	if r.Root, err = s.logRoot(ctx, r.To); err != nil {
+		return err
+	}
 	if err := s.journal.current.Append(r); err != nil {
 		return fileError(err, s.cfg.Backup.Journal)
 	}
@@ -378,7 +460,7 @@ func (s *Server) followSnapshot(ctx context.Context) (err error) {
 		}
 		r.Schema, r.At = schema, s.o.Now()
 		if len(r.Objects) > 0 {
-			err := s.appendRecord(r)
+			err := s.appendRecord(ctx, r)
 			if watchword.CodeOf(err) == watchword.TooLarge {
 				if page > 1 {
 					page /= 2
@@ -403,7 +485,7 @@ func (s *Server) omitObjects(ctx context.Context, r backup.Record, why error) er
 		s.o.Log.ErrorContext(ctx, "an object is too large for the journal: only a backup has its change", slog.String("object", name), slog.Int64("entry", r.To), slog.Any("err", why))
 		s.journal.fault("the journal lacks a change of " + name + ", which is too large for it: make a backup")
 	}
-	return s.appendRecord(r)
+	return s.appendRecord(ctx, r)
 }
 
 // journalRecord makes the record of the next entries, at most page.
@@ -459,7 +541,9 @@ func (s *Server) deleteOldJournals(ctx context.Context) error {
 		}
 		if old.To <= oldest && old.Start.Origin == s.journal.current.Start.Origin {
 			s.removeJournal(ctx, files[i])
+			continue
 		}
+		s.warnOfFork(old)
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"filippo.io/age"
 
 	"github.com/watchword-iot/watchword"
+	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/testwait"
 	"github.com/watchword-iot/watchword/sdk/admin"
 	"github.com/watchword-iot/watchword/server"
@@ -131,7 +132,10 @@ func applyJournals(t *testing.T, file, dir string, id age.Identity) (data string
 	must(t, err)
 	key := ring.DeriveSecret("journal")
 	for range 2 {
-		read, err = backup.ReadJournals(journals(t, dir), key[:], []age.Identity{id}, m.Log, func(r backup.Record) error {
+		read, err = backup.ReadJournals(journals(t, dir), key[:], []age.Identity{id}, m.Log, func(size int64) (string, error) {
+			tree, err := ledger.TreeAt(size, func(level int, n int64, width int) ([]byte, error) { return st.Tile(t.Context(), level, n, width) })
+			return backup.NewLog("", size, tree.Root()).Hash, err
+		}, func(r backup.Record) error {
 			return st.ApplyJournal(t.Context(), r.Objects)
 		})
 		must(t, err)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/watchword-iot/watchword/audit/ledger"
 	"github.com/watchword-iot/watchword/internal/durable"
 	"github.com/watchword-iot/watchword/server/backup"
 )
@@ -24,6 +25,8 @@ type backupRecord struct {
 	Scheduled bool       `json:"scheduled"` // made by schedule, so that the server may delete it
 	Log       backup.Log `json:"log"`
 	Schema    int64      `json:"schema,omitempty"` // of the database; 0 in records of builds that did not note it
+
+	otherLog bool // the database does not continue the log of the backup: an older copy of it was put back
 }
 
 // backupRecords are the backups that a server knows, oldest first.
@@ -118,7 +121,7 @@ func (s *Server) recordBackup(ctx context.Context, f BackupFile, scheduled bool)
 	m := f.Manifest
 	s.backups.mu.Lock()
 	defer s.backups.mu.Unlock()
-	s.backups.records = s.backups.records.add(backupRecord{f.File, f.Size, f.SHA256, m.Made, scheduled, m.Log, m.Schema}, max(s.cfg.Backup.Keep, 2))
+	s.backups.records = s.backups.records.add(backupRecord{File: f.File, Size: f.Size, SHA256: f.SHA256, Made: m.Made, Scheduled: scheduled, Log: m.Log, Schema: m.Schema}, max(s.cfg.Backup.Keep, 2))
 	if err := s.backups.records.write(s.cfg.Data); err != nil {
 		s.o.Log.ErrorContext(ctx, "the list of backups was not written", slog.Any("err", err))
 	}
@@ -133,12 +136,54 @@ func (s *Server) openBackupRecords(ctx context.Context) {
 	s.backups.records = r
 }
 
-// ownBackups returns the records of backups of the server's log: those of before a restore are of another server.
+// checkBackupRecords notes which backups are of another log than the one in the database. The store is open.
+func (s *Server) checkBackupRecords(ctx context.Context) error {
+	s.backups.mu.Lock()
+	defer s.backups.mu.Unlock()
+	for i, m := range s.backups.records.Made {
+		if m.Log.Origin != s.keys.LogOrigin() {
+			continue
+		}
+		has, err := s.hasLog(ctx, m.Log)
+		if err != nil {
+			return err
+		}
+		if s.backups.records.Made[i].otherLog = !has; !has {
+			s.o.Log.WarnContext(ctx, "the log of a backup is not the one in the database: an older copy of the database was put back", slog.String("file", m.File), slog.Int64("log_size", m.Log.Size))
+		}
+	}
+	return nil
+}
+
+// hasLog reports whether the server's log begins with another one. Without a hash, as in journals of format 1, the size alone counts.
+func (s *Server) hasLog(ctx context.Context, l backup.Log) (bool, error) {
+	tree, err := s.store.Tree(ctx)
+	if err != nil || l.Size > tree.Size() {
+		return false, err
+	}
+	if l.Hash == "" {
+		return true, nil
+	}
+	root, err := s.logRoot(ctx, l.Size)
+	return root == l.Hash, err
+}
+
+// logRoot returns the base64 of the root hash of the server's log at a size that it has or had.
+func (s *Server) logRoot(ctx context.Context, size int64) (string, error) {
+	tree, err := ledger.TreeAt(size, func(level int, n int64, width int) ([]byte, error) { return s.store.Tile(ctx, level, n, width) })
+	if err != nil {
+		return "", err
+	}
+	return backup.NewLog("", size, tree.Root()).Hash, nil
+}
+
+// ownBackups returns the records of backups of the server's log: those of before a restore are of another server, and those of
+// before an older copy of the database was put back may be of another log.
 func (s *Server) ownBackups() (own backupRecords) {
 	s.backups.mu.Lock()
 	defer s.backups.mu.Unlock()
 	for _, m := range s.backups.records.Made {
-		if m.Log.Origin == s.keys.LogOrigin() {
+		if m.Log.Origin == s.keys.LogOrigin() && !m.otherLog {
 			own.Made = append(own.Made, m)
 		}
 	}

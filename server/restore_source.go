@@ -185,7 +185,7 @@ func (s *Server) readChanges(ctx context.Context, o RestoreOptions, m backup.Man
 func (s *Server) applyJournals(ctx context.Context, paths []string, o RestoreOptions, m backup.Manifest) (out RestoreSource, err error) {
 	out = RestoreSource{Kind: JournalSource, Origin: m.Log.Origin, To: m.Log.Size, Until: m.Made}
 	key := s.keys.DeriveSecret(journalContext)
-	read, err := backup.ReadJournals(paths, key[:], o.Identities, m.Log, func(r backup.Record) error {
+	read, err := backup.ReadJournals(paths, key[:], o.Identities, m.Log, func(size int64) (string, error) { return s.logRoot(ctx, size) }, func(r backup.Record) error {
 		out.Until = r.At
 		for _, e := range r.Entries {
 			entry, err := audit.Parse(e.Seq, []byte(e.Body))

@@ -213,6 +213,9 @@ func (s *Server) openRing(ctx context.Context) error {
 // assemble builds all parts, in the order of their imports.
 func (s *Server) assemble(ctx context.Context) error {
 	s.openBackupRecords(ctx)
+	if err := s.checkBackupRecords(ctx); err != nil {
+		return err
+	}
 	if err := s.startLogSigning(ctx); err != nil {
 		return err
 	}

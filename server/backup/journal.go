@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"time"
@@ -32,13 +33,32 @@ import (
 type JournalHead struct {
 	Format int       `json:"format"`
 	Issuer string    `json:"issuer"`
-	Start  Log       `json:"start"` // of the backup that the journal follows: its records begin there; without a hash where it follows another journal
+	Start  Log       `json:"start"` // of the backup or journal that the journal follows: its records begin there
 	Made   time.Time `json:"made"`
 	Epoch  int64     `json:"epoch,omitempty"` // of commands
 	// Restored is the log that the one of a restored server continues: its origin, and the entries that both have.
 	Restored *Log `json:"restored,omitempty"`
 	// Applied is the log whose changes after that the restore applied, and the last entry up to which nothing of it was lost.
 	Applied *Log `json:"applied,omitempty"`
+	// Forks has an element for each time that the server found another log in its database than its journals follow: an older copy
+	// of the database was put back.
+	Forks []Fork `json:"forks,omitempty"`
+}
+
+// Fork says between which sizes the log of a server parts from the one that its journals before followed.
+type Fork struct {
+	Common int64 `json:"common"` // the largest size up to which both are known to be the same
+	Parted int64 `json:"parted"` // the smallest size at which they are known to differ
+}
+
+// CommonAfter returns up to which entry a journal with n forks may be of the log of one that has these; all of its entries if it has as
+// many.
+func CommonAfter(forks []Fork, n int) int64 {
+	out := int64(math.MaxInt64)
+	for _, f := range forks[min(n, len(forks)):] {
+		out = min(out, f.Common)
+	}
+	return out
 }
 
 // recordHead is the head of every other frame.
@@ -46,6 +66,14 @@ type recordHead struct {
 	Number int64 `json:"n"` // from 1
 	From   int64 `json:"from"`
 	To     int64 `json:"to"`
+	// Root is the base64 of the root hash of the tree over the entries up to To. Journals of format 1 have none.
+	Root string `json:"root,omitempty"`
+}
+
+// Mark is a size of the log for which a journal has the root hash of the tree, in base64.
+type Mark struct {
+	Size int64
+	Root string
 }
 
 const (
@@ -57,7 +85,7 @@ const (
 )
 
 // journalFormat is the version of the form of a journal that this package writes. It reads this one and those before.
-const journalFormat = 1
+const journalFormat = 2
 
 // JournalSuffix is the end of the name of each journal.
 const JournalSuffix = ".journal"
@@ -78,6 +106,7 @@ type Journal struct {
 	torn       bool  // what an error left may be behind end
 	mac        [macSize]byte
 	last       recordHead
+	marks      []Mark // of the frames that were read, until [Journal.Append]
 }
 
 // CreateJournal makes a journal (mode 0600) that follows the log in head.Start. key authenticates its frames.
@@ -94,7 +123,7 @@ func CreateJournal(path string, key []byte, recipients []age.Recipient, head Jou
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{JournalHead: head, Limit: MaxRecord, f: f, key: key, recipients: recipients, last: recordHead{To: head.Start.Size}}
+	j := &Journal{JournalHead: head, Limit: MaxRecord, f: f, key: key, recipients: recipients, last: recordHead{To: head.Start.Size, Root: head.Start.Hash}}
 	if err = j.write(b, nil); err == nil {
 		err = durable.SyncDir(filepath.Dir(path))
 	}
@@ -113,8 +142,9 @@ func OpenJournal(path string, key []byte, recipients []age.Recipient) (*Journal,
 // JournalFile is what the frames of a journal say outside of the encryption.
 type JournalFile struct {
 	JournalHead
-	Path string
-	To   int64 // the last entry of the log that the journal covers
+	Path  string
+	To    int64  // the last entry of the log that the journal covers
+	Marks []Mark // of its beginning and its records, by size
 }
 
 // ReadJournalFile reads and verifies the frames of a journal, without the right to write to it. Code: as [OpenJournal].
@@ -123,7 +153,7 @@ func ReadJournalFile(path string, key []byte) (out JournalFile, err error) {
 	if err != nil {
 		return out, err
 	}
-	return JournalFile{j.JournalHead, path, j.To()}, j.Close()
+	return JournalFile{j.JournalHead, path, j.To(), j.marks}, j.Close()
 }
 
 func openJournal(path string, flags int, key []byte, recipients []age.Recipient) (_ *Journal, err error) {
@@ -173,7 +203,8 @@ func (j *Journal) take(n int64, head []byte) error {
 		if j.Format < 1 || j.Format > journalFormat {
 			return watchword.Refuse(watchword.BackupInvalid, "the journal has format %d, and this version reads formats up to %d: use a newer version", j.Format, journalFormat)
 		}
-		j.last = recordHead{To: j.Start.Size}
+		j.last = recordHead{To: j.Start.Size, Root: j.Start.Hash}
+		j.mark()
 		return nil
 	}
 	var h recordHead
@@ -184,7 +215,15 @@ func (j *Journal) take(n int64, head []byte) error {
 		return watchword.Refuse(watchword.BackupInvalid, "the journal has the entries after %d up to %d in the place of those after %d", h.From, h.To, j.last.To)
 	}
 	j.last = h
+	j.mark()
 	return nil
+}
+
+// mark notes the root of the last frame that was read.
+func (j *Journal) mark() {
+	if j.last.Root != "" {
+		j.marks = append(j.marks, Mark{j.last.To, j.last.Root})
+	}
 }
 
 // Path returns the path of the file.
@@ -192,6 +231,9 @@ func (j *Journal) Path() string { return j.f.Name() }
 
 // To returns the number of the last entry of the log that the journal covers.
 func (j *Journal) To() int64 { return j.last.To }
+
+// Root returns the root hash of the log of that size, in base64; empty for a journal of format 1.
+func (j *Journal) Root() string { return j.last.Root }
 
 // Check returns an error if the journal is damaged, or if the file at its path is not what this process wrote: it was removed, another
 // one is in its place, or another process changed its length. That is Damage from then on: what was written may be lost. Codes:
@@ -233,8 +275,9 @@ func (j *Journal) Append(r Record) error {
 	if err := j.Check(); err != nil {
 		return err
 	}
+	j.marks = nil
 	r.From = j.last.To
-	next := recordHead{j.last.Number + 1, r.From, r.To}
+	next := recordHead{j.last.Number + 1, r.From, r.To, r.Root}
 	head, err := json.Marshal(next)
 	if err != nil {
 		return err

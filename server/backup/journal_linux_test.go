@@ -16,8 +16,9 @@ func TestJournalsAreReadWithoutTheRightToWrite(t *testing.T) {
 	id, dir := identity(t), t.TempDir()
 	path := filepath.Join(dir, "1")
 	journal(t, path, id.Recipient(), head(10), 12, 15)
-	must(t, os.Chmod(path, 0o444)) //nolint:gosec // another user must be able to read it
-	if os.Geteuid() == 0 {         // root may write to any file; as another user of the file system it may not
+	must(t, os.Chmod(path, 0o444))              //nolint:gosec // another user must be able to read it
+	must(t, os.Chmod(filepath.Dir(dir), 0o755)) //nolint:gosec // likewise
+	if os.Geteuid() == 0 {                      // root may write to any file; as another user of the file system it may not
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		must(t, syscall.Setfsuid(65534))

@@ -46,9 +46,12 @@ type JournalsRead struct {
 // place of those of the log before from where they part. Of several such servers, the one of the highest epoch counts: the devices
 // obey it.
 //
+// All journals that count must be of one log: an older copy of the database may have been put back, and then the same numbers are those of
+// other acts. root returns the root hash, in base64, of the backup's log at a size of at most since.Size.
+//
 // Codes: backup_invalid where no journal has a valid beginning, where no identity opens a record, or where a journal follows another
-// log than that of the backup; not_found where none is of the backup's log; those of f.
-func ReadJournals(paths []string, key []byte, identities []age.Identity, since Log, f func(Record) error) (out JournalsRead, err error) {
+// log than that of the backup, or two journals different ones; not_found where none is of the backup's log; those of root and f.
+func ReadJournals(paths []string, key []byte, identities []age.Identity, since Log, root func(size int64) (string, error), f func(Record) error) (out JournalsRead, err error) {
 	var all []JournalFile
 	for _, path := range paths {
 		if info, err := os.Stat(path); err == nil && info.Size() == 0 {
@@ -72,12 +75,12 @@ func ReadJournals(paths []string, key []byte, identities []age.Identity, since L
 	default:
 		return out, watchword.Refuse(watchword.NotFound, "no journal of the log %s was found", since.Origin)
 	}
+	if err := checkOneLog(found, since, root); err != nil {
+		return out, err
+	}
 	out.Origin, out.To = found[len(found)-1].Start.Origin, since.Size
 	for _, j := range found {
 		start := j.Start
-		if start.Size == since.Size && start.Hash != "" && start.Hash != since.Hash {
-			return out, watchword.Refuse(watchword.BackupInvalid, "the journal %s follows another log than that of the backup: they differ before entry %d", j.Path, since.Size)
-		}
 		if start.Size > out.To {
 			out.Missing += start.Size - out.To
 			out.To = start.Size
@@ -93,6 +96,69 @@ func ReadJournals(paths []string, key []byte, identities []age.Identity, since L
 type journalPart struct {
 	JournalFile
 	last int64
+}
+
+// checkOneLog refuses journals that are of different logs, or of another one than the backup. Those without an entry after the backup do not
+// count. Code: backup_invalid.
+func checkOneLog(found []journalPart, since Log, root func(size int64) (string, error)) error {
+	const how = "an older copy of the database was put back after they were written, or two servers ran on copies of it; leave only those of the log that you mean in the folder"
+	forks := map[string][]Fork{}
+	for _, j := range found {
+		if origin := j.Start.Origin; len(j.Forks) > len(forks[origin]) {
+			forks[origin] = j.Forks
+		}
+	}
+	type size struct {
+		origin string
+		n      int64
+	}
+	type at struct{ root, path string }
+	seen := map[size]at{}
+	shared := map[string]int64{} // by origin: up to which entry the newest journals are certainly of the backup's log
+	for _, j := range found {
+		if j.To <= since.Size && j.Start.Size != since.Size {
+			continue
+		}
+		var known Mark // the last one that the backup has too
+		for _, m := range j.Marks {
+			if m.Size <= since.Size {
+				known = m
+				continue
+			}
+			key := size{j.Start.Origin, m.Size}
+			if other, again := seen[key]; again && other.root != m.Root {
+				return watchword.Refuse(watchword.BackupInvalid, "the journals %s and %s are of different logs, which differ before entry %d: %s", other.path, j.Path, m.Size+1, how)
+			}
+			seen[key] = at{m.Root, j.Path}
+		}
+		if known.Root != "" {
+			want := since.Hash
+			if known.Size < since.Size {
+				var err error
+				if want, err = root(known.Size); err != nil {
+					return err
+				}
+			}
+			if known.Root != want {
+				return watchword.Refuse(watchword.BackupInvalid, "the journal %s follows another log than that of the backup: they differ before entry %d: %s", j.Path, known.Size+1, how)
+			}
+		}
+		newest := forks[j.Start.Origin]
+		if common := CommonAfter(newest, len(j.Forks)); j.To > common {
+			return watchword.Refuse(watchword.BackupInvalid, "the journal %s has entries after %d, and a later journal of %s has others in their place: %s", j.Path, common, j.Start.Origin, how)
+		}
+		if len(j.Forks) == len(newest) {
+			shared[j.Start.Origin] = max(shared[j.Start.Origin], known.Size)
+		}
+	}
+	for origin, upTo := range shared {
+		for _, f := range forks[origin] {
+			if f.Common < since.Size && upTo < min(f.Parted, since.Size) {
+				return watchword.Refuse(watchword.BackupInvalid, "nothing shows that the backup and the journals of %s are of one log after entry %d: an older copy of the database was put back, and the backup may be of before that; leave in the folder only the journals that followed the backup", origin, f.Common)
+			}
+		}
+	}
+	return nil
 }
 
 // line returns the journals that follow a backup, in order: those of its log, and from where a restored server's log parts from it,
@@ -206,7 +272,7 @@ func (out *JournalsRead) read(part journalPart, key []byte, identities []age.Ide
 		if err != nil {
 			return err
 		}
-		if r.From != j.last.From || r.To != j.last.To {
+		if r.From != j.last.From || r.To != j.last.To || r.Root != j.last.Root {
 			return watchword.Refuse(watchword.BackupInvalid, "record %d of the journal %s is not the one that its head names", j.last.Number, path)
 		}
 		r.To = min(r.To, part.last)

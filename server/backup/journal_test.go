@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -21,7 +22,7 @@ func head(size int64) backup.JournalHead {
 }
 
 func record(to int64) backup.Record {
-	return backup.Record{To: to, At: made, Entries: []backup.Entry{{Seq: to, Body: "{}"}}, Objects: []backup.Object{{Ref: backup.Ref{Kind: backup.PolicyObject, ID: "p"}}}}
+	return backup.Record{To: to, Root: "h", At: made, Entries: []backup.Entry{{Seq: to, Body: "{}"}}, Objects: []backup.Object{{Ref: backup.Ref{Kind: backup.PolicyObject, ID: "p"}}}}
 }
 
 // journal writes a journal of a record for each number in to.
@@ -35,9 +36,12 @@ func journal(t *testing.T, path string, r age.Recipient, h backup.JournalHead, t
 	must(t, j.Close())
 }
 
+// sameRoot is the root of the log at each size in tests that do not speak of it.
+func sameRoot(int64) (string, error) { return "h", nil }
+
 // readJournals returns the last entry of each record.
 func readJournals(since int64, id age.Identity, paths ...string) (to []int64, out backup.JournalsRead, err error) {
-	out, err = backup.ReadJournals(paths, journalKey, []age.Identity{id}, backup.Log{Origin: "hub/log", Size: since, Hash: "h"}, func(r backup.Record) error {
+	out, err = backup.ReadJournals(paths, journalKey, []age.Identity{id}, backup.Log{Origin: "hub/log", Size: since, Hash: "h"}, sameRoot, func(r backup.Record) error {
 		to = append(to, r.To)
 		return nil
 	})
@@ -77,13 +81,13 @@ func TestAJournalFollowsABackup(t *testing.T) {
 	if _, _, err := readJournals(10, identity(t), one); watchword.CodeOf(err) != watchword.BackupInvalid {
 		t.Errorf("another identity: %v", err)
 	}
-	if _, err := backup.ReadJournals([]string{one}, journalKey, []age.Identity{id}, backup.Log{Origin: "hub/log", Size: 10, Hash: "other"}, nil); watchword.CodeOf(err) != watchword.BackupInvalid {
+	if _, err := backup.ReadJournals([]string{one}, journalKey, []age.Identity{id}, backup.Log{Origin: "hub/log", Size: 10, Hash: "other"}, sameRoot, nil); watchword.CodeOf(err) != watchword.BackupInvalid {
 		t.Errorf("another log of the same size: %v", err)
 	}
-	if _, err := backup.ReadJournals([]string{one}, journalKey, []age.Identity{id}, backup.Log{Origin: "other/log", Size: 10, Hash: "h"}, nil); watchword.CodeOf(err) != watchword.NotFound {
+	if _, err := backup.ReadJournals([]string{one}, journalKey, []age.Identity{id}, backup.Log{Origin: "other/log", Size: 10, Hash: "h"}, sameRoot, nil); watchword.CodeOf(err) != watchword.NotFound {
 		t.Errorf("another origin: %v", err)
 	}
-	if _, err := backup.ReadJournals([]string{one}, bytes.Repeat([]byte("x"), 32), []age.Identity{id}, backup.Log{Origin: "hub/log", Size: 10, Hash: "h"}, nil); watchword.CodeOf(err) != watchword.BackupInvalid {
+	if _, err := backup.ReadJournals([]string{one}, bytes.Repeat([]byte("x"), 32), []age.Identity{id}, backup.Log{Origin: "hub/log", Size: 10, Hash: "h"}, sameRoot, nil); watchword.CodeOf(err) != watchword.BackupInvalid {
 		t.Errorf("a journal that another server wrote: %v", err)
 	}
 }
@@ -284,6 +288,75 @@ func TestAJournalOfARestoredServerLeadsOn(t *testing.T) {
 		to, out, err := readJournals(10, id, paths...)
 		if err != nil || !reflect.DeepEqual(to, tc.want) || out.Origin != tc.origin || out.To != tc.want[len(tc.want)-1] || out.Missing != int64(tc.missing) || len(out.PassedOver) != tc.passed {
 			t.Errorf("%s: %v, %+v, %v", tc.name, to, out, err)
+		}
+	}
+}
+
+// The same numbers in two logs are other entries: such journals are not joined.
+func TestJournalsOfDifferentLogsAreRefused(t *testing.T) {
+	id := identity(t)
+	type file struct {
+		forks []backup.Fork
+		start backup.Mark
+		marks []backup.Mark
+	}
+	one := func(start int64, root string, marks ...backup.Mark) file {
+		return file{start: backup.Mark{Size: start, Root: root}, marks: marks}
+	}
+	mark := func(size int64, root string) backup.Mark { return backup.Mark{Size: size, Root: root} }
+	root := func(size int64) (string, error) {
+		return map[int64]string{8: "8", 10: "10", 12: "12", 15: "15", 16: "16'", 17: "17'"}[size], nil
+	}
+	after := one(10, "10", mark(16, "16'"), mark(21, "21'"))
+	after.forks = []backup.Fork{{Common: 15, Parted: 20}}
+	far := one(10, "10", mark(20, "20"))
+	far.forks = []backup.Fork{{Common: 12, Parted: 14}}
+	before := one(10, "10", mark(15, "15"))
+	for _, tc := range []struct {
+		name  string
+		since int64
+		files []file
+		good  bool
+	}{
+		{"one log", 10, []file{one(10, "10", mark(15, "15"), mark(20, "20")), one(15, "15", mark(20, "20"), mark(30, "30"))}, true},
+		{"the backup is within it", 12, []file{one(10, "10", mark(12, "12"), mark(20, "20"))}, true},
+		{"the beginning is of another log", 10, []file{one(10, "x", mark(12, "12"), mark(20, "20"))}, false},
+		{"the beginning is of another log, before the backup", 12, []file{one(8, "x", mark(20, "20"))}, false},
+		{"a record before the end of the backup", 15, []file{one(10, "10", mark(12, "x"), mark(20, "20"))}, false},
+		{"the record at the end of the backup", 15, []file{one(10, "10", mark(15, "x"), mark(20, "20"))}, false},
+		{"of another log, without an entry after the backup", 15, []file{one(10, "10", mark(12, "x")), one(15, "15", mark(20, "20"))}, true},
+		{"two journals", 10, []file{one(10, "10", mark(15, "15"), mark(20, "20")), one(10, "10", mark(20, "x"))}, false},
+		{"an older copy was put back", 10, []file{one(10, "10", mark(15, "15"), mark(20, "20")), after}, false},
+		{"likewise, and the backup may be of before that", 15, []file{far}, false},
+		{"likewise, and a record shows that it is not", 17, []file{after}, false},
+		{"likewise, and a journal follows it", 16, []file{after}, true},
+		{"likewise, and the journal before does not go beyond it", 10, []file{before, after}, true},
+		{"without roots, as in format 1", 12, []file{one(8, "", mark(15, ""), mark(20, ""))}, true},
+	} {
+		dir := t.TempDir()
+		var paths []string
+		for i, f := range tc.files {
+			path := filepath.Join(dir, string(rune('a'+i)))
+			paths = append(paths, path)
+			h := head(f.start.Size)
+			h.Start.Hash, h.Forks = f.start.Root, f.forks
+			j, err := backup.CreateJournal(path, journalKey, []age.Recipient{id.Recipient()}, h)
+			must(t, err)
+			for _, m := range f.marks {
+				r := record(m.Size)
+				r.Root = m.Root
+				must(t, j.Append(r))
+			}
+			must(t, j.Close())
+		}
+		for range 2 {
+			want, err := root(tc.since)
+			must(t, err)
+			_, err = backup.ReadJournals(paths, journalKey, []age.Identity{id}, backup.Log{Origin: "hub/log", Size: tc.since, Hash: want}, root, func(backup.Record) error { return nil })
+			if good := err == nil; good != tc.good || !good && watchword.CodeOf(err) != watchword.BackupInvalid {
+				t.Errorf("%s: %v", tc.name, err)
+			}
+			slices.Reverse(paths)
 		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 type Record struct {
 	From    int64     `json:"from"`
 	To      int64     `json:"to"`
+	Root    string    `json:"root,omitempty"` // base64 of the root hash of the tree over the entries up to To
 	At      time.Time `json:"at"`
 	Schema  int64     `json:"schema"` // of the rows
 	Entries []Entry   `json:"entries,omitempty"`
