@@ -59,27 +59,17 @@ type RestoredBackup struct {
 	PlanFile string                 // which has the plan; empty: none
 }
 
-// restoreEpoch is the time from which epochs are counted.
-var restoreEpoch = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
-
-const (
-	// epochsPerSecond is how many epochs a restore chooses among that does not have to pass over a higher one.
-	epochsPerSecond = 64
-	// epochsAfterKnown is how many it chooses among otherwise.
-	epochsAfterKnown = 4096
-)
-
 // nextEpoch returns the epoch of a restore at a time, above all that are known: least, if it is that and at least the minutes since
 // 2025. Otherwise it is chosen so that restores of one backup, which do not know of each other, differ, and a later one has a
 // higher epoch: 64 times the seconds since 2025, or the next one after the known one, and a random number.
 func nextEpoch(known, least int64, now time.Time) int64 {
-	if least > known && least >= int64(now.Sub(restoreEpoch)/time.Minute) {
+	if least > known && least >= int64(now.Sub(keyring.EpochsSince)/time.Minute) {
 		return least
 	}
-	if n := int64(now.Sub(restoreEpoch)/time.Second)*epochsPerSecond + rand.Int64N(epochsPerSecond); n > known {
+	if n := keyring.EpochAt(now) + rand.Int64N(keyring.EpochsPerSecond); n > known {
 		return n
 	}
-	return known + 1 + rand.Int64N(max(min(epochsAfterKnown, keyring.MaxEpoch-known), 1))
+	return known + 1 + rand.Int64N(max(min(keyring.EpochsAfterKnown, keyring.MaxEpoch-known), 1))
 }
 
 // RestoreBackup restores a backup to a folder on which no server was, and makes it the server of its devices: it has a higher epoch,
@@ -168,8 +158,8 @@ func (r RestoreOptions) step(ctx context.Context, data, sum string, o Options, o
 	if r.Epoch != 0 && r.Epoch <= newest {
 		return watchword.RefuseField("--epoch", "must be higher than %d, the highest epoch that the backup or the source knows", newest)
 	}
-	if r.Epoch > keyring.MaxEpoch {
-		return watchword.RefuseField("--epoch", "must be at most %d", int64(keyring.MaxEpoch))
+	if highest := keyring.HighestEpoch(newest, now); r.Epoch > highest {
+		return watchword.RefuseField("--epoch", "must be at most %d now: higher ones are left for later restores", highest)
 	}
 	if err := out.Found.checkLoss(r.AcceptLoss); err != nil {
 		return err

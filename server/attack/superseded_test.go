@@ -90,6 +90,7 @@ func TestABundleOfTheRootStopsASupersededServer(t *testing.T) {
 	put("no bundle", "x", http.StatusUnprocessableEntity)
 	put("a bundle of another root", laterBundle(t, srv, ring, 9, other), http.StatusUnprocessableEntity)
 	put("a bundle of an epoch above the highest", laterBundle(t, srv, ring, keyring.MaxEpoch+1, root), http.StatusUnprocessableEntity)
+	put("a bundle of an epoch of a year and a day from now", laterBundle(t, srv, ring, keyring.EpochAt(time.Now().AddDate(0, 0, 367)), root), http.StatusUnprocessableEntity)
 	obeyed(t, srv, "lamp-1")
 	put("a bundle of a higher epoch", laterBundle(t, srv, ring, 9, root), http.StatusNoContent)
 	put("the same again", laterBundle(t, srv, ring, 9, root), http.StatusNoContent)

@@ -11,10 +11,34 @@ import (
 	"github.com/watchword-iot/watchword/token"
 )
 
-// MaxEpoch is the highest epoch that a restore chooses, and that a bundle which a subject hands in may have. Epochs are
-// 64 for each second, so it leaves room for 500 years, and stays below the largest integer of JSON (2^53): no bundle can take all
-// epochs away.
-const MaxEpoch = 1 << 40
+const (
+	// MaxEpoch is the highest epoch that a restore chooses. Epochs are 64 for each second, so it leaves room for 500 years, and stays
+	// below the largest integer of JSON (2^53).
+	MaxEpoch = 1 << 40
+	// EpochsPerSecond is how many epochs a restore chooses among that does not have to pass over a higher one.
+	EpochsPerSecond = 64
+	// EpochsAfterKnown is how many it chooses among otherwise.
+	EpochsAfterKnown = 4096
+
+	// epochsAhead is how far above the epoch of now one may be that was not chosen here.
+	epochsAhead = int64(366*24*time.Hour/time.Second) * EpochsPerSecond
+)
+
+// EpochsSince is the time from which epochs are counted.
+var EpochsSince = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// EpochAt returns the lowest epoch that a restore at a time chooses, if none that is known is higher.
+func EpochAt(now time.Time) int64 {
+	return int64(now.Sub(EpochsSince)/time.Second) * EpochsPerSecond
+}
+
+// HighestEpoch returns the highest epoch that a bundle which a subject hands in, or an operator, may name at a time: that of a year
+// later, or what 16 restores can choose above the known one. Those above it, up to [MaxEpoch], are left for restores, so no bundle and no
+// option can take all epochs away.
+func HighestEpoch(known int64, now time.Time) int64 {
+	const restores = 16
+	return min(max(EpochAt(now)+epochsAhead, known+restores*EpochsAfterKnown), MaxEpoch-restores*EpochsAfterKnown)
+}
 
 // CheckNotSuperseded returns an error if another server was restored from a backup of this one: a bundle of a higher epoch,
 // signed by a root of this server, was shown to it. Such a server orders and delivers no commands: the devices belong to the
@@ -51,8 +75,8 @@ func (r *Rotator) ReceiveBundle(ctx context.Context, by audit.Actor, raw string,
 	if err != nil {
 		return watchword.WrapRefusal(err, watchword.BundleInvalid, "the trust bundle is not valid, or not of this server")
 	}
-	if t.Epoch > MaxEpoch {
-		return watchword.Refuse(watchword.BundleInvalid, "the trust bundle has epoch %d, and the highest is %d", t.Epoch, int64(MaxEpoch))
+	if highest := HighestEpoch(r.ring.NewestEpoch(), now); t.Epoch > highest {
+		return watchword.Refuse(watchword.BundleInvalid, "the trust bundle has epoch %d, and the highest that is accepted now is %d", t.Epoch, highest)
 	}
 	if t.Epoch <= max(r.ring.Epoch(), r.ring.supersededBy.Load()) {
 		return nil
