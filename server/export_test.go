@@ -9,6 +9,7 @@ import (
 	"filippo.io/age"
 
 	"github.com/watchword-iot/watchword/server/audit"
+	"github.com/watchword-iot/watchword/server/keyring"
 )
 
 // Beside has part run beside the server's own parts, with a context that ends when the server stops. add writes an entry.
@@ -75,3 +76,6 @@ func SetJournalRecordLimit(t interface{ Cleanup(func()) }, n int) {
 	journalRecordLimit = n
 	t.Cleanup(func() { journalRecordLimit = before })
 }
+
+// WritePlan writes a plan for an offline root.
+func WritePlan(path string) error { return writePlan(path, &keyring.PlannedBundle{}) }

@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -53,6 +54,9 @@ func newRestoreTarget(data, plan string) (t restoreTarget, err error) {
 	}
 	if _, err := os.Lstat(t.config); err == nil {
 		return t, watchword.Refuse(watchword.Conflict, "%s exists, and the configuration in the backup goes there: move it away, or name another --data", t.config)
+	}
+	if _, err := os.Lstat(t.plan); !errors.Is(err, fs.ErrNotExist) {
+		return t, watchword.Wrap(err, watchword.Conflict, "%s exists, or cannot be examined, and a trust bundle for an offline root would go there: move it away, or name another --plan", t.plan)
 	}
 	if exists { // it is replaced at the end, which the system refuses for the mount point of a disk
 		err := os.Rename(t.data, t.tmp)
@@ -106,5 +110,8 @@ func writePlan(path string, p *keyring.PlannedBundle) error {
 	if err != nil {
 		return err
 	}
-	return durable.WriteFile(path, b, 0o600)
+	return durable.WriteStream(path, false, func(w io.Writer) error { // another process may have made it meanwhile
+		_, err := w.Write(b)
+		return err
+	})
 }
