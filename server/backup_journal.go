@@ -35,6 +35,12 @@ const (
 // journalRetry is how long the server waits after an error of the journal's disk. Tests shorten it.
 var journalRetry = 5 * time.Second
 
+// A journal that another process changes again and again is replaced at most journalsAtOnce times in journalPause, since each time makes
+// a file. Tests shorten the pause.
+const journalsAtOnce = 3
+
+var journalPause = time.Minute
+
 // journalRecordLimit is the most bytes of a record. Tests lower it.
 var journalRecordLimit = backup.MaxRecord
 
@@ -57,6 +63,7 @@ type journalState struct {
 	// restored and applied are what the journals of a restored server say of its log ([backup.JournalHead]); nil for another server.
 	restored, applied *backup.Log
 	forks             []backup.Fork // [backup.JournalHead]
+	replaced          []time.Time   // when damaged journals were replaced, at most journalsAtOnce times
 
 	mu       sync.Mutex
 	complete time.Time // when the journal had all that it must have; zero: it is not kept, or did not begin
@@ -309,6 +316,7 @@ func (s *Server) readRestoredLog(ctx context.Context) error {
 
 // checkJournal begins another journal in the place of one that is damaged: a crash cut off its last record, or another process
 // removed, replaced or changed the file. It begins where that one began, since nothing in the file is certain, so that there is no gap.
+// Code: unavailable where that happens too often, until a while later.
 func (s *Server) checkJournal(ctx context.Context) error {
 	j := s.journal.current
 	if j == nil {
@@ -321,9 +329,19 @@ func (s *Server) checkJournal(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
+	now := time.Now()
+	s.journal.replaced = slices.DeleteFunc(s.journal.replaced, func(at time.Time) bool { return now.Sub(at) >= journalPause })
+	if len(s.journal.replaced) >= journalsAtOnce {
+		return watchword.Wrap(err, watchword.Unavailable, "the journal %s was damaged (%s), and %d others within %s before: another one begins later; find out what changes files in the folder of backup.journal",
+			j.Path(), j.Damage, journalsAtOnce, journalPause)
+	}
 	s.o.Log.ErrorContext(ctx, "the journal was damaged: another one begins where it began", slog.String("file", j.Path()), slog.String("damage", j.Damage))
 	s.journal.fault("the journal " + filepath.Base(j.Path()) + " was damaged (" + j.Damage + "), and another one was begun: find out what changes files in the folder of backup.journal")
-	return s.createJournal(j.Start)
+	if err := s.createJournal(j.Start); err != nil {
+		return err
+	}
+	s.journal.replaced = append(s.journal.replaced, now)
+	return nil
 }
 
 // journalFiles returns the journals in a folder, sorted by name, which is by time. It must exist.

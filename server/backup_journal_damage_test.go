@@ -21,6 +21,7 @@ import (
 // The running server notices at once that its journal was removed, replaced or changed by another process, says so until the next
 // backup, and begins another journal without a gap.
 func TestAJournalThatAnotherProcessChangedIsBegunAgain(t *testing.T) {
+	server.SetJournalPause(t, 0)
 	id, key := newIdentity(t)
 	c, dir, files := config(t, filepath.Join(t.TempDir(), "data")), t.TempDir(), t.TempDir()
 	c.Backup = server.BackupConfig{Recipients: key.Recipients, Journal: dir, Keep: 2}
@@ -102,6 +103,39 @@ func TestAJournalThatAnotherProcessChangedIsBegunAgain(t *testing.T) {
 	until(t, "the warning", func() bool { return strings.Contains(ready(), "was damaged") })
 	create("c")
 	until(t, "the end of the warning with the next backup", func() bool { return !strings.Contains(ready(), "warning") })
+	stop()
+}
+
+// What changes the journal again and again does not fill its disk with files: after the third within a minute the server waits, and says so.
+func TestAJournalThatIsChangedAgainAndAgainIsNotReplacedWithoutEnd(t *testing.T) {
+	server.SetJournalRetry(t, 10*time.Millisecond)
+	_, key := newIdentity(t)
+	c, dir := config(t, filepath.Join(t.TempDir(), "data")), t.TempDir()
+	c.Backup = server.BackupConfig{Recipients: key.Recipients, Journal: dir, Keep: 2}
+	var log lockedBuffer
+	m := &machine{}
+	_, _, stop := startServer(t, c, m.options(&log, time.Time{}))
+	_, err := server.CreateBackup(t.Context(), c, quiet, filepath.Join(t.TempDir(), "b"), false, server.BackupKey{})
+	must(t, err)
+	damage := func(n int) {
+		until(t, fmt.Sprint("journal ", n), func() bool { return len(journals(t, dir)) == n })
+		f, err := os.OpenFile(journals(t, dir)[n-1], os.O_APPEND|os.O_WRONLY, 0)
+		must(t, err)
+		_, err = f.Write([]byte("x"))
+		must(t, err)
+		must(t, f.Close())
+	}
+	for n := range 4 {
+		damage(n + 1)
+	}
+	until(t, "the end of new journals", func() bool { return strings.Contains(log.String(), "another one begins later") })
+	if n := len(journals(t, dir)); n != 4 {
+		t.Errorf("there are %d journals", n)
+	}
+	stop()
+	server.SetJournalPause(t, 0)
+	_, _, stop = startServer(t, c, m.options(&log, time.Time{}))
+	until(t, "a journal after the pause", func() bool { return len(journals(t, dir)) == 5 })
 	stop()
 }
 

@@ -70,6 +70,13 @@ func AskBackup(ctx context.Context, dir string, w io.Writer, key BackupKey) erro
 // NextEpoch returns the epoch of a restore at a time.
 func NextEpoch(known, least int64, now time.Time) int64 { return nextEpoch(known, least, now) }
 
+// SetJournalPause shortens a wait for one test.
+func SetJournalPause(t interface{ Cleanup(func()) }, d time.Duration) {
+	before := journalPause
+	journalPause = d
+	t.Cleanup(func() { journalPause = before })
+}
+
 // SetJournalRecordLimit lowers the most bytes of a record for one test.
 func SetJournalRecordLimit(t interface{ Cleanup(func()) }, n int) {
 	before := journalRecordLimit
