@@ -18,10 +18,11 @@ import (
 // restoreTarget is the paths to which a restore writes. The data folder comes into being by one rename, the last step: until then a
 // process that is killed leaves only the others, and after it everything is there.
 type restoreTarget struct {
-	data   string // absolute
-	tmp    string // the folder in which all is made
-	config string // for the configuration in the backup
-	plan   string // for the bundle that an offline root must sign
+	data   string       // absolute
+	tmp    string       // the folder in which all is made
+	config string       // for the configuration in the backup
+	plan   string       // for the bundle that an offline root must sign
+	owner  *folderOwner // of the empty folder that is replaced; nil: there is none
 }
 
 // newRestoreTarget checks the paths and makes the temporary folder. plan may be empty: it is beside the data folder then. Code:
@@ -39,7 +40,6 @@ func newRestoreTarget(data, plan string) (t restoreTarget, err error) {
 	if t.plan == "" {
 		t.plan = t.data + ".plan.json"
 	}
-	exists := false
 	switch es, err := os.ReadDir(t.data); {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -47,7 +47,12 @@ func newRestoreTarget(data, plan string) (t restoreTarget, err error) {
 	case len(es) > 0:
 		return t, watchword.Refuse(watchword.Conflict, "%s is not empty: a backup is restored only to a new folder", t.data)
 	default:
-		exists = true
+		info, err := os.Stat(t.data)
+		if err != nil {
+			return t, watchword.Wrap(err, watchword.Conflict, "%s cannot be read as a folder", t.data)
+		}
+		owner := ownerOf(info)
+		t.owner = &owner
 	}
 	if _, err := os.Lstat(t.tmp); err == nil {
 		return t, watchword.Refuse(watchword.Conflict, "%s exists: another restore to %s runs, or one was killed. If none runs, remove it, and %s and %s if they are there: the killed one left nothing else", t.tmp, t.data, t.config, t.plan)
@@ -58,7 +63,7 @@ func newRestoreTarget(data, plan string) (t restoreTarget, err error) {
 	if _, err := os.Lstat(t.plan); !errors.Is(err, fs.ErrNotExist) {
 		return t, watchword.Wrap(err, watchword.Conflict, "%s exists, or cannot be examined, and a trust bundle for an offline root would go there: move it away, or name another --plan", t.plan)
 	}
-	if exists { // it is replaced at the end, which the system refuses for the mount point of a disk
+	if t.owner != nil { // it is replaced at the end, which the system refuses for the mount point of a disk
 		err := os.Rename(t.data, t.tmp)
 		if err == nil {
 			err = os.Rename(t.tmp, t.data)
@@ -69,6 +74,11 @@ func newRestoreTarget(data, plan string) (t restoreTarget, err error) {
 	}
 	if err := os.Mkdir(t.tmp, 0o700); err != nil {
 		return t, watchword.Wrap(err, watchword.Unavailable, "%s cannot be made", t.tmp)
+	}
+	if t.owner != nil {
+		if err := t.owner.check(t.tmp); err != nil {
+			return t, errors.Join(watchword.Wrap(err, watchword.Conflict, "%s belongs to another user or group, to whom this user cannot give files: run the restore as root or as that user, or remove the folder", t.data), os.Remove(t.tmp))
+		}
 	}
 	return t, nil
 }
@@ -92,6 +102,11 @@ func (t restoreTarget) finish(p *keyring.PlannedBundle) (config, plan string, er
 			return config, plan, watchword.Wrap(err, watchword.Conflict, "the plan for the offline root cannot be written to %s", t.plan)
 		}
 		plan = t.plan
+	}
+	if t.owner != nil {
+		if err := t.owner.take(filepath.Join(t.tmp, backup.DataFolder)); err != nil {
+			return config, plan, watchword.Wrap(err, watchword.Conflict, "the restored folder cannot be given to the owner of %s", t.data)
+		}
 	}
 	if err := os.Remove(t.data); err != nil && !errors.Is(err, fs.ErrNotExist) { // it was empty: Rename replaces no folder
 		return config, plan, watchword.Wrap(err, watchword.Conflict, "%s is not empty any more", t.data)
