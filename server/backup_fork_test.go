@@ -67,7 +67,7 @@ func TestAJournalOfAnotherLogIsNotContinued(t *testing.T) {
 				stop()
 			}
 			for range 2 { // it is noticed once, and said at each start
-				s, a, stop = startServer(t, c, quiet)
+				s, _, stop = startServer(t, c, quiet)
 				until(t, "another journal", func() bool { return len(journals(t, dir)) == 3 })
 				until(t, "a warning of /readyz", func() bool {
 					body := ready(s)
