@@ -92,6 +92,7 @@ var keptByName = map[string]string{
 	"server.Server.addressEnded":            "likewise",
 	"session.Keys.signing":                  "of one subject",
 	"keyring.keyState.private":              "keys of the server",
+	"keyring.FolderKeys.States":             "keys of the server",
 	"keyring.keyState.issuers":              "keys of the server",
 	"keyring.keyState.revoked":              "keys of the server",
 	"token.KeySet":                          "the keys that the caller verifies with",

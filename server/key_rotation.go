@@ -140,5 +140,9 @@ func withRotator(ctx context.Context, cfg Config, o Options, f func(*keyring.Rot
 	if err != nil {
 		return err
 	}
-	return f(k, s)
+	if err := f(k, s); err != nil {
+		return err
+	}
+	s.signStoppedLog(ctx)
+	return nil
 }

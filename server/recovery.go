@@ -71,7 +71,11 @@ func RecoverOperator(ctx context.Context, cfg Config, id watchword.SubjectID, o 
 	s.enrollment = enroll.New(s.store, enroll.Options{
 		PublicURL: url, Issuers: s.keys.Issuers, TrustPin: func() string { return token.TrustPin(s.keys.Root()) }, Live: session.NewLive(),
 	})
-	return s.recoverOperator(ctx, id, throughFolder)
+	out, err := s.recoverOperator(ctx, id, throughFolder)
+	if err == nil {
+		s.signStoppedLog(ctx)
+	}
+	return out, err
 }
 
 // lastURL returns the address that the server of a data folder had when it was last started.

@@ -6,6 +6,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"io"
+	"io/fs"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -27,7 +29,7 @@ import (
 type RestoreOptions struct {
 	File       string
 	Identities []age.Identity
-	Root       string // pin of the root that the server must have; empty: any
+	Root       string // pin of a root of the backup, or of one that a trust bundle of Source introduces, which a root before it signed; empty: any
 	Data       string // the folder to restore to, absent or empty
 	// Source has what was done after the backup: the old data folder, the folder of its journals, an export of the log, or, for
 	// their number alone, a mirror of the log or one of its checkpoints. Empty: none.
@@ -51,8 +53,9 @@ type RestoredBackup struct {
 	Data     string // absolute path of the restored folder
 	Config   string // folder with the configuration in the backup, with its secrets; empty: none
 	Epoch    int64
-	Origin   string // of the log from now on
-	LogKey   string // verifier key of the log from now on
+	Origin   string   // of the log from now on
+	LogKey   string   // verifier key of the log from now on
+	Roots    []string // pins of the roots of the restored server
 	Found    RestoreSource
 	Done     sqlite.Restored
 	Plan     *keyring.PlannedBundle // for an offline root to sign; nil: none
@@ -122,7 +125,11 @@ func (r RestoreOptions) extract(ctx context.Context, dir string, out *RestoredBa
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	h := sha256.New()
-	if out.Manifest, err = backup.Extract(io.TeeReader(&contextReader{ctx, f}, h), r.Identities, r.Root, dir); err != nil {
+	root := r.Root
+	if r.Source != "" {
+		root = "" // a bundle of the source may introduce it: step compares it
+	}
+	if out.Manifest, err = backup.Extract(io.TeeReader(&contextReader{ctx, f}, h), r.Identities, root, dir); err != nil {
 		return "", err
 	}
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)), nil
@@ -154,6 +161,9 @@ func (r RestoreOptions) step(ctx context.Context, data, sum string, o Options, o
 	if out.Found, err = s.readSource(ctx, r, out.Manifest); err != nil {
 		return err
 	}
+	if out.Roots, err = s.checkRestoredRoot(ctx, out.Manifest, r.Root); err != nil {
+		return err
+	}
 	newest := max(before, out.Found.Epoch, s.keys.NewestEpoch())
 	if r.Epoch != 0 && r.Epoch <= newest {
 		return watchword.RefuseField("--epoch", "must be higher than %d, the highest epoch that the backup or the source knows", newest)
@@ -173,7 +183,7 @@ func (r RestoreOptions) step(ctx context.Context, data, sum string, o Options, o
 		return err
 	}
 	applied := out.Found.To // up to here nothing was lost
-	if out.Found.Damage != "" || out.Found.Missing > 0 || len(out.Found.Omitted)+len(out.Found.Lost) > 0 {
+	if out.Found.Damage != "" || out.Found.Missing > 0 || len(out.Found.Omitted)+len(out.Found.Lost)+len(out.Found.Unproved) > 0 {
 		applied = 0
 	}
 	step := sqlite.Restore{RestoredState: state, Replay: out.Found.Replay, Journal: out.Found.Journal, Notices: out.Found.Notices, Now: now, AcceptLoss: r.AcceptLoss, First: audit.Actor{Tenant: watchword.DefaultTenant}.DoneEntry(audit.LogRestore, state.Instance.LogOrigin, now, map[string]string{
@@ -203,10 +213,23 @@ func (r RestoreOptions) step(ctx context.Context, data, sum string, o Options, o
 	}
 }
 
-// signRestoredLog signs the first checkpoint of the log under its new name, and writes it beside the database.
+// signStoppedLog signs the entries of an act in a data folder without a server, so that a restore from the folder can tell them from entries
+// that were added by someone else. If that fails, the next start signs them.
+func (s *Server) signStoppedLog(ctx context.Context) {
+	if err := s.signRestoredLog(ctx); err != nil {
+		s.o.Log.WarnContext(ctx, "the last entries of the log are not signed before the next start", slog.Any("err", err))
+	}
+}
+
+// signRestoredLog signs a checkpoint of all entries of the log without a server, and writes it beside the database. It must extend the last
+// one.
 func (s *Server) signRestoredLog(ctx context.Context) error {
 	path := filepath.Join(s.cfg.Data, checkpointFile)
-	signer, err := audit.NewCheckpointSigner(ctx, s.store, s.keys, audit.CheckpointOptions{Now: s.o.Now, Log: s.o.Log})
+	saved, err := durable.ReadTrusted(path, ledger.MaxNote)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	signer, err := audit.NewCheckpointSigner(ctx, s.store, s.keys, audit.CheckpointOptions{Saved: saved, Now: s.o.Now, Log: s.o.Log})
 	if err != nil {
 		return err
 	}

@@ -65,7 +65,8 @@ func (s *Server) checkAgainst(out *RestoreSource, m backup.Manifest, against []k
 			return watchword.Refuse(watchword.LogInvalid, "the log does not have the %d entries of the checkpoint %s: it was rewritten, or is of another server", c.Size, c.path)
 		}
 		most = max(most, c.Size)
-		out.Confirmed = out.Confirmed || out.Damage == "" && c.Size == out.To
+		out.Elsewhere = out.Elsewhere || out.Damage == "" && c.Size == out.To
+		out.Confirmed = out.Confirmed || out.Elsewhere
 	}
 	out.Missing += most - known
 	return nil

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,16 +50,20 @@ type RestoreSource struct {
 	Lost    []audit.Entry // changes of the server's root, TLS authority and addresses after the backup whose rows the source does not have
 	Epoch   int64         // of the old data folder; 0: not known
 	Omitted []backup.Ref  // objects that changed after the backup and were too large for the journal
-	// Until is when the last entry was made that the source has; what follows it is not known, unless Confirmed: then a checkpoint from
-	// elsewhere, or that in the old folder, was signed when it was the last one.
-	Until     time.Time
-	Confirmed bool
+	// Unproved are changes of authority after the last checkpoint that a log key of the newest trust bundle signed: a user who can write to the
+	// old folder can have added them. Only those that take authority away from a subject are in Replay too.
+	Unproved []audit.Entry
+	// Until is when the last entry was made that the source has; what follows it is not known, unless Confirmed: then a signed checkpoint, from
+	// elsewhere (Elsewhere) or in the old folder, is of exactly the last entry. That in the folder is as old as the copy of the folder.
+	Until                time.Time
+	Confirmed, Elsewhere bool
 	// Notices are those of acts after the backup that were not acknowledged, as far as the source says so: a journal does not.
 	Notices []watchword.Notice
 	// Warnings are what was passed over and has nothing that could be lost.
 	Warnings []string
 
-	signed int64                 // entries that the checkpoint in the old folder proves
+	signed int64                 // entries that the checkpoint in the old folder counts
+	proved bool                  // a log key of the newest bundle signed that checkpoint
 	roots  map[int64]ledger.Hash // of the log in the source, at the sizes of the checkpoints that it must extend
 }
 
@@ -72,6 +77,8 @@ func (f RestoreSource) checkLoss(accepted bool) error {
 	switch {
 	case f.Kind == NoSource, f.Kind == CheckpointSource && f.Missing == 0: // an old checkpoint is not one of the end
 		return watchword.Refuse(watchword.Conflict, "what was done after the backup is not known: %s%s", what, how)
+	case len(f.Unproved) > 0:
+		return watchword.Refuse(watchword.Conflict, "%d changes of authority at the end of the log are in no checkpoint that a log key of the newest trust bundle signed, so a user who can write to the old folder can have added them: %s; name the newest checkpoint from a mirror or a witness with --against, or accept with --accept-loss that only those of them that revoke, suspend or delete are applied", len(f.Unproved), listEntries(f.Unproved))
 	case f.Damage != "":
 		return watchword.Refuse(watchword.Conflict, "the log is readable up to entry %d (%s), and what was done after it is not known: %s%s", f.To, f.Damage, what, how)
 	case len(f.Omitted) > 0:
@@ -83,15 +90,24 @@ func (f RestoreSource) checkLoss(accepted bool) error {
 	case f.Missing > 0:
 		return watchword.Refuse(watchword.Conflict, "%d entries of the log after the backup are known to be missing, and not what they are: %s%s", f.Missing, what, how)
 	case len(f.Lost) > 0:
-		var list []string
-		for _, e := range f.Lost[:min(len(f.Lost), mostListed)] {
-			list = append(list, fmt.Sprintf("%s %s %s (entry %d)", e.Kind, e.Data["role"], e.Object, e.Seq))
-		}
-		return watchword.Refuse(watchword.Conflict, "%d changes of the server's own keys or addresses after the backup would be lost, so that a root or TLS authority that was revoked, or a former address, is the current one again: %s; name the old data folder or the journals with --log, which have them, or accept the loss with --accept-loss", len(f.Lost), strings.Join(list, "; "))
-	case !f.Confirmed && f.Kind != JournalSource: // a journal is written until the end, and an export ends when it was made
+		return watchword.Refuse(watchword.Conflict, "%d changes of the server's own keys or addresses after the backup would be lost, so that a root or TLS authority that was revoked, or a former address, is the current one again: %s; name the old data folder or the journals with --log, which have them, or accept the loss with --accept-loss", len(f.Lost), listEntries(f.Lost))
+	case !f.Confirmed && !f.proved && f.Kind != JournalSource: // a journal and the checkpoint of a folder are written until the end
 		return watchword.Refuse(watchword.Conflict, "the %s ends with entry %d, of %s, and no checkpoint shows that it was the last one: what was done after it is not known: %s; name the newest checkpoint from a mirror or a witness with --against, or accept the loss with --accept-loss", f.Kind, f.To, f.Until.UTC().Format(time.RFC3339), what)
 	}
 	return nil
+}
+
+// LeftOut returns the entries of Unproved that are not applied.
+func (f RestoreSource) LeftOut() []audit.Entry {
+	return slices.DeleteFunc(slices.Clone(f.Unproved), restrictsSubject)
+}
+
+func listEntries(es []audit.Entry) string {
+	var list []string
+	for _, e := range es[:min(len(es), mostListed)] {
+		list = append(list, strings.Join(strings.Fields(fmt.Sprintf("%s %s %s (entry %d)", e.Kind, e.Data["role"], e.Object, e.Seq)), " "))
+	}
+	return strings.Join(list, "; ")
 }
 
 // mostListed is the most entries that an error lists.
@@ -243,12 +259,20 @@ type sourceReader struct {
 	server []audit.Entry
 	signed ledger.Checkpoint // of the source, if it has one beside its entries
 	root   ledger.Hash       // of the tree of that size
+	note   []byte            // signed, with its signatures
+
+	chain   bundleChain        // of the old folder
+	logKeys []ledger.Key       // of its newest bundle
+	proofs  map[int64][][]byte // checkpoints by their size, whose signatures are not verified yet
+	keyActs []audit.Entry      // on the server's keys, proved or not
+	pending []audit.Entry      // which no checkpoint before them proves
 }
 
 func newSourceReader(kind SourceKind, m backup.Manifest, against []keptCheckpoint) *sourceReader {
-	r := &sourceReader{out: RestoreSource{Kind: kind, Origin: m.Log.Origin, Until: m.Made, roots: map[int64]ledger.Hash{}}, m: m, next: 1}
+	r := &sourceReader{out: RestoreSource{Kind: kind, Origin: m.Log.Origin, Until: m.Made, roots: map[int64]ledger.Hash{}}, m: m, next: 1, proofs: map[int64][][]byte{}}
 	for _, c := range against {
 		r.out.roots[c.Size] = ledger.Hash{} // to be filled in
+		r.addProof(c.Size, c.note)
 	}
 	return r
 }
@@ -283,6 +307,21 @@ func (r *sourceReader) take(rec audit.Record) error {
 		return err
 	}
 	r.out.Until = e.At
+	switch e.Kind {
+	case audit.KeyCreate, audit.KeyActivate, audit.KeyRetire, audit.KeyErase, audit.KeyRevoke, audit.KeyMove:
+		r.keyActs = append(r.keyActs, e)
+	}
+	if outlastsRestore(e) || registry.Replayable(e) || e.Kind == audit.OperatorRecover || e.Kind == audit.NoticeAcknowledge {
+		r.pending = append(r.pending, e)
+	}
+	if r.out.Kind != FolderSource || r.signedAtSize() { // an export was verified whole before
+		r.takeProved()
+	}
+	return nil
+}
+
+// takeChange takes an entry of after the backup.
+func (r *sourceReader) takeChange(e audit.Entry) {
 	if outlastsRestore(e) && !registry.Replayable(e) {
 		r.server = append(r.server, e)
 	}
@@ -290,7 +329,6 @@ func (r *sourceReader) take(rec audit.Record) error {
 	if registry.Replayable(e) {
 		r.out.Replay = append(r.out.Replay, e)
 	}
-	return nil
 }
 
 func (r *sourceReader) checkBackup() error {
@@ -338,7 +376,10 @@ func (s *Server) readOldFolder(ctx context.Context, dir string, m backup.Manifes
 		r.out.Origin = is.Origin()
 		r.out.Epoch = max(is.Epoch, is.SupersededBy)
 	}
-	if r.signed, err = readOldCheckpoint(dir); err != nil {
+	if err := r.readOldCheckpoint(dir); err != nil {
+		return r.out, err
+	}
+	if err := r.readFolderTrust(ctx, f, s.o.Now()); err != nil {
 		return r.out, err
 	}
 	if err := f.Each(ctx, r.take); err != nil {
@@ -349,13 +390,14 @@ func (s *Server) readOldFolder(ctx context.Context, dir string, m backup.Manifes
 	} else if lacks {
 		r.out.Damage = "its last server did not end cleanly, and " + databaseFile + "-wal, with its last writes, is missing"
 	}
+	r.takeUnproved()
 	if err := r.checkSigned(dir); err != nil {
 		return r.out, err
 	}
 	if r.tree.Size() < m.Log.Size {
 		return r.finish(false)
 	}
-	err = s.copyServerState(ctx, f)
+	err = s.copyServerState(ctx, f, r)
 	if watchword.CodeOf(err) == watchword.Unavailable || ctx.Err() != nil {
 		return r.out, err
 	}
@@ -367,14 +409,18 @@ func (s *Server) readOldFolder(ctx context.Context, dir string, m backup.Manifes
 
 // copyServerState replaces the rows of the server's keys, trust bundles and addresses by those of an old data folder: they were encrypted
 // with the same key-encryption key. The store is as before if they do not fit together. Codes: conflict for a database of
-// another schema; those of opening the keys; key_damaged; unavailable.
-func (s *Server) copyServerState(ctx context.Context, f *sqlite.LogFile) error {
+// another schema; those of opening the keys; key_damaged, also for keys and addresses that no trust bundle of the chain from the backup names;
+// unavailable.
+func (s *Server) copyServerState(ctx context.Context, f *sqlite.LogFile, r *sourceReader) error {
 	own, err := sqlite.SchemaVersion()
 	if err != nil {
 		return err
 	}
 	if schema, err := f.Schema(ctx); err != nil || schema != own {
 		return watchword.Wrap(err, watchword.Conflict, "its schema is %d, and this build has %d", schema, own)
+	}
+	if err := s.checkFolderKeys(ctx, f, r); err != nil {
+		return err
 	}
 	ref := backup.Ref{Kind: backup.ServerObject}
 	rows, err := f.JournalObject(ctx, ref)
@@ -390,6 +436,9 @@ func (s *Server) copyServerState(ctx context.Context, f *sqlite.LogFile) error {
 	}
 	if err == nil {
 		_, err = s.verifyBundles(ctx)
+	}
+	if err == nil {
+		err = s.checkFolderAddress(ctx, r)
 	}
 	if err == nil {
 		return nil
@@ -433,24 +482,32 @@ func lockOldFolder(dir string) (io.Closer, error) {
 	return lock, nil
 }
 
-// readOldCheckpoint returns the checkpoint in an old folder; a zero one if there is none. Its key may be newer than the backup: the folder
-// is the operator's own.
-func readOldCheckpoint(dir string) (ledger.Checkpoint, error) {
-	note, err := durable.ReadTrusted(filepath.Join(dir, checkpointFile), ledger.MaxNote)
+// readOldCheckpoint reads the checkpoint in an old folder, if there is one. Its signature is verified later, by the bundles of the folder.
+func (r *sourceReader) readOldCheckpoint(dir string) (err error) {
+	r.note, err = durable.ReadTrusted(filepath.Join(dir, checkpointFile), ledger.MaxNote)
 	if errors.Is(err, fs.ErrNotExist) {
-		return ledger.Checkpoint{}, nil
+		return nil
 	}
 	if err != nil {
-		return ledger.Checkpoint{}, err
+		return err
 	}
-	return ledger.ReadCheckpoint(note)
+	r.signed, err = ledger.ReadCheckpoint(r.note)
+	r.addProof(r.signed.Size, r.note)
+	return err
 }
 
 // checkSigned compares the entries that were taken with the checkpoint beside them. Code: log_invalid.
 func (r *sourceReader) checkSigned(dir string) error {
 	c := r.signed
 	r.out.signed = c.Size
-	r.out.Confirmed = c.Size > 0 && r.out.Damage == "" // the server wrote its last entries there
+	if c.Size > 0 {
+		if _, err := ledger.VerifyCheckpoint(r.note, r.logKeys...); err == nil {
+			r.out.proved = r.out.Damage == "" && c.Size >= r.m.Log.Size
+		} else {
+			r.out.Warnings = append(r.out.Warnings, checkpointFile+" in "+dir+" proves nothing: no log key of the newest trust bundle that the root of the backup leads to signed it")
+		}
+	}
+	r.out.Confirmed = r.out.proved && c.Size == r.tree.Size()
 	switch {
 	case c.Size > r.tree.Size():
 		r.out.Missing += c.Size - r.tree.Size()

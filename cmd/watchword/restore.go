@@ -18,6 +18,8 @@ type restoredBackup struct {
 	Issuer    string            `json:"issuer"`
 	Root      string            `json:"root"`
 	Compared  bool              `json:"root_compared"` // with --root
+	Given     string            `json:"root_given,omitempty"`
+	Roots     []string          `json:"roots"` // of the restored server
 	Epoch     int64             `json:"epoch"`
 	LogOrigin string            `json:"log_origin"`
 	LogKey    string            `json:"log_key"`
@@ -27,6 +29,7 @@ type restoredBackup struct {
 	Unapplied []replayedEntry   `json:"unapplied"`
 	Until     string            `json:"source_until"`
 	Confirmed bool              `json:"end_confirmed"`
+	Elsewhere bool              `json:"end_confirmed_elsewhere"` // and not only by the checkpoint in the old folder
 	Missing   int64             `json:"missing_entries"`
 	Damage    string            `json:"damage,omitempty"`
 	Voided    map[string]int64  `json:"voided"`
@@ -81,8 +84,8 @@ func (a *app) restoreCommand() *cobra.Command {
 
 func newRestoredBackup(r server.RestoreOptions, done server.RestoredBackup) restoredBackup {
 	out := restoredBackup{
-		Data: done.Data, Config: done.Config, Plan: done.PlanFile, Made: formatTime(done.Manifest.Made), Issuer: done.Manifest.Issuer, Root: done.Manifest.Root, Compared: r.Root != "", Epoch: done.Epoch, LogOrigin: done.Origin, LogKey: done.LogKey,
-		Source: string(done.Found.Kind), SourceTo: done.Found.To, Until: formatTime(done.Found.Until), Confirmed: done.Found.Confirmed, Missing: done.Found.Missing, Damage: done.Found.Damage, Stored: done.Found.Kind,
+		Data: done.Data, Config: done.Config, Plan: done.PlanFile, Made: formatTime(done.Manifest.Made), Issuer: done.Manifest.Issuer, Root: done.Manifest.Root, Compared: r.Root != "", Given: r.Root, Roots: done.Roots, Epoch: done.Epoch, LogOrigin: done.Origin, LogKey: done.LogKey,
+		Source: string(done.Found.Kind), SourceTo: done.Found.To, Until: formatTime(done.Found.Until), Confirmed: done.Found.Confirmed, Elsewhere: done.Found.Elsewhere, Missing: done.Found.Missing, Damage: done.Found.Damage, Stored: done.Found.Kind,
 		Applied: []replayedEntry{}, Unapplied: []replayedEntry{}, Warnings: slices.Concat([]string{}, done.Warnings, done.Found.Warnings),
 		Voided: map[string]int64{"commands": done.Done.Commands, "links": done.Done.Codes, "pairings": done.Done.Pairings, "sessions": done.Done.Sessions},
 	}
@@ -99,8 +102,31 @@ func newRestoredBackup(r server.RestoreOptions, done server.RestoredBackup) rest
 	for _, ref := range done.Found.Omitted {
 		out.Unapplied = append(out.Unapplied, replayedEntry{0, string(ref.Kind), ref.ID, "its change is too large for the journal"})
 	}
+	for _, e := range done.Found.LeftOut() {
+		out.Unapplied = append(out.Unapplied, replayedEntry{e.Seq, e.Kind, e.Object, "no signed checkpoint proves the entry, and it does not take authority away"})
+	}
 	for _, e := range done.Found.Lost {
 		out.Unapplied = append(out.Unapplied, replayedEntry{e.Seq, e.Kind, e.Object, "the server has its root, TLS authority and addresses of the backup"})
+	}
+	return out
+}
+
+// rootLines say which roots the restored server has, and what --root was compared with.
+func (r restoredBackup) rootLines() (out []string) {
+	for _, pin := range r.Roots {
+		switch {
+		case pin == r.Given:
+			out = append(out, pin+", as given")
+		case r.Given != "":
+			out = append(out, pin+", another than --root: a trust bundle that a root before it signed introduced it")
+		case pin == r.Root:
+			out = append(out, rootText(pin, false))
+		default:
+			out = append(out, pin+": not compared; a trust bundle that a root before it signed introduced it after the backup")
+		}
+	}
+	if r.Given != "" && !slices.Contains(r.Roots, r.Given) {
+		out = append(out, r.Given+", as given, is not a root any more: it was replaced after the backup")
 	}
 	return out
 }
@@ -111,7 +137,9 @@ func (r restoredBackup) table(w *terminal.Writer) {
 	if r.Config != "" {
 		w.Printf("config    %s: the configuration in the backup, with its secrets\n", r.Config)
 	}
-	w.Printf("root      %s\n", rootText(r.Root, r.Compared))
+	for _, line := range r.rootLines() {
+		w.Printf("root      %s\n", line)
+	}
 	w.Printf("epoch     %d\nlog       %s\nlog key   %s\n", r.Epoch, r.LogOrigin, r.LogKey)
 	switch r.Stored {
 	case server.NoSource:
@@ -125,9 +153,14 @@ func (r restoredBackup) table(w *terminal.Writer) {
 	for _, e := range r.Unapplied {
 		w.Printf("lost      %s %s (entry %d): %s\n", e.Kind, e.Object, e.Seq, e.Why)
 	}
-	if r.Stored != server.NoSource && !r.Confirmed {
+	switch {
+	case r.Stored == server.NoSource:
+	case r.Confirmed && !r.Elsewhere:
+		w.Printf("confirmed as of the folder's copy: its log.checkpoint is of entry %d, its last one\n", r.SourceTo)
+		w.Printf("unknown   what was done after %s, if the folder is an older copy: compare it with a checkpoint from elsewhere (--against)\n", r.Until)
+	case !r.Confirmed:
 		w.Printf("unknown   what was done after %s: no checkpoint shows that entry %d was the last one (--against)\n", r.Until, r.SourceTo)
-	} else if r.Confirmed && r.Missing == 0 {
+	case r.Missing == 0:
 		w.Printf("confirmed by a checkpoint of its size: the source has all entries of the time at which that was signed, the last of %s\n", r.Until)
 	}
 	if r.Missing > 0 {
