@@ -265,11 +265,12 @@ type sourceReader struct {
 	logKeys []ledger.Key       // of its newest bundle
 	proofs  map[int64][][]byte // checkpoints by their size, whose signatures are not verified yet
 	keyActs []audit.Entry      // on the server's keys, proved or not
+	newest  time.Time          // latest time of an entry: one that was added can have an earlier time, and must not make an earlier bundle the current one
 	pending []audit.Entry      // which no checkpoint before them proves
 }
 
 func newSourceReader(kind SourceKind, m backup.Manifest, against []keptCheckpoint) *sourceReader {
-	r := &sourceReader{out: RestoreSource{Kind: kind, Origin: m.Log.Origin, Until: m.Made, roots: map[int64]ledger.Hash{}}, m: m, next: 1, proofs: map[int64][][]byte{}}
+	r := &sourceReader{out: RestoreSource{Kind: kind, Origin: m.Log.Origin, Until: m.Made, roots: map[int64]ledger.Hash{}}, m: m, next: 1, newest: m.Made, proofs: map[int64][][]byte{}}
 	for _, c := range against {
 		r.out.roots[c.Size] = ledger.Hash{} // to be filled in
 		r.addProof(c.Size, c.note)
@@ -307,6 +308,9 @@ func (r *sourceReader) take(rec audit.Record) error {
 		return err
 	}
 	r.out.Until = e.At
+	if e.At.After(r.newest) {
+		r.newest = e.At
+	}
 	switch e.Kind {
 	case audit.KeyCreate, audit.KeyActivate, audit.KeyRetire, audit.KeyErase, audit.KeyRevoke, audit.KeyMove:
 		r.keyActs = append(r.keyActs, e)

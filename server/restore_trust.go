@@ -88,13 +88,16 @@ func rootPins(roots []*jose.PublicKey) (pins []string) {
 }
 
 // readFolderTrust returns the bundles of an old data folder, and the log keys that they name.
-func (r *sourceReader) readFolderTrust(ctx context.Context, f *sqlite.LogFile, now time.Time) error {
-	stored, err := f.Bundles(ctx)
-	if err != nil {
-		return err
+func (r *sourceReader) readFolderTrust(ctx context.Context, f *sqlite.LogFile, now time.Time) (err error) {
+	stored, unreadable := f.Bundles(ctx)
+	if ctx.Err() != nil {
+		return unreadable
 	}
 	if r.chain, err = newBundleChain(r.m, stored); err != nil {
 		return err
+	}
+	if unreadable != nil { // a damaged database: its entries may be whole
+		r.chain.broken = watchword.Wrap(unreadable, watchword.KeyDamaged, "the trust bundles cannot be read: %s", unreadable)
 	}
 	r.logKeys = r.chain.logKeys(now)
 	signed, err := f.Checkpoints(ctx)
@@ -174,11 +177,12 @@ func (r *sourceReader) rootStates(before []keyring.SealedKey) map[watchword.KeyI
 		if !stays(keyring.Role(e.Data["role"])) {
 			continue
 		}
-		switch e.Kind {
-		case audit.KeyCreate:
-			out[watchword.KeyID(e.Object)] = keyring.State(e.Data["state"])
-		case audit.KeyActivate, audit.KeyRetire, audit.KeyErase, audit.KeyRevoke, audit.KeyMove:
-			out[watchword.KeyID(e.Object)] = keyring.State(e.Data["after"])
+		id, state := watchword.KeyID(e.Object), keyring.State(e.Data["after"])
+		if e.Kind == audit.KeyCreate {
+			state = keyring.State(e.Data["state"])
+		}
+		if before, known := out[id]; !known || state.Follows(before) { // an entry that was added must not undo a revocation
+			out[id] = state
 		}
 	}
 	return out
@@ -197,7 +201,7 @@ func (s *Server) checkFolderKeys(ctx context.Context, f *sqlite.LogFile, r *sour
 	if err != nil {
 		return watchword.Wrap(err, watchword.KeyDamaged, "they cannot be read")
 	}
-	return keyring.FolderKeys{Keys: after, Known: before, Bundles: r.chain.bundles, Current: r.chain.current(r.out.Until), States: r.rootStates(before)}.Check()
+	return keyring.FolderKeys{Keys: after, Known: before, Bundles: r.chain.bundles, Current: r.chain.current(r.newest), States: r.rootStates(before)}.Check()
 }
 
 // checkFolderAddress compares the address that was copied from an old data folder with the bundle that names it. Code: key_damaged.
@@ -206,9 +210,9 @@ func (s *Server) checkFolderAddress(ctx context.Context, r *sourceReader) error 
 	if err != nil {
 		return err
 	}
-	t := r.chain.bundles[r.chain.current(r.out.Until)]
+	t := r.chain.bundles[r.chain.current(r.newest)]
 	same := func(a, b token.IssuerPeriod) bool { return a.Issuer == b.Issuer && a.Until.Equal(b.Until) }
-	if s.keys.Issuer() != t.Issuer || len(history) > 0 && !slices.EqualFunc(history, t.History, same) {
+	if s.keys.Issuer() != t.Issuer || !slices.EqualFunc(history, t.History, same) {
 		return watchword.Refuse(watchword.KeyDamaged, "its addresses are not those of the trust bundle of version %s: the rows were changed", t.BundleVersion())
 	}
 	return nil

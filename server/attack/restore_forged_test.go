@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/watchword-iot/watchword"
 	"github.com/watchword-iot/watchword/audit/ledger"
@@ -81,9 +82,17 @@ func TestARestoreTakesOnlyWhatTheServerSigned(t *testing.T) {
 		run(t, "", newPin, true, watchword.PinMismatch)
 	})
 
+	by := audit.Actor{Tenant: watchword.DefaultTenant, Subject: "operator"}
 	for name, note := range map[string]bool{"behind the last checkpoint": false, "with a checkpoint of theirs": true} {
 		t.Run("an owner "+name, func(t *testing.T) {
-			dir := change(t, func(db *sql.DB, dir string) { forgeOwner(t, db, dir, foreign.Public(), note) })
+			dir := change(t, func(db *sql.DB, dir string) {
+				forgeEntries(
+					t, db, dir, note,
+					by.DoneEntry("operator.create", "mallory", time.Now(), map[string]string{"role": "owner"}),
+					by.DoneEntry("operator.enroll", "mallory", time.Now(), map[string]string{"sign": string(foreign.Public().ID()), "sign_jwk": string(foreign.Public().JWK())}),
+					by.DoneEntry(audit.DeviceSuspend, "a", time.Now(), nil),
+				)
+			})
 			run(t, dir, "", false, watchword.Conflict, "operator.create owner mallory", "operator.enroll mallory", "device.suspend a")
 			done := run(t, dir, "", true, "")
 			if n := len(done.Found.LeftOut()); n != 2 || len(done.Found.Unproved) != 3 {
@@ -104,22 +113,28 @@ func TestARestoreTakesOnlyWhatTheServerSigned(t *testing.T) {
 		})
 	}
 
+	retired := by.DoneEntry(audit.KeyRetire, string(before.Roots[0].ID()), before.Issued, map[string]string{"role": "root", "before": "active", "after": "retiring"})
 	for _, tc := range []struct {
 		name, query string
 		args        []any
+		entry       *audit.Entry
 	}{
-		{"a root of theirs", `INSERT INTO server_keys (id, role, state, public, private, created) VALUES (?, 'root', 'retiring', ?, x'', 0)`, []any{string(foreign.Public().ID()), foreign.Public().JWK()}},
-		{"a former log key of theirs", `INSERT INTO server_keys (id, role, state, public, private, created) VALUES (?, 'log', 'gone', ?, x'', 0)`, []any{string(foreign.Public().ID()), foreign.Public().JWK()}},
-		{"a revoked root", `UPDATE server_keys SET state = 'retiring' WHERE id = ?`, []any{string(before.Roots[0].ID())}},
-		{"an address of theirs", `INSERT INTO issuers (issuer, until) VALUES ('https://evil.example', 0)`, nil},
-		{"a bundle of theirs", `UPDATE bundles SET jws = (SELECT jws FROM bundles ORDER BY version LIMIT 1) WHERE version = (SELECT max(version) FROM bundles)`, nil},
+		{"a root of theirs", `INSERT INTO server_keys (id, role, state, public, private, created) VALUES (?, 'root', 'retiring', ?, x'', 0)`, []any{string(foreign.Public().ID()), foreign.Public().JWK()}, nil},
+		{"a former log key of theirs", `INSERT INTO server_keys (id, role, state, public, private, created) VALUES (?, 'log', 'gone', ?, x'', 0)`, []any{string(foreign.Public().ID()), foreign.Public().JWK()}, nil},
+		{"a revoked root", `UPDATE server_keys SET state = 'retiring' WHERE id = ?`, []any{string(before.Roots[0].ID())}, nil},
+		{"a revoked root, by an entry of theirs of the time of the backup", `UPDATE server_keys SET state = 'retiring' WHERE id = ?`, []any{string(before.Roots[0].ID())}, &retired},
+		{"an address of theirs", `INSERT INTO issuers (issuer, until) VALUES ('https://evil.example', 0)`, nil, nil},
+		{"a bundle of theirs", `UPDATE bundles SET jws = (SELECT jws FROM bundles ORDER BY version LIMIT 1) WHERE version = (SELECT max(version) FROM bundles)`, nil, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			dir := change(t, func(db *sql.DB, _ string) {
+			dir := change(t, func(db *sql.DB, dir string) {
 				res, err := db.Exec(tc.query, tc.args...)
 				must(t, err)
 				if n, err := res.RowsAffected(); n != 1 || err != nil {
 					t.Fatalf("%d rows changed, %v", n, err)
+				}
+				if tc.entry != nil {
+					forgeEntries(t, db, dir, false, *tc.entry)
 				}
 			})
 			run(t, dir, "", false, watchword.Conflict)
@@ -146,28 +161,21 @@ func TestARestoreTakesOnlyWhatTheServerSigned(t *testing.T) {
 	}
 }
 
-// forgeOwner adds an operator with a key, and an act on a device, to the log of a folder. note says whether log.checkpoint is of them, with an
-// invalid signature.
-func forgeOwner(t *testing.T, db *sql.DB, dir string, key *jose.PublicKey, note bool) {
+// forgeEntries adds entries to the log of a folder. note says whether log.checkpoint is of
+// them, with the signature of another key.
+func forgeEntries(t *testing.T, db *sql.DB, dir string, note bool, es ...audit.Entry) {
 	t.Helper()
 	f, err := sqlite.OpenLog(t.Context(), filepath.Join(dir, "watchword.db"))
 	must(t, err)
 	var tree ledger.Tree
-	var last audit.Entry
 	must(t, f.Each(t.Context(), func(r audit.Record) error {
 		tree, _ = tree.Append(ledger.LeafHash(r.Hash))
-		last, err = r.Entry()
-		return err
+		return nil
 	}))
 	is, err := f.Instance(t.Context())
 	must(t, err)
 	must(t, f.Close())
-	by := audit.Actor{Tenant: watchword.DefaultTenant, Subject: "operator"}
-	for _, e := range []audit.Entry{
-		by.DoneEntry("operator.create", "mallory", last.At, map[string]string{"role": "owner"}),
-		by.DoneEntry("operator.enroll", "mallory", last.At, map[string]string{"sign": string(key.ID()), "sign_jwk": string(key.JWK())}),
-		by.DoneEntry(audit.DeviceSuspend, "a", last.At, nil),
-	} {
+	for _, e := range es {
 		body, err := e.Body()
 		must(t, err)
 		r := audit.Record{Body: body, Salt: ledger.Salt{1}}

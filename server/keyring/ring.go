@@ -172,6 +172,11 @@ func (k *keyState) version() (n int64) {
 // steps are the states of a key in order. One may be skipped.
 var steps = []State{Next, Active, Retiring, Gone, Revoked}
 
+// Follows reports whether a key can come to the state s from another one.
+func (s State) Follows(before State) bool {
+	return slices.Index(steps, s) > slices.Index(steps, before)
+}
+
 func newKeyState(sealed []SealedKey) *keyState {
 	return &keyState{
 		all: sealed, signers: map[Role]*jose.Signer{}, public: map[Role][]*jose.PublicKey{},
