@@ -386,7 +386,8 @@ func TestSourcesOfARestore(t *testing.T) {
 		{"what is not there", filepath.Join(dir, "none"), "", true, 0, watchword.NotFound, ""},
 		{"an epoch that is not higher", old, "", false, 1, watchword.BadRequest, ""},
 		{"an epoch above the highest", old, "", false, 1<<40 + 1, watchword.BadRequest, ""},
-		{"a later epoch", old, "", false, 1 << 40, "", "revoked two - active 1"},
+		{"the highest epoch, which is left for later restores", old, "", false, keyring.MaxEpoch, watchword.BadRequest, ""},
+		{"a later epoch", old, "", false, keyring.EpochAt(time.Now().AddDate(0, 6, 0)), "", "revoked two - active 1"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
