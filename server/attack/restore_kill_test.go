@@ -86,6 +86,13 @@ func TestRevocationsAroundABackupOutlastTheServer(t *testing.T) {
 		must(t, err)
 	}
 	first := backup("first")
+	for wait := testwait.Within(); ; time.Sleep(10 * time.Millisecond) { // it begins at the newest backup, within a moment
+		if files, err := filepath.Glob(filepath.Join(journal, "*.journal")); err != nil || len(files) > 0 {
+			must(t, err)
+			break
+		}
+		wait.Check(t, "the journal of the first backup")
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var mu sync.Mutex
