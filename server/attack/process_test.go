@@ -380,12 +380,12 @@ func TestServeRefusesUnsafeConfiguration(t *testing.T) {
 			must(t, os.WriteFile(filepath.Join(other, "keys", "kek"), []byte("x"), 0o644))
 			return []string{"WATCHWORD_DATA=" + other}, nil
 		}, 1, "can be read"},
-		{"a folder that others can enter", func(t *testing.T) ([]string, []string) {
+		{"a folder in which others can write", func(t *testing.T) ([]string, []string) {
 			other := filepath.Join(t.TempDir(), "d")
-			must(t, os.Mkdir(other, 0o755))
-			must(t, os.Chmod(other, 0o755))
+			must(t, os.Mkdir(other, 0o777))
+			must(t, os.Chmod(other, 0o777))
 			return []string{"WATCHWORD_DATA=" + other}, nil
-		}, 1, "chmod 700"},
+		}, 1, "chmod go-w"},
 		{"an address beyond loopback without names", func(*testing.T) ([]string, []string) {
 			return []string{"WATCHWORD_SERVER_HTTPS=0.0.0.0:0"}, nil
 		}, 2, "server.names"},
@@ -410,7 +410,9 @@ func TestServeRefusesUnsafeConfiguration(t *testing.T) {
 			env, args := tc.change(t)
 			bin, err := buildBinary()
 			must(t, err)
-			c := exec.Command(bin, append([]string{"serve"}, args...)...)
+			ctx, cancel := context.WithTimeout(t.Context(), testwait.Limit) // a server that starts all the same is ended
+			defer cancel()
+			c := exec.CommandContext(ctx, bin, append([]string{"serve"}, args...)...)
 			c.Env = append(append(os.Environ(), "WATCHWORD_DATA="+data, "WATCHWORD_SERVER_HTTPS=localhost:0", "WATCHWORD_SERVER_MQTTS=localhost:0", "WATCHWORD_METRICS_LISTEN=127.0.0.1:0"), env...)
 			var errs bytes.Buffer
 			c.Stdout, c.Stderr = io.Discard, &errs
