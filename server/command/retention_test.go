@@ -42,6 +42,7 @@ func TestRetentionDeletesInSmallSteps(t *testing.T) {
 				ended := make(chan error, 1)
 				go func() { ended <- svc.RunRetention(ctx) }()
 				time.Sleep(30 * time.Second)
+				synctest.Wait()
 				st.due += 7
 				time.Sleep(time.Minute)
 				stop()

@@ -45,10 +45,12 @@ func TestLastSeenIsWrittenInBatches(t *testing.T) {
 		note(0, 700)
 		last := time.Now()
 		time.Sleep(3 * time.Minute)
+		synctest.Wait()
 		if len(st.steps) != 0 {
 			t.Fatalf("after four minutes: %v", st.steps)
 		}
 		time.Sleep(2 * time.Minute)
+		synctest.Wait()
 		if !slices.Equal(st.steps, []int{500, 200}) || !st.at["lamp-699"].Equal(last) {
 			t.Errorf("after six minutes: steps of %v, the last one at %s, want %s", st.steps, st.at["lamp-699"], last)
 		}
