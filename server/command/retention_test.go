@@ -2,6 +2,7 @@ package command_test
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,12 +13,15 @@ import (
 // settledStore has commands whose retention is over, and notes how they are deleted.
 type settledStore struct {
 	command.Store
+	mu     sync.Mutex
 	due    int
 	steps  []int
 	before time.Time
 }
 
 func (s *settledStore) DeleteSettledCommands(_ context.Context, before time.Time, limit int) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	n := min(s.due, limit)
 	s.due -= n
 	s.steps, s.before = append(s.steps, n), before
@@ -42,8 +46,9 @@ func TestRetentionDeletesInSmallSteps(t *testing.T) {
 				ended := make(chan error, 1)
 				go func() { ended <- svc.RunRetention(ctx) }()
 				time.Sleep(30 * time.Second)
-				synctest.Wait()
+				st.mu.Lock()
 				st.due += 7
+				st.mu.Unlock()
 				time.Sleep(time.Minute)
 				stop()
 				if err := <-ended; err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,16 +15,34 @@ import (
 
 // seenStore notes what is written.
 type seenStore struct {
+	mu    sync.Mutex
 	steps []int
 	at    map[watchword.SubjectID]time.Time
 }
 
 func (s *seenStore) SetLastSeen(_ context.Context, seen []registry.Seen) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.steps = append(s.steps, len(seen))
 	for _, x := range seen {
 		s.at[x.Subject] = x.At
 	}
 	return nil
+}
+
+// take returns the sizes of the steps since the last call.
+func (s *seenStore) take() (steps []int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	steps, s.steps = s.steps, nil
+	return steps
+}
+
+// last returns when a subject was last seen.
+func (s *seenStore) last(id watchword.SubjectID) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.at[id]
 }
 
 // What was seen is written each five minutes, each subject once with its last time, in transactions of at most 500, and once more at the
@@ -46,21 +65,19 @@ func TestLastSeenIsWrittenInBatches(t *testing.T) {
 		last := time.Now()
 		time.Sleep(3 * time.Minute)
 		synctest.Wait()
-		if len(st.steps) != 0 {
-			t.Fatalf("after four minutes: %v", st.steps)
+		if steps := st.take(); len(steps) != 0 {
+			t.Fatalf("after four minutes: %v", steps)
 		}
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if !slices.Equal(st.steps, []int{500, 200}) || !st.at["lamp-699"].Equal(last) {
-			t.Errorf("after six minutes: steps of %v, the last one at %s, want %s", st.steps, st.at["lamp-699"], last)
+		if steps := st.take(); !slices.Equal(steps, []int{500, 200}) || !st.last("lamp-699").Equal(last) {
+			t.Errorf("after six minutes: steps of %v, the last one at %s, want %s", steps, st.last("lamp-699"), last)
 		}
-		st.steps = nil
 		note(0, 50_000)
 		synctest.Wait()
-		if len(st.steps) != 100 {
-			t.Errorf("%d steps for 50,000 subjects at once, want 100", len(st.steps))
+		if steps := st.take(); len(steps) != 100 {
+			t.Errorf("%d steps for 50,000 subjects at once, want 100", len(steps))
 		}
-		st.steps = nil
 		note(0, 3)
 		stop()
 		if err := <-ended; err != nil || !slices.Equal(st.steps, []int{3}) {
