@@ -43,7 +43,7 @@ func TestBadInputAtEndpoints(t *testing.T) {
 		{"a bad duration", op, "POST", "/v1/devices", `{"id":"x","ttl":"soon"}`, "", 400, watchword.BadRequest, "ttl"},
 		{"an id that is taken", op, "POST", "/v1/devices", `{"id":"lamp-1"}`, "", 409, watchword.Conflict, ""},
 		{"a page size beyond", op, "GET", "/v1/devices?page_size=100000", "", "", 400, watchword.BadRequest, "page_size"},
-		{"an invalid selector", op, "GET", "/v1/devices?label=x", "", "", 400, watchword.BadRequest, "label"},
+		{"an invalid selector", op, "GET", "/v1/devices?label=a/b", "", "", 400, watchword.BadRequest, "label"},
 		{"an If-Match that is none", op, "PUT", "/v1/devices/lamp-1/labels", `{"labels":{}}`, "If-Match: yesterday", 400, watchword.BadRequest, "If-Match"},
 		{"an old version", op, "PUT", "/v1/devices/lamp-1/labels", `{"labels":{}}`, `If-Match: "1"`, 412, watchword.PreconditionFailed, ""},
 		{"a device that does not exist", op, "GET", "/v1/devices/ghost", "", "", 404, watchword.NotFound, ""},
